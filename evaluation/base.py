@@ -1,0 +1,127 @@
+"""What a metric is: options, needs, a scorer for a batch of items, and a reduction of the per-item values.
+
+A metric is a small frozen dataclass whose fields are its options. `load` returns the scorer, a function
+from a `Batch` to one float per item; networks live in that closure and nowhere else. The reduction is the
+arithmetic mean over items with its bootstrap interval. Metrics of a whole set (FID, VBench's total) have no
+per-item value and implement `SetMetric` instead.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from evaluation.errors import EvaluationError
+from evaluation.statistics import bootstrap_mean
+
+__all__ = ["Batch", "Item", "ItemMetric", "Metric", "Scorer", "SetMetric", "summarise"]
+
+Need = Literal["reference", "prompt"]
+Media = Literal["image", "video", "points"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One media file, the reference file of the same name, and its prompt; absent ones are None."""
+
+    name: str
+    path: Path
+    reference: Path | None = None
+    prompt: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Decoded items of one size: floats `[B, 3, H, W]` in [0, 1]; point clouds are lists of `[N, 3]`."""
+
+    names: list[str]
+    images: Tensor | list[Tensor]
+    references: Tensor | list[Tensor] | None = None
+    prompts: list[str] | None = None
+
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """Images and references of a metric that needs both as image tensors."""
+        if not isinstance(self.images, Tensor) or not isinstance(self.references, Tensor):
+            raise TypeError("this batch holds no pair of image tensors")
+        return self.images, self.references
+
+    def pixels(self) -> Tensor:
+        """Images of a metric that needs image tensors."""
+        if not isinstance(self.images, Tensor):
+            raise TypeError("this batch holds no image tensor")
+        return self.images
+
+
+Scorer = Callable[[Batch], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric(ABC):
+    """Common part of both kinds; `weights` are names in `evaluation.weights.WEIGHTS`."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    better: ClassVar[Literal["higher", "lower"]]
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    media: ClassVar[frozenset[Media]] = frozenset({"image"})
+    modules: ClassVar[tuple[str, ...]] = ()
+
+    def weights(self) -> tuple[str, ...]:
+        """Names of the weight files this metric reads with its present options."""
+        return ()
+
+    def options(self) -> dict[str, Any]:
+        """Options as plain data; they are part of the identity of a stored value."""
+        return asdict(self)
+
+    @classmethod
+    def create(cls, options: Mapping[str, Any]) -> Metric:
+        """Build from user options; an unknown key names the known ones."""
+        known = {field.name for field in fields(cls)}
+        for key in options:
+            if key not in known:
+                raise EvaluationError(
+                    f"{cls.name}.{key}: unknown option; {cls.name} knows {sorted(known) or 'no options'}"
+                )
+        try:
+            return cls(**options)
+        except ValueError as error:
+            raise EvaluationError(f"{cls.name}.{error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemMetric(Metric):
+    """A metric with one value per item."""
+
+    @abstractmethod
+    def load(self, device: str, weights: Mapping[str, Path]) -> Scorer:
+        """Load what is needed once and return the scorer."""
+
+    def reduce(self, values: list[float], level: float) -> dict[str, Any]:
+        """Mean over items with its interval."""
+        return summarise(values, level)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetMetric(Metric):
+    """A metric of a whole folder; metrics of one `family` are computed together in one pass over it."""
+
+    family: ClassVar[str]
+
+
+def summarise(values: list[float], level: float = 0.95) -> dict[str, Any]:
+    """Flat summary; infinite values (PSNR of identical images) are counted and kept out of the mean."""
+    finite = [value for value in values if math.isfinite(value)]
+    counts = {"n": len(values), "infinite": len(values) - len(finite)}
+    if not finite:
+        return {"mean": None, "low": None, "high": None, **counts}
+    mean, low, high = bootstrap_mean(finite, level)
+    if math.isnan(low):
+        return {"mean": mean, "low": None, "high": None, **counts}
+    return {"mean": mean, "low": low, "high": high, **counts}
