@@ -1,0 +1,30 @@
+"""HiCache: training-free acceleration of diffusion transformers by forecasting their features.
+
+>>> import hicache
+>>> hicache.full_steps(num_steps=50, interval=7, warmup_steps=3)
+[0, 1, 2, 9, 16, 23, 30, 37, 44]
+"""
+
+from hicache import cost
+from hicache.api import Handle, cached, disable, enable, forecaster
+from hicache.methods import METHODS, CacheMethod, MethodSpec, method
+from hicache.policy import full_steps
+from hicache.report import PlanError, Report
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "METHODS",
+    "CacheMethod",
+    "Handle",
+    "MethodSpec",
+    "PlanError",
+    "Report",
+    "cached",
+    "cost",
+    "disable",
+    "enable",
+    "forecaster",
+    "full_steps",
+    "method",
+]

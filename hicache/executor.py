@@ -1,0 +1,241 @@
+"""The one loop that runs a transformer under a method.
+
+Three things happen at a call: the clock of its branch ticks, the policy decides, and the step is
+
+    COMPUTE    the model's own forward, untouched; observers copy the values of the sites
+    ESTIMATE   no block runs:
+               modules  head(h_in + sum_site gate_site(t) * forecast_site), one reduction over all sites
+               stack    head(h_in + forecast of (h_out - h_in))
+               output   the forecast itself
+
+A generation begins with `begin(num_steps)`, or when the timestep goes up; state left by an aborted one is dropped
+there. When its last step is done, the executed full steps are compared with the planned ones.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hicache.adapters.base import Adapter, Call
+from hicache.forecast import Forecaster, History, gated_sum
+from hicache.methods import CacheMethod
+from hicache.policy import Clock
+from hicache.report import PlanError, Report, Stopwatch
+from hicache.tree import Action
+
+__all__ = ["Executor"]
+
+
+class Branch:
+    """The state of one branch (conditional, unconditional): its clock and its history."""
+
+    def __init__(self, name: str, num_steps: int | None, forecaster: Forecaster) -> None:
+        self.clock = Clock(branch=name, num_steps=num_steps)
+        self.forecaster = forecaster
+
+
+class Executor:
+    """Runs the calls of one transformer under one method; see the module docstring."""
+
+    def __init__(self, adapter: Adapter, method: CacheMethod, forward: Callable[..., Any]) -> None:
+        if method.scope not in adapter.scopes:
+            known = ", ".join(adapter.scopes)
+            raise ValueError(f"scope: {type(adapter.model).__name__} has {known}, got {method.scope!r}")
+        self.adapter = adapter
+        self.method = method
+        self.forward = forward
+        self.sites = adapter.sites(method.scope)
+        self.branch = ""
+        self.num_steps: int | None = None
+        self.report = Report(method=method.name, num_steps=None)
+        self._branches: dict[str, Branch] = {}
+        self._idle: dict[str, Forecaster] = {}
+        self._announced = False
+        self._target: tuple[Forecaster, list[Tensor]] | None = None
+        self._hooks = adapter.attach(method.scope, self._record) if method.caches else []
+
+    def detach(self) -> None:
+        """Remove every observer from the model and drop the histories."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._branches, self._idle = [], {}, {}
+
+    def begin(self, num_steps: int | None) -> None:
+        """Start a generation: all branches forget the last one."""
+        self._idle.update((name, branch.forecaster) for name, branch in self._branches.items())
+        self._branches = {}
+        self._announced = num_steps is not None
+        self.num_steps = num_steps
+        self.method.policy.reset()
+        self.report = Report(method=self.method.name, num_steps=num_steps)
+
+    @contextmanager
+    def named(self, branch: str) -> Iterator[None]:
+        """Calls inside belong to `branch`."""
+        previous, self.branch = self.branch, branch
+        try:
+            yield
+        finally:
+            self.branch = previous
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        call = self.adapter.bind(args, kwargs)
+        branch = self._tick(call)
+        action = self.method.policy.decide(branch.clock)
+        watch = Stopwatch(_device(call))
+        if action is Action.COMPUTE:
+            result = self._compute(branch, args, kwargs)
+        else:
+            result = self.adapter.wrap(call, self._estimate(branch, call))
+        watch.stop()
+        self._account(branch, action, watch)
+        return result
+
+    # -- the clock ---------------------------------------------------------------------------------------------
+
+    def _tick(self, call: Call) -> Branch:
+        """The branch of this call, its clock moved to this step."""
+        timestep = self._read_timestep(call)
+        last = self._branches.get(self.branch)
+        if last and timestep is not None and last.clock.timestep is not None and timestep > last.clock.timestep:
+            self.begin(self.num_steps)
+        branch = self._branches.get(self.branch)
+        if branch is None:
+            branch = self._branches[self.branch] = Branch(self.branch, self.num_steps, self._forecaster())
+        clock = branch.clock
+        clock.step, clock.timestep = clock.step + 1, timestep
+        if clock.num_steps is not None and clock.step >= clock.num_steps:
+            raise PlanError(
+                f"branch {clock.branch!r}: call {clock.step + 1} in a generation of {clock.num_steps} steps; "
+                "name the branches of two-call guidance with `with handle.branch(name)`, or call begin(num_steps)"
+            )
+        return branch
+
+    def _read_timestep(self, call: Call) -> float | None:
+        """The timestep as a number, unless reading it would make the GPU wait for no need."""
+        timestep = self.adapter.timestep(call)
+        if timestep is None or timestep.is_meta or (self._announced and timestep.is_cuda):
+            return None
+        return float(timestep.flatten()[0])
+
+    def _forecaster(self) -> Forecaster:
+        forecaster = self._idle.pop(self.branch, None)
+        if forecaster is None:
+            forecaster = self.method.build_forecaster(lead=2, channel=self.adapter.channel(self.method.scope))
+        forecaster.reset(self.num_steps)
+        return forecaster
+
+    # -- the step ----------------------------------------------------------------------------------------------
+
+    def _compute(self, branch: Branch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not self.method.caches:
+            return self.forward(*args, **kwargs)
+        buffer: list[Tensor] = []
+        self._target = (branch.forecaster, buffer)
+        try:
+            result = self.forward(*args, **kwargs)
+            if self.method.scope == "output":
+                self._record(0, self.adapter.unwrap(result))
+        finally:
+            self._target = None
+        branch.forecaster.commit(branch.clock.step, buffer[0])
+        return result
+
+    @torch.no_grad()
+    def _record(self, index: int, value: Tensor) -> None:
+        """Copy the value of one site into the frame of the step under way."""
+        if self._target is None:
+            return
+        forecaster, buffer = self._target
+        if not buffer:
+            shape = (len(self.sites), *value.shape)
+            buffer.append(forecaster.slot(shape, value.dtype, value.device))
+        buffer[0][index].copy_(value)
+
+    @torch.no_grad()
+    def _estimate(self, branch: Branch, call: Call) -> Tensor:
+        step, forecaster, adapter = branch.clock.step, branch.forecaster, self.adapter
+        if not forecaster.ready:
+            raise PlanError(f"branch {branch.clock.branch!r}: step {step} is to be estimated before any full step")
+        if self.method.scope == "output":
+            return forecaster.predict(step)[0]
+        hidden = adapter.embed(call)
+        if self.method.scope == "stack":
+            return adapter.head(call, hidden + forecaster.predict(step)[0])
+        gates = adapter.gates(call, hidden)
+        if forecaster.numerics == "reference":
+            for gate, value in zip(gates, forecaster.predict(step), strict=True):
+                hidden = gate[:, None] * value + hidden
+            return adapter.head(call, hidden)
+        frames = forecaster.history.frames
+        return adapter.head(call, gated_sum(hidden, gates, forecaster.coefficients(step), frames))
+
+    # -- the account -------------------------------------------------------------------------------------------
+
+    def _account(self, branch: Branch, action: Action, watch: Stopwatch) -> None:
+        clock, report = branch.clock, self.report
+        first = clock.branch == next(iter(self._branches))
+        full = report.branches.setdefault(clock.branch, [])
+        if action is Action.COMPUTE:
+            clock.anchors.append(clock.step)
+            full.append(clock.step)
+            report.full_times.append(watch)
+            if first:
+                report.full_steps.append(clock.step)
+        else:
+            report.estimated_times.append(watch)
+            if first:
+                report.estimated_steps.append(clock.step)
+        report.cache_bytes = sum(b.forecaster.bytes for b in self._branches.values())
+        if clock.num_steps is not None and clock.step == clock.num_steps - 1:
+            self._check(branch)
+
+    def _check(self, branch: Branch) -> None:
+        clock = branch.clock
+        planned = self.method.policy.plan(clock.num_steps or 0)
+        if planned is not None and planned != clock.anchors:
+            missing = sorted(set(planned) - set(clock.anchors))
+            extra = sorted(set(clock.anchors) - set(planned))
+            raise PlanError(f"branch {clock.branch!r}: planned full steps not executed {missing}, not planned {extra}")
+
+    def fill_history(self) -> History:
+        """Repeat the only anchor so far until the history is full (for counting costs, not for forecasts)."""
+        branch = self._branches[self.branch]
+        history, frame = branch.forecaster.history, branch.forecaster.history.frames[0]
+        start = max(branch.clock.step + 1, history.warmup_steps or 0)
+        for extra in range(history.basis.anchors(history.order)):
+            branch.forecaster.commit(start + extra, torch.empty_like(frame))
+        branch.clock.step = start + extra
+        branch.clock.num_steps = None
+        return history
+
+    def finish(self) -> None:
+        """The generation is over: every branch must have run all its steps.
+
+        Raises:
+            PlanError: if a branch stopped early.
+        """
+        for branch in self._branches.values():
+            clock = branch.clock
+            if clock.num_steps is not None and clock.step != clock.num_steps - 1:
+                raise PlanError(f"branch {clock.branch!r}: {clock.step + 1} of {clock.num_steps} steps were executed")
+
+    def bound(self) -> Callable[..., Any]:
+        """A function to stand in for the model's forward, with its signature."""
+
+        @functools.wraps(self.forward)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return self(*args, **kwargs)
+
+        return forward
+
+
+def _device(call: Call) -> torch.device:
+    """Where the call's tensors are."""
+    return next((value.device for value in call.values() if isinstance(value, Tensor)), torch.device("cpu"))

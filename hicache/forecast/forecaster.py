@@ -1,0 +1,101 @@
+"""Forecaster = history x basis x sigma schedule: it observes anchors and predicts the value at a later step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hicache.forecast.basis import Scalar
+from hicache.forecast.combine import combine
+from hicache.forecast.history import History
+from hicache.forecast.scale import SigmaSchedule
+
+__all__ = ["Forecaster"]
+
+
+class Forecaster:
+    """Predicts a tensor from its values at earlier anchors.
+
+    Args:
+        history: frames and the coefficients that combine them.
+        sigma: contraction factor of the basis.
+        numerics: `clean` accumulates in float32 and casts once; `reference` rounds every product and sum to the
+            feature dtype, as the published code does.
+        lead: number of leading dimensions that an adaptive sigma keeps apart (1: samples; 2: sites and samples).
+        channel: the feature axis.
+    """
+
+    def __init__(
+        self, history: History, sigma: SigmaSchedule, numerics: str = "clean", lead: int = 1, channel: int = -1
+    ) -> None:
+        self.history = history
+        self.sigma = sigma
+        self.numerics = numerics
+        self.lead = lead
+        self.channel = channel
+        self.num_steps: int | None = None
+        self._dtype: torch.dtype | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is an anchor to forecast from."""
+        return bool(self.history.times)
+
+    @property
+    def last_anchor(self) -> int:
+        """Step of the newest anchor."""
+        return self.history.times[-1]
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the history in bytes."""
+        return self.history.bytes
+
+    def slot(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A buffer for the next anchor, to be filled in place and given to `commit`."""
+        self._dtype = dtype
+        return self.history.slot(torch.Size(shape), dtype, device)
+
+    def commit(self, step: int, buffer: Tensor) -> None:
+        """Take a filled buffer from `slot` as the anchor at `step`."""
+        self.history.push(step, buffer)
+        self.sigma.observe(self.history, self.lead, self.channel)
+
+    def observe(self, step: int, value: Tensor) -> None:
+        """Record a copy of `value` as the anchor at `step` (steps must grow until `reset`)."""
+        buffer = self.slot(value.shape, value.dtype, value.device)
+        buffer.copy_(value.detach())
+        self.commit(step, buffer)
+
+    def coefficients(self, step: int) -> list[Scalar]:
+        """Scalars that combine `history.frames` to the forecast at `step`.
+
+        Raises:
+            ValueError: without an anchor, or if `step` is not later than the last one.
+        """
+        if not self.ready:
+            raise ValueError(f"step: nothing observed yet, cannot forecast step {step}")
+        k = step - self.last_anchor
+        if k <= 0:
+            raise ValueError(f"step: must be later than the last anchor {self.last_anchor}, got {step}")
+        return self.history.coefficients(step, self.sigma.at(step, k, self.num_steps))
+
+    def predict(self, step: int) -> Tensor:
+        """The forecast at `step`, in the dtype of the observed values."""
+        weights, frames = self.coefficients(step), self.history.frames
+        if self.numerics == "reference":
+            total = frames[0].clone()
+            for weight, frame in zip(weights[1:], frames[1:], strict=True):
+                lead = weight.dim() if isinstance(weight, Tensor) else 0
+                factor = torch.as_tensor(weight, dtype=frame.dtype, device=frame.device)
+                total += frame * factor.reshape(factor.shape + (1,) * (frame.dim() - lead))
+            return total
+        return combine(weights, frames, self._dtype)
+
+    def reset(self, num_steps: int | None = None) -> None:
+        """Forget all anchors; a run of `num_steps` may follow."""
+        self.history.reset()
+        self.sigma.reset()
+        self.num_steps = num_steps

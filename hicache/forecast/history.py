@@ -1,0 +1,123 @@
+"""Histories: what a forecaster remembers of its anchors.
+
+`Snapshots` keeps the last anchors as they are and leaves all arithmetic to the weights. It is the default: nothing
+is lost to rounding before the final cast. `Differences` keeps the ladder `D_0..D_m` in the feature dtype, as the
+published code does.
+
+Both hold *frames*, tensors that a list of scalars combines to the forecast, and both have the published *warm-up gate*:
+the ladder is extended only from step `warmup_steps - 1` on. Before it an anchor replaces the history instead of
+extending it, so after a warm-up of 3 steps (0, 1, 2) the first difference is F(2) - F(1) and F(0) is forgotten.
+Without the gate (`warmup_steps=None`) every anchor extends it.
+
+Frames live in buffers that are allocated once per shape and reused from one generation to the next.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from hicache.forecast.basis import Basis, LadderBasis, Scalar
+
+__all__ = ["HISTORIES", "Differences", "History", "Snapshots"]
+
+
+class History(ABC):
+    """Frames of past anchors, oldest first, and the coefficients that forecast from them."""
+
+    def __init__(self, basis: Basis, order: int, warmup_steps: int | None, dtype: torch.dtype | None = None) -> None:
+        self.basis = basis
+        self.order = order
+        self.warmup_steps = warmup_steps
+        self.dtype = dtype
+        self.times: list[int] = []
+        self.frames: list[Tensor] = []
+        self._spare: list[Tensor] = []
+
+    def gated(self, step: int) -> bool:
+        """Whether an anchor at `step` is still before the ladder starts."""
+        return self.warmup_steps is not None and step <= self.warmup_steps - 2
+
+    def slot(self, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """An uninitialised buffer for the next anchor; fill it, then `push` it."""
+        dtype = self.dtype or dtype
+        while self._spare:
+            buffer = self._spare.pop()
+            if buffer.shape == shape and buffer.dtype == dtype and buffer.device == device:
+                return buffer
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    @abstractmethod
+    def push(self, step: int, value: Tensor) -> None:
+        """Take `value`, a buffer from `slot`, as the anchor at `step`."""
+
+    @abstractmethod
+    def coefficients(self, step: int, sigma: Scalar) -> list[Scalar]:
+        """Scalars that combine `frames` to the forecast at `step`."""
+
+    @abstractmethod
+    def slope(self) -> tuple[Tensor, Tensor, float] | None:
+        """`(newer, older, gap)` with `D_1 = (newer - older) / gap`, or None where there is no difference yet."""
+
+    def reset(self) -> None:
+        """Forget the anchors, keep the buffers."""
+        self._spare.extend(self.frames)
+        self.frames, self.times = [], []
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the frames and of the buffers kept for reuse."""
+        return sum(t.numel() * t.element_size() for t in (*self.frames, *self._spare))
+
+
+class Snapshots(History):
+    """The last `order + 1` anchors themselves."""
+
+    def push(self, step: int, value: Tensor) -> None:
+        if self.times and step <= self.times[-1]:
+            raise ValueError(f"step: must grow, got {step} after {self.times[-1]}")
+        if self.gated(step):
+            self.reset()
+        self.times.append(step)
+        self.frames.append(value)
+        while len(self.frames) > self.basis.anchors(self.order):
+            self.times.pop(0)
+            self._spare.append(self.frames.pop(0))
+
+    def coefficients(self, step: int, sigma: Scalar) -> list[Scalar]:
+        return self.basis.weights(self.times, step, self.order, sigma)
+
+    def slope(self) -> tuple[Tensor, Tensor, float] | None:
+        if len(self.frames) < 2:
+            return None
+        return self.frames[-1], self.frames[-2], float(self.times[-1] - self.times[-2])
+
+
+class Differences(History):
+    """The ladder `D_0..D_m`, each a tensor in the feature dtype (the arithmetic of the published code)."""
+
+    def push(self, step: int, value: Tensor) -> None:
+        if not isinstance(self.basis, LadderBasis):
+            raise ValueError(f"history: differences need a ladder basis, got {type(self.basis).__name__}")
+        old = [] if self.gated(step) or not self.times else self.frames
+        gap = step - self.times[-1] if self.times else 1
+        if gap <= 0:
+            raise ValueError(f"step: must grow, got {step} after {self.times[-1]}")
+        new = [value]
+        for lower in old[: self.basis.anchors(self.order) - 1]:
+            new.append((new[-1] - lower) / gap)
+        self.frames, self.times = new, [*self.times, step][-(self.order + 1) :]
+
+    def coefficients(self, step: int, sigma: Scalar) -> list[Scalar]:
+        assert isinstance(self.basis, LadderBasis)
+        return self.basis.coefficients(step - self.times[-1], len(self.frames) - 1, sigma)
+
+    def slope(self) -> tuple[Tensor, Tensor, float] | None:
+        if len(self.frames) < 2:
+            return None
+        return self.frames[1], torch.zeros_like(self.frames[1]), 1.0
+
+
+HISTORIES: dict[str, type[History]] = {"snapshots": Snapshots, "differences": Differences}

@@ -1,0 +1,212 @@
+"""The whole zoo as one table: a method is a scope, a policy and a forecaster.
+
+    method            policy      basis          sigma       paper
+    none              -           -              -           the un-cached model
+    steps             -           -              -           fewer solver steps, un-cached (the run sets them)
+    fora              interval    reuse          -           arXiv 2407.01425
+    taylorseer        interval    taylor         -           arXiv 2503.06923
+    hi_taylor         interval    scaled_taylor  constant    arXiv 2508.16984, Table 2
+    hicache           interval    hermite        constant    arXiv 2508.16984
+    hicache_adaptive  interval    hermite        adaptive    arXiv 2508.16984, Table 7
+    newton            interval    newton         -           none: the unbiased ladder
+
+Every entry is a composition, so any knob may be turned: `method("hicache", policy="mask", mask=[0, 1, 5, 20])`,
+`method("taylorseer", basis="hermite")`, any scope with any of them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+
+from hicache.forecast import BASES, HISTORIES, SIGMA_SCHEDULES, Forecaster, SigmaSchedule
+from hicache.policy import POLICIES, Algorithm1, Every, Interval, Mask, Policy
+from hicache.tree import SCOPES
+
+__all__ = ["MAX_ORDER", "METHODS", "CacheMethod", "Knobs", "MethodSpec", "lookup", "method"]
+
+MAX_ORDER = 6
+"""Beyond it the differences are rounding noise."""
+
+DTYPES: dict[str, torch.dtype | None] = {"feature": None, "fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knobs:
+    """The free choices of a method.
+
+    Attributes:
+        scope: where values are cached: `modules`, `stack` or `output`.
+        interval: N, distance of full steps after the warm-up.
+        order: m, highest derivative of the forecast, 0 to 6.
+        sigma: contraction factor (base value of the schedule), > 0.
+        warmup_steps: w, leading full steps; the ladder of differences starts at step w - 1.
+        sigma_schedule: `constant`, `adaptive`, `horizon` or `linear`.
+        sigma_options: further parameters of the schedule (`alpha`, `beta`, `c`, `sigma_end`, ...).
+        policy: `interval`, `algorithm1`, `mask` or `every`.
+        mask: the full steps of policy `mask`.
+        basis: overrides the basis of the method.
+        history: `snapshots`, or `differences` in the feature dtype.
+        gate: the published warm-up gate of the ladder; False builds differences from the first pair.
+        numerics: `clean`, or `reference` for the in-dtype arithmetic of the published code.
+        history_dtype: `feature`, `fp32` or `bf16`.
+    """
+
+    scope: str = "modules"
+    interval: int = 5
+    order: int = 2
+    sigma: float = 0.5
+    warmup_steps: int = 3
+    sigma_schedule: str = "constant"
+    sigma_options: Mapping[str, Any] = field(default_factory=dict)
+    policy: str = "interval"
+    mask: Sequence[int] | None = None
+    basis: str = "reuse"
+    history: str = "snapshots"
+    gate: bool = True
+    numerics: str = "clean"
+    history_dtype: str = "feature"
+
+    def __post_init__(self) -> None:
+        lookup("scope", self.scope, SCOPES)
+        lookup("sigma_schedule", self.sigma_schedule, SIGMA_SCHEDULES)
+        lookup("policy", self.policy, POLICIES)
+        lookup("basis", self.basis, BASES)
+        lookup("history", self.history, HISTORIES)
+        lookup("numerics", self.numerics, ("clean", "reference"))
+        lookup("history_dtype", self.history_dtype, DTYPES)
+        for key in ("interval", "warmup_steps", "order"):
+            value, low = getattr(self, key), int(key != "order")
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise ValueError(f"{key}: must be an integer >= {low}, got {value!r}")
+        if self.order > MAX_ORDER:
+            raise ValueError(f"order: must be between 0 and {MAX_ORDER}, got {self.order}")
+        if (self.policy == "mask") != (self.mask is not None):
+            raise ValueError(f"mask: must be given exactly when policy is mask, got {self.mask}")
+        if self.numerics == "reference" and self.history != "differences":
+            raise ValueError(f"history: must be differences with numerics=reference, got {self.history!r}")
+        if self.history == "differences" and self.basis == "newton":
+            raise ValueError("history: newton has no ladder of differences, must be snapshots, got 'differences'")
+        self.build_sigma()
+
+    def build_sigma(self) -> SigmaSchedule:
+        """A fresh sigma schedule."""
+        schedule = SIGMA_SCHEDULES[self.sigma_schedule]
+        known = [f.name for f in fields(schedule) if f.init and f.name != "sigma"]
+        for key in self.sigma_options:
+            lookup("sigma_options", key, known)
+        return schedule(sigma=self.sigma, **self.sigma_options)
+
+    def build_policy(self) -> Policy:
+        """The policy."""
+        if self.policy == "mask":
+            return Mask(steps=tuple(self.mask or ()))
+        if self.policy == "algorithm1":
+            return Algorithm1(interval=self.interval)
+        if self.policy == "every":
+            return Every()
+        return Interval(interval=self.interval, warmup_steps=self.warmup_steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheMethod:
+    """A method ready to be enabled on a model."""
+
+    name: str
+    scope: str
+    policy: Policy
+    knobs: Knobs
+    caches: bool = True
+
+    def build_forecaster(self, lead: int = 1, channel: int = -1) -> Forecaster:
+        """A fresh forecaster; `lead` and `channel` as in `Forecaster`."""
+        knobs = self.knobs
+        warmup = knobs.warmup_steps if knobs.gate else None
+        history = HISTORIES[knobs.history](BASES[knobs.basis], knobs.order, warmup, DTYPES[knobs.history_dtype])
+        return Forecaster(history, knobs.build_sigma(), knobs.numerics, lead, channel)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSpec:
+    """An entry of the zoo: its fixed choices, and the run-level keys it reads."""
+
+    title: str
+    paper: str
+    uses: frozenset[str]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    caches: bool = True
+
+
+_POLICY = frozenset({"interval", "warmup_steps", "scope"})
+_LADDER = _POLICY | {"order"}
+_SCALED = _LADDER | {"sigma", "sigma_schedule"}
+
+METHODS: dict[str, MethodSpec] = {
+    "none": MethodSpec(
+        title="no cache", paper="", uses=frozenset(), fixed={"policy": "every", "scope": "output"}, caches=False
+    ),
+    "steps": MethodSpec(
+        title="fewer steps", paper="", uses=frozenset(), fixed={"policy": "every", "scope": "output"}, caches=False
+    ),
+    "fora": MethodSpec(title="FORA", paper="arXiv 2407.01425", uses=_POLICY, fixed={"basis": "reuse", "order": 0}),
+    "taylorseer": MethodSpec(title="TaylorSeer", paper="arXiv 2503.06923", uses=_LADDER, fixed={"basis": "taylor"}),
+    "hi_taylor": MethodSpec(
+        title="Hi-Taylor", paper="arXiv 2508.16984, Table 2", uses=_SCALED, fixed={"basis": "scaled_taylor"}
+    ),
+    "hicache": MethodSpec(title="HiCache", paper="arXiv 2508.16984", uses=_SCALED, fixed={"basis": "hermite"}),
+    "hicache_adaptive": MethodSpec(
+        title="HiCache-Adaptive",
+        paper="arXiv 2508.16984, Table 7",
+        uses=_LADDER | {"sigma"},
+        fixed={"basis": "hermite", "sigma_schedule": "adaptive"},
+    ),
+    "newton": MethodSpec(title="Newton (not published)", paper="", uses=_LADDER, fixed={"basis": "newton"}),
+}
+"""Every method by its name in `method=`. Adding one: a line here."""
+
+
+def lookup(key: str, value: str, known: Iterable[str]) -> str:
+    """`value` if it is known.
+
+    Raises:
+        ValueError: naming the key, the nearest known name and all of them.
+    """
+    names = list(known)
+    if value in names:
+        return value
+    near = difflib.get_close_matches(str(value), names, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise ValueError(f"{key}: must be one of {', '.join(names)}, got {value!r}{hint}")
+
+
+def method(name: str, **knobs: Any) -> CacheMethod:
+    """Compose a method by its name.
+
+    Args:
+        name: a key of `METHODS`.
+        **knobs: fields of `Knobs`; those the method fixes may be overridden, those it does not read are ignored.
+
+    Raises:
+        ValueError: for an unknown name, knob or value, in one line.
+
+    >>> method("hicache", interval=7, order=2, sigma=0.5, warmup_steps=3).policy.plan(20)
+    [0, 1, 2, 9, 16]
+    """
+    spec = METHODS[lookup("method", name, METHODS)]
+    for key in knobs:
+        lookup("knob", key, (f.name for f in fields(Knobs)))
+    if not spec.caches:
+        knobs = {}
+    given = {key: value for key, value in knobs.items() if value is not None}
+    fixed = dict(spec.fixed)
+    if "order" in fixed and "basis" in given:
+        fixed.pop("order")
+    for key in ("order", "sigma_schedule"):
+        if key in fixed:
+            given.pop(key, None)
+    chosen = replace(Knobs(), **{**fixed, **given})
+    return CacheMethod(name=name, scope=chosen.scope, policy=chosen.build_policy(), knobs=chosen, caches=spec.caches)

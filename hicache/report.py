@@ -1,0 +1,87 @@
+"""What happened in a generation: the executed plan, the time of its steps, the memory of its cache."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+__all__ = ["PlanError", "Report", "Stopwatch"]
+
+
+class PlanError(RuntimeError):
+    """The executed full steps differ from the planned ones."""
+
+
+class Stopwatch:
+    """Times steps: CUDA events on a GPU (read later, so that no step waits), a monotonic clock elsewhere."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self._started = self._mark()
+        self._stopped: float | torch.cuda.Event | None = None
+
+    def _mark(self) -> float | torch.cuda.Event:
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def stop(self) -> None:
+        """The step is over."""
+        self._stopped = self._mark()
+
+    @property
+    def seconds(self) -> float:
+        """Length of the step."""
+        started, stopped = self._started, self._stopped
+        if isinstance(started, torch.cuda.Event) and isinstance(stopped, torch.cuda.Event):
+            stopped.synchronize()
+            return started.elapsed_time(stopped) / 1000
+        assert isinstance(started, float) and isinstance(stopped, float)
+        return stopped - started
+
+
+@dataclass(kw_only=True)
+class Report:
+    """One generation of one model under one method.
+
+    Attributes:
+        method: name of the method.
+        num_steps: model calls of a branch, as announced; None where nobody announced it.
+        full_steps: steps that were computed, of the first branch.
+        estimated_steps: steps that were forecast, of the first branch.
+        branches: full steps of every branch by its name.
+        cache_bytes: memory of all histories.
+    """
+
+    method: str
+    num_steps: int | None
+    full_steps: list[int] = field(default_factory=list)
+    estimated_steps: list[int] = field(default_factory=list)
+    branches: dict[str, list[int]] = field(default_factory=dict)
+    cache_bytes: int = 0
+    full_times: list[Stopwatch] = field(default_factory=list, repr=False)
+    estimated_times: list[Stopwatch] = field(default_factory=list, repr=False)
+
+    @property
+    def seconds_full(self) -> list[float]:
+        """Seconds of each computed call, all branches."""
+        return [watch.seconds for watch in self.full_times]
+
+    @property
+    def seconds_estimated(self) -> list[float]:
+        """Seconds of each estimated call, all branches."""
+        return [watch.seconds for watch in self.estimated_times]
+
+    def __str__(self) -> str:
+        lines = [f"{self.method}: {len(self.full_steps)} full steps of {self.num_steps or 'an unknown number'}"]
+        lines.append(f"  full at {self.full_steps}")
+        for kind, seconds in (("full", self.seconds_full), ("estimated", self.seconds_estimated)):
+            if seconds:
+                lines.append(f"  {kind} step {1000 * statistics.median(seconds):.2f} ms (median of {len(seconds)})")
+        lines.append(f"  cache {self.cache_bytes / 1e6:.1f} MB")
+        return "\n".join(lines)

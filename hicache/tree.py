@@ -1,0 +1,50 @@
+"""The words of the library: actions, sites and scopes.
+
+A guided model is a tree: output - branch - stack - block - module - token rows. A method acts on a *scope*, a cut through
+that tree; at each step every site of the scope is computed, estimated or patched, and an estimated site is not run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+__all__ = ["SCOPES", "Action", "Scope", "Site"]
+
+
+class Action(Enum):
+    """What happens to a site at a step."""
+
+    COMPUTE = "compute"
+    ESTIMATE = "estimate"
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place whose value is cached."""
+
+    layer: int
+    module: str
+    stream: str = "img"
+
+    def __str__(self) -> str:
+        return f"{self.layer}.{self.module}.{self.stream}"
+
+
+@dataclass(frozen=True)
+class Scope:
+    """A set of sites with the representation of their values."""
+
+    name: str
+    representation: str
+    description: str
+
+
+SCOPES: dict[str, Scope] = {
+    scope.name: scope
+    for scope in (
+        Scope("modules", "value", "attention and MLP outputs after their projection, before the gate"),
+        Scope("stack", "residual", "hidden state after the last block minus hidden state before the first"),
+        Scope("output", "value", "the prediction of the model"),
+    )
+}
