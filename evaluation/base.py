@@ -20,7 +20,7 @@ from torch import Tensor
 from evaluation.errors import EvaluationError
 from evaluation.statistics import bootstrap_mean
 
-__all__ = ["Batch", "Item", "ItemMetric", "Metric", "Scorer", "SetMetric", "summarise"]
+__all__ = ["Batch", "Context", "Item", "ItemMetric", "Metric", "Scorer", "SetMetric", "summarise"]
 
 Need = Literal["reference", "prompt"]
 Media = Literal["image", "video", "points"]
@@ -38,24 +38,41 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Decoded items of one size: floats `[B, 3, H, W]` in [0, 1]; point clouds are lists of `[N, 3]`."""
+    """Decoded media: images of one size or frames of one video as `[B, 3, H, W]` in [0, 1]; or one cloud.
+
+    A cloud is `[N, 3]`. `prompts` has one entry per image or frame.
+    """
 
     names: list[str]
-    images: Tensor | list[Tensor]
-    references: Tensor | list[Tensor] | None = None
+    images: Tensor
+    references: Tensor | None = None
     prompts: list[str] | None = None
 
     def pair(self) -> tuple[Tensor, Tensor]:
-        """Images and references of a metric that needs both as image tensors."""
-        if not isinstance(self.images, Tensor) or not isinstance(self.references, Tensor):
-            raise TypeError("this batch holds no pair of image tensors")
+        """Images and references of a metric that needs both."""
+        if self.references is None:
+            raise TypeError("this batch holds no references")
         return self.images, self.references
 
-    def pixels(self) -> Tensor:
-        """Images of a metric that needs image tensors."""
-        if not isinstance(self.images, Tensor):
-            raise TypeError("this batch holds no image tensor")
-        return self.images
+    def texts(self) -> list[str]:
+        """Prompts of a metric that needs them."""
+        if self.prompts is None:
+            raise TypeError("this batch holds no prompts")
+        return self.prompts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a metric of a whole set may need."""
+
+    images: Path
+    reference: Path | None
+    items: list[Item]
+    device: str
+    batch_size: int
+    out: Path
+    weights: Mapping[str, Path]
+    progress: bool
 
 
 Scorer = Callable[[Batch], Tensor]
@@ -97,7 +114,9 @@ class Metric(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class ItemMetric(Metric):
-    """A metric with one value per item."""
+    """A metric with one value per item; a `framewise` metric of a video is the mean over its frames."""
+
+    framewise: ClassVar[bool] = True
 
     @abstractmethod
     def load(self, device: str, weights: Mapping[str, Path]) -> Scorer:
@@ -114,11 +133,16 @@ class SetMetric(Metric):
 
     family: ClassVar[str]
 
+    @classmethod
+    @abstractmethod
+    def compute(cls, members: list[SetMetric], context: Context) -> dict[str, dict[str, Any]]:
+        """Results of all requested members of the family, by metric name."""
+
 
 def summarise(values: list[float], level: float = 0.95) -> dict[str, Any]:
     """Flat summary; infinite values (PSNR of identical images) are counted and kept out of the mean."""
     finite = [value for value in values if math.isfinite(value)]
-    counts = {"n": len(values), "infinite": len(values) - len(finite)}
+    counts = {"n": len(finite), "infinite": len(values) - len(finite)}
     if not finite:
         return {"mean": None, "low": None, "high": None, **counts}
     mean, low, high = bootstrap_mean(finite, level)

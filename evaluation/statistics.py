@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -141,8 +141,8 @@ def wilcoxon_holm(
         if np.array_equal(array, base):
             raw[name] = (0.0, 1.0)
         else:
-            result = stats.wilcoxon(array, base, zero_method="wilcox", alternative="two-sided")
-            raw[name] = (float(result.statistic), float(result.pvalue))
+            test: Any = stats.wilcoxon(array, base, zero_method="wilcox", alternative="two-sided")
+            raw[name] = (float(test.statistic), float(test.pvalue))
     adjusted = holm([p for _, p in raw.values()])
     return {
         name: PairedTest(statistic, p, p_holm, p_holm < 1 - level, base.size)

@@ -1,5 +1,4 @@
-"""Which weight files the metrics read, where they are looked for, and how to get them; nothing is
-downloaded here.
+"""Which weight files the metrics read and where they are looked for; nothing is ever downloaded.
 
 Search order for a weight called `name`: the path the user gave (`weights.name=PATH`), the folder
 `$EVALUATION_WEIGHTS/name` (default `~/.cache/evaluation/name`), torch hub's checkpoint folder, the Hugging

@@ -1,0 +1,221 @@
+"""The command line: `key=value` words, one clear line and exit code 2 for bad input.
+
+python -m evaluation run=RUN metrics=[psnr,ssim]
+python -m evaluation images=DIR reference=DIR prompts=FILE metrics=[psnr,image_reward]
+python -m evaluation doctor
+python -m evaluation compare baseline=RUN runs=[RUN,RUN] metrics=[psnr]
+python -m evaluation vbench videos=DIR info=FILE python=PATH out=DIR dimensions=[scene]
+python -m evaluation npz images=DIR out=FILE
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from evaluation.errors import EvaluationError
+
+__all__ = ["main", "parse"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Keys of the evaluating command; metric options and `weights.NAME` come beside them."""
+
+    run: str | None = None
+    images: str | None = None
+    reference: str | None = None
+    prompts: str | None = None
+    metrics: list[str] = field(default_factory=list)
+    device: str | None = None
+    batch_size: int = 8
+    out: str | None = None
+    level: float = 0.95
+    subset: bool = False
+    unquote: bool = True
+    logger: str | None = None
+
+
+def parse(words: Sequence[str]) -> dict[str, Any]:
+    """Plain data of `key=value` words; dots nest, lists are written `[a,b]`."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    for word in words:
+        key, equals, _ = word.partition("=")
+        if not equals or not key:
+            raise EvaluationError(f"{word}: must be written key=value")
+    try:
+        data = OmegaConf.to_container(OmegaConf.from_dotlist(list(words)), resolve=False)
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise EvaluationError(
+            f"{' '.join(words)}: must be key=value words, got: {str(error).splitlines()[0]}"
+        ) from error
+    if not isinstance(data, dict):
+        raise EvaluationError(f"{' '.join(words)}: must be key=value words")
+    return {str(key): value for key, value in data.items()}
+
+
+def _expect(key: str, value: Any, kind: type | tuple[type, ...], rule: str) -> Any:
+    allowed = isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool)
+    if value is not None and not allowed:
+        raise EvaluationError(f"{key}: must be {rule}, got {value!r}")
+    return value
+
+
+def _request(data: Mapping[str, Any]) -> tuple[Request, dict[str, dict[str, Any]], dict[str, Path]]:
+    from evaluation.registry import METRICS
+
+    known = {entry.name for entry in fields(Request)}
+    options: dict[str, dict[str, Any]] = {}
+    for key, value in data.items():
+        if key in METRICS:
+            options[key] = _expect(key, value, dict, f"options such as {key}.name=value")
+        elif key not in known and key != "weights":
+            raise EvaluationError(
+                f"{key}: unknown key; known are {', '.join(sorted(known))}, weights and metric names"
+            )
+    weights = _expect("weights", data.get("weights", {}), dict, "names such as weights.inception=PATH")
+    own = {key: value for key, value in data.items() if key in known}
+    metrics = own.get("metrics", [])
+    own["metrics"] = (
+        [metrics] if isinstance(metrics, str) else _expect("metrics", metrics, list, "a list of names")
+    )
+    for key in ("run", "images", "reference", "prompts", "device", "out", "logger"):
+        if key in own and own[key] is not None:
+            own[key] = str(own[key])  # a folder may be named 2024
+    _expect("batch_size", own.get("batch_size"), int, "a whole number")
+    _expect("level", own.get("level"), float, "a number between 0 and 1")
+    for key in ("subset", "unquote"):
+        _expect(key, own.get(key), bool, "true or false")
+    return Request(**own), options, {name: Path(str(path)) for name, path in weights.items()}
+
+
+def _evaluate(words: Sequence[str]) -> int:
+    from evaluation import media, store
+    from evaluation.driver import evaluate
+    from evaluation.report import log_to_wandb, table
+    from evaluation.runs import read_run
+
+    request, options, weights = _request(parse(words))
+    if (request.run is None) == (request.images is None):
+        raise EvaluationError("run, images: exactly one of them must be given")
+    if request.logger not in (None, "wandb"):
+        raise EvaluationError(f"logger: must be wandb, got {request.logger!r}")
+    prompts = media.read_prompts(Path(request.prompts), request.unquote) if request.prompts else None
+    if request.run is not None:
+        run = read_run(Path(request.run))
+        images, reference = run.images, Path(request.reference) if request.reference else run.reference
+        prompts, out = prompts or run.prompts, Path(request.out) if request.out else run.folder / "evaluation"
+    else:
+        images, reference = Path(str(request.images)), Path(request.reference) if request.reference else None
+        out = Path(request.out) if request.out else Path(f"{images}-evaluation")
+    results = evaluate(
+        images,
+        reference,
+        prompts,
+        request.metrics,
+        request.device or default_device(),
+        request.batch_size,
+        out=out,
+        options=options,
+        weights=weights,
+        level=request.level,
+        subset=request.subset,
+    )
+    store.merge_json(out / "metrics.json", results)
+    if request.logger == "wandb":
+        log_to_wandb(results, out, images, reference)
+    print(table(results))
+    print(f"evaluation: {out}")
+    return 0
+
+
+def default_device() -> str:
+    """The first GPU if there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _doctor(words: Sequence[str]) -> int:
+    from evaluation.doctor import check, report
+
+    data = parse(words)
+    for key in data:
+        if key not in ("metrics", "weights"):
+            raise EvaluationError(f"{key}: unknown key; doctor knows metrics and weights")
+    weights = {name: Path(str(path)) for name, path in data.get("weights", {}).items()}
+    if "metrics" not in data:
+        print(report(weights))
+        return 0
+    metrics = data["metrics"]
+    lines = check([metrics] if isinstance(metrics, str) else metrics, weights=weights)
+    for line in lines:
+        print(f"error: {line}", file=sys.stderr)
+    if not lines:
+        print(f"ready: {', '.join(metrics) if isinstance(metrics, list) else metrics}")
+    return 2 if lines else 0
+
+
+def _compare(words: Sequence[str]) -> int:
+    from evaluation.report import comparison
+
+    data = parse(words)
+    for key in ("baseline", "runs", "metrics"):
+        if key not in data:
+            raise EvaluationError(f"{key}: must be given; compare knows baseline, runs and metrics")
+    runs, metrics = data["runs"], data["metrics"]
+    print(
+        comparison(
+            Path(str(data["baseline"])),
+            [Path(str(run)) for run in (runs if isinstance(runs, list) else [runs])],
+            [str(name) for name in (metrics if isinstance(metrics, list) else [metrics])],
+        )
+    )
+    return 0
+
+
+def _npz(words: Sequence[str]) -> int:
+    from evaluation.npz import write_samples
+
+    data = parse(words)
+    if set(data) != {"images", "out"}:
+        raise EvaluationError(f"npz: needs exactly images and out, got {', '.join(data) or 'nothing'}")
+    count = write_samples(Path(str(data["images"])), Path(str(data["out"])))
+    print(f"{data['out']}: {count} images")
+    return 0
+
+
+def _vbench(words: Sequence[str]) -> int:
+    from evaluation.vbench.runner import main as run_vbench
+
+    return run_vbench(parse(words))
+
+
+_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "doctor": _doctor,
+    "compare": _compare,
+    "npz": _npz,
+    "vbench": _vbench,
+}
+
+
+def main(words: Sequence[str]) -> int:
+    """Run one command; returns the exit code."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no library below may download
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(__doc__)
+        return 0 if words else 2
+    command = _COMMANDS.get(words[0])
+    try:
+        return command(words[1:]) if command else _evaluate(words)
+    except EvaluationError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return 2

@@ -1,0 +1,228 @@
+"""Reading folders of media: strict, in a stated order, one kind per folder.
+
+Files are ordered by name with numbers compared as numbers (`img_2` before `img_10`), which is also the
+order in which a prompt list belongs to them. A file and its reference pair by name without suffix.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from evaluation.base import Item
+from evaluation.errors import EvaluationError
+
+__all__ = ["kind_of", "list_media", "pair_items", "read_image", "read_points", "read_prompts", "read_video"]
+
+Kind = Literal["image", "video", "points"]
+_SUFFIXES: dict[str, Kind] = {
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"), "image"),
+    **dict.fromkeys((".mp4", ".mov", ".avi", ".mkv", ".webm", ".gif"), "video"),
+    **dict.fromkeys((".ply", ".xyz"), "points"),
+}
+
+
+def _natural(path: Path) -> list[tuple[int, int, str]]:
+    parts = re.split(r"(\d+)", path.name)
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
+
+
+def kind_of(path: Path) -> Kind:
+    """Image, video or points by suffix; an `.npy` array of two axes is points, of four axes a video."""
+    suffix = path.suffix.lower()
+    if suffix != ".npy":
+        return _SUFFIXES[suffix]
+    axes = _load_array(path, mapped=True).ndim
+    if axes not in (2, 4):
+        raise EvaluationError(f"{path}: must be points [N, 3] or a video [T, H, W, 3], got {axes} axes")
+    return "points" if axes == 2 else "video"
+
+
+def list_media(folder: Path) -> tuple[Kind, list[Path]]:
+    """The media files of a folder and their one kind.
+
+    Arrays (`.npy`) count only in a folder without pictures, videos or clouds: beside them they are raw data.
+    """
+    if not folder.is_dir():
+        raise EvaluationError(
+            f"{folder}: must be a folder of media, got {'a file' if folder.exists() else 'nothing'}"
+        )
+    entries = sorted(
+        (path for path in folder.iterdir() if path.is_file() and path.name[0] != "."), key=_natural
+    )
+    named = [path for path in entries if path.suffix.lower() in _SUFFIXES]
+    files = named or [path for path in entries if path.suffix.lower() == ".npy"]
+    if not files:
+        raise EvaluationError(
+            f"{folder}: must hold images, videos or point clouds, got {len(entries)} other files"
+        )
+    kinds: dict[Path, Kind] = {path: kind_of(path) for path in files}
+    first = kinds[files[0]]
+    for path in files:
+        if kinds[path] != first:
+            raise EvaluationError(
+                f"{path}: one folder must hold one kind of media, got {kinds[path]} beside {first}"
+            )
+    by_stem: dict[str, Path] = {}
+    for path in files:
+        if path.stem in by_stem:
+            raise EvaluationError(
+                f"{path}: names must differ without suffix, got also {by_stem[path.stem].name}"
+            )
+        by_stem[path.stem] = path
+    return first, files
+
+
+def pair_items(
+    images: Path,
+    reference: Path | None,
+    prompts: Sequence[str] | Mapping[str, str] | None,
+    subset: bool = False,
+) -> tuple[Kind, list[Item]]:
+    """Items of a folder with references and prompts; `subset` allows references that have no image."""
+    kind, files = list_media(images)
+    partners: dict[str, Path] = {}
+    if reference is not None:
+        other, found = list_media(reference)
+        if other != kind:
+            raise EvaluationError(f"{reference}: must hold {kind} files like {images}, got {other} files")
+        partners = {path.stem: path for path in found}
+        stems = {path.stem for path in files}
+        for path in files:
+            if path.stem not in partners:
+                raise EvaluationError(f"{path}: has no partner named {path.stem}.* in {reference}")
+        for stem, path in partners.items():
+            if stem not in stems and not subset:
+                raise EvaluationError(
+                    f"{path}: has no partner in {images}; if only a part is meant, say subset=true"
+                )
+    texts = _texts(files, prompts)
+    return kind, [
+        Item(name=path.stem, path=path, reference=partners.get(path.stem), prompt=texts.get(path.stem))
+        for path in files
+    ]
+
+
+def _texts(files: list[Path], prompts: Sequence[str] | Mapping[str, str] | None) -> dict[str, str]:
+    if prompts is None:
+        return {}
+    if isinstance(prompts, Mapping):
+        for path in files:
+            if path.stem not in prompts:
+                raise EvaluationError(f"{path}: has no prompt among the {len(prompts)} given by name")
+        return {path.stem: prompts[path.stem] for path in files}
+    if len(prompts) != len(files):
+        raise EvaluationError(
+            f"prompts: must be one per file of {files[0].parent} ({len(files)}), got {len(prompts)}"
+        )
+    return {path.stem: text for path, text in zip(files, prompts, strict=True)}
+
+
+def read_prompts(path: Path, unquote: bool = True) -> list[str]:
+    """One prompt per line; one pair of enclosing double quotes (a CSV residue) is removed when `unquote`."""
+    if not path.is_file():
+        raise EvaluationError(f"{path}: must be a text file with one prompt per line, got nothing there")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise EvaluationError(
+            f"{path}: must be UTF-8 text, got byte {error.object[error.start]:#04x}"
+        ) from error
+    while lines and not lines[-1].strip():
+        lines.pop()
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            raise EvaluationError(f"{path}:{number}: a prompt must not be empty")
+    quoted = re.compile(r'^"(.*)"$')
+    return [quoted.sub(r"\1", line.strip()) if unquote else line for line in lines]
+
+
+def read_image(path: Path) -> np.ndarray:
+    """8-bit RGB `[H, W, 3]`; transparency and more than 8 bits are refused, grey is repeated."""
+    try:
+        with Image.open(io.BytesIO(path.read_bytes())) as image:
+            image.load()
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                raise EvaluationError(f"{path}: must be opaque, got mode {image.mode} with transparency")
+            if image.mode not in ("RGB", "L", "P", "1"):
+                raise EvaluationError(f"{path}: must be 8-bit RGB or grey, got mode {image.mode}")
+            return np.asarray(image.convert("RGB"))
+    except EvaluationError:
+        raise
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise EvaluationError(
+            f"{path}: must be a readable image, got: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _load_array(path: Path, mapped: bool = False) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False, mmap_mode="r" if mapped else None)
+    except (OSError, ValueError, EOFError) as error:
+        raise EvaluationError(
+            f"{path}: must be a plain .npy array, got: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def read_video(path: Path) -> np.ndarray:
+    """8-bit RGB frames `[T, H, W, 3]`; `.npy` holds uint8, or floats in [0, 1] that are rounded to 8 bits."""
+    if path.suffix.lower() == ".npy":
+        return _array_video(path)
+    import imageio.v3 as iio
+
+    try:
+        plugin = "pillow" if path.suffix.lower() == ".gif" else "FFMPEG"
+        frames = [np.asarray(frame)[..., :3] for frame in iio.imiter(path, plugin=plugin)]
+    except (OSError, ValueError, RuntimeError, IndexError, StopIteration) as error:
+        message = (str(error).splitlines() or [type(error).__name__])[0]
+        raise EvaluationError(f"{path}: must be a readable video, got: {message}") from error
+    if not frames:
+        raise EvaluationError(f"{path}: must hold at least one frame, got none")
+    return np.stack(frames)
+
+
+def _array_video(path: Path) -> np.ndarray:
+    array = _load_array(path)
+    if array.ndim != 4 or array.shape[-1] != 3 or 0 in array.shape:
+        raise EvaluationError(f"{path}: a video array must be [T, H, W, 3], got {list(array.shape)}")
+    if array.dtype == np.uint8:
+        return array
+    if not np.issubdtype(array.dtype, np.floating):
+        raise EvaluationError(f"{path}: a video array must be uint8 or float, got {array.dtype}")
+    if not np.isfinite(array).all():
+        frame = int(np.argwhere(~np.isfinite(array))[0, 0])
+        raise EvaluationError(f"{path}: every value must be finite, got a NaN or infinity in frame {frame}")
+    if array.min() < 0 or array.max() > 1:
+        raise EvaluationError(
+            f"{path}: floats must lie in [0, 1], got {array.min():.4g} to {array.max():.4g}"
+        )
+    return np.rint(array * 255).astype(np.uint8)
+
+
+def read_points(path: Path) -> np.ndarray:
+    """Points `[N, 3]` as float64 from `.npy`, the vertices of a `.ply`, or `.xyz` text."""
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        points = _load_array(path)
+    elif suffix == ".ply":
+        from evaluation.points import read_ply
+
+        points = read_ply(path)
+    else:
+        try:
+            points = np.loadtxt(path, ndmin=2, usecols=(0, 1, 2))
+        except (OSError, ValueError) as error:
+            raise EvaluationError(
+                f"{path}: must be rows of x y z, got: {str(error).splitlines()[0]}"
+            ) from error
+    if points.ndim != 2 or points.shape[1] != 3 or not len(points):
+        raise EvaluationError(f"{path}: a point cloud must be [N, 3] with N > 0, got {list(points.shape)}")
+    if not np.isfinite(points).all():
+        raise EvaluationError(f"{path}: every coordinate must be finite, got a NaN or infinity")
+    return points.astype(np.float64)

@@ -1,0 +1,143 @@
+"""Results for people: a table with intervals, a paired comparison of runs, a log to Weights & Biases."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evaluation import media
+from evaluation.errors import EvaluationError
+from evaluation.registry import METRICS
+from evaluation.runs import values_of
+from evaluation.statistics import paired_difference, wilcoxon_holm
+
+__all__ = ["comparison", "log_to_wandb", "picture_grid", "table"]
+
+_ARROWS = {"higher": "↑", "lower": "↓"}
+
+
+def _number(value: float | None) -> str:
+    return "missing" if value is None else f"{value:.4f}"
+
+
+def _render(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    from rich.console import Console
+    from rich.table import Table
+
+    grid = Table(title=title or None)
+    for column in columns:
+        grid.add_column(column, overflow="fold")
+    for row in rows:
+        grid.add_row(*row)
+    buffer = io.StringIO()
+    Console(file=buffer, width=110).print(grid)
+    return buffer.getvalue().rstrip()
+
+
+def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """One line per metric: mean, interval, number of items, and what was left out of the mean."""
+    rows = []
+    for name, result in results.items():
+        metric = METRICS[name]
+        interval = "" if result.get("low") is None else f"[{result['low']:.4f}, {result['high']:.4f}]"
+        notes = [f"{result['infinite']} infinite"] if result.get("infinite") else []
+        notes += [f"missing: {', '.join(result['missing'])}"] if result.get("missing") else []
+        title = result.get("label", metric.title)
+        rows.append(
+            [f"{title} {_ARROWS[metric.better]}", _number(result["mean"]), interval, str(result["n"]), *notes]
+        )
+    width = max(len(row) for row in rows)
+    columns = ["metric", "mean", "interval", "n", "note"][:width]
+    return _render("", columns, [row + [""] * (width - len(row)) for row in rows])
+
+
+def _shared(values: Mapping[str, Mapping[str, float]], baseline: str) -> dict[str, list[float]]:
+    items = list(values[baseline])
+    for run, column in values.items():
+        different = sorted(set(items) ^ set(column))
+        if different:
+            raise EvaluationError(
+                f"{run}: must have the items of {baseline}, got a difference at {different[0]}"
+            )
+    finite = [item for item in items if all(math.isfinite(column[item]) for column in values.values())]
+    if not finite:
+        raise EvaluationError(f"{baseline}: no item has a finite value in every run")
+    return {run: [column[item] for item in finite] for run, column in values.items()}
+
+
+def comparison(baseline: Path, runs: Sequence[Path], metrics: Sequence[str]) -> str:
+    """Every run against the baseline, item by item: difference, interval, Holm-adjusted Wilcoxon p."""
+    rows = []
+    for metric in metrics:
+        folders = {str(path): path / "evaluation" for path in (baseline, *runs)}
+        values = {name: values_of(folder, metric) for name, folder in folders.items()}
+        shared = _shared(values, str(baseline))
+        tests = wilcoxon_holm(shared, str(baseline)) if len(shared) > 1 else {}
+        for run, test in tests.items():
+            difference = paired_difference(shared[run], shared[str(baseline)])
+            interval = f"[{difference.low:.4f}, {difference.high:.4f}]"
+            rows.append(
+                [
+                    metric,
+                    Path(run).name,
+                    f"{difference.mean:+.4f}",
+                    interval,
+                    f"{test.p_holm:.3g}",
+                    str(test.n),
+                ]
+            )
+    columns = ["metric", "run", "difference", "interval", "p (Holm)", "n"]
+    return _render(f"difference to {baseline.name}", columns, rows)
+
+
+def picture_grid(images: Path, reference: Path | None, count: int = 8, edge: int = 256) -> Any:
+    """First pictures (or first frames) over their references as one PIL image."""
+    from PIL import Image
+
+    from evaluation.driver import frames_of
+
+    kind, items = media.pair_items(images, reference, None, subset=True)
+    if kind == "points":
+        raise EvaluationError(f"{images}: a picture grid needs images or videos, got point clouds")
+    items = items[:count]
+    rows = 1 if reference is None else 2
+    grid = Image.new("RGB", (edge * len(items), edge * rows))
+    for column, item in enumerate(items):
+        for row, path in enumerate([item.path, item.reference][:rows]):
+            if path is not None:
+                picture = Image.fromarray(frames_of(path)[0])
+                picture.thumbnail((edge, edge))
+                grid.paste(picture, (edge * column, edge * row))
+    return grid
+
+
+def log_to_wandb(
+    results: Mapping[str, Mapping[str, Any]],
+    out: Path,
+    images: Path,
+    reference: Path | None,
+    run: Any = None,  # an open wandb run; None opens one and closes it
+) -> None:
+    """Means, intervals, the per-item table and a picture grid."""
+    import pandas as pd
+    import wandb
+
+    own = run is None
+    run = run if run is not None else wandb.init(project="evaluation", name=images.parent.name)
+    flat = {
+        f"{name}/{key}": value
+        for name, result in results.items()
+        for key, value in result.items()
+        if isinstance(value, (int, float))
+    }
+    payload: dict[str, Any] = dict(flat)
+    if (out / "values.csv").is_file():
+        payload["items"] = wandb.Table(dataframe=pd.read_csv(out / "values.csv"))
+    if images.is_dir() and media.list_media(images)[0] != "points":
+        payload["pictures"] = wandb.Image(picture_grid(images, reference))
+    run.log(payload)
+    if own:
+        run.finish()
