@@ -1,0 +1,38 @@
+"""Models to run: `conf/backend/<name>.yaml` has the settings, one module here the code.
+
+A new backend is a module with a subclass of `experiments.backends.base.Backend`, a line in `BACKENDS` and a
+YAML.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from experiments.backends.base import Backend
+from experiments.config import BackendConfig
+from experiments.errors import choose
+
+__all__ = ["BACKENDS", "backend_class", "load_backend"]
+
+BACKENDS: dict[str, str] = {
+    "digits": "experiments.backends.digits:DigitsBackend",
+}
+"""Name -> module:class; imported on use, because a backend brings its libraries along."""
+
+
+def backend_class(name: str) -> type[Backend]:
+    """The class of a backend; nothing is loaded yet."""
+    module, _, attribute = BACKENDS[choose("backend", name, BACKENDS)].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+_loaded: dict[str, Backend] = {}
+
+
+def load_backend(config: BackendConfig) -> Backend:
+    """The loaded model; the last one is kept, so that the rows of a sweep share it."""
+    key = repr(config)
+    if key not in _loaded:
+        _loaded.clear()
+        _loaded[key] = backend_class(config.name)(config)
+    return _loaded[key]

@@ -1,0 +1,108 @@
+"""What the runner needs to know about a model: its items, how to generate them, how their media are kept.
+
+The runner never looks inside: an item's `inputs` (a class label, a prompt, a prompt and an image) pass
+through it to the backend that made them. Media are float tensors in [0, 1], `[C, H, W]` for images and `[F,
+C, H, W]` for videos. Noise is the item's own: drawn from a generator seeded with `Item.seed` alone, so that
+no result depends on shards, order or restarts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from experiments.config import BackendConfig, Settings, StepsConfig
+
+__all__ = ["Backend", "Item", "Sampling", "item_seed", "sampling_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One thing to generate: the unit of progress, resumption and pairing."""
+
+    name: str
+    """Unique in the run and safe as a file name."""
+    title: str
+    """What a reader sees in a picture: the class or the prompt."""
+    seed: int
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Solver steps of one generation and, where it is not the backend's own, the solver."""
+
+    num_steps: int
+    solver: str | None = None
+
+
+def sampling_of(settings: Settings) -> Sampling:
+    """The run's sampling; method `steps` brings its own."""
+    if isinstance(settings.method, StepsConfig):
+        return Sampling(num_steps=settings.method.steps, solver=settings.method.solver)
+    return Sampling(num_steps=settings.num_steps)
+
+
+def item_seed(run_seed: int, name: str) -> int:
+    """63 bits of sha256("run seed/item name"): stable across machines, unrelated between items."""
+    return int.from_bytes(hashlib.sha256(f"{run_seed}/{name}".encode()).digest()[:8], "big") >> 1
+
+
+class Backend(ABC):
+    """A loaded model. `items` works on the class, before anything is loaded."""
+
+    media: ClassVar[Literal["image", "video"]]
+    metrics: ClassVar[tuple[str, ...]] = ()
+    """Names in `experiments.metrics.METRICS` that make sense for this backend besides psnr and ssim."""
+
+    pipe: Any
+    """The diffusers pipeline, which `hicache.enable` is given."""
+
+    def __init__(self, config: BackendConfig) -> None:
+        self.config = config
+        chosen = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = chosen if config.device == "auto" else config.device
+
+    @classmethod
+    @abstractmethod
+    def items(cls, config: BackendConfig, num_items: int, seed: int) -> list[Item]:
+        """The run's items, in their fixed order."""
+
+    @classmethod
+    @abstractmethod
+    def check(cls, config: BackendConfig) -> None:
+        """Raise `ConfigError` for what would fail later: missing weights, a device that is not there."""
+
+    @abstractmethod
+    def prepare(self, sampling: Sampling) -> None:
+        """Put the solver in place; called before a cache is enabled on `pipe`."""
+
+    @abstractmethod
+    def generate(self, items: Sequence[Item], sampling: Sampling) -> list[Tensor]:
+        """Media of the items, in one pipeline call."""
+
+    @abstractmethod
+    def model_batch(self, num_items: int) -> int:
+        """Batch that the transformer sees for so many items (guidance may double it)."""
+
+    @property
+    def transformer(self) -> torch.nn.Module:
+        """The denoiser whose cost is counted."""
+        return self.pipe.transformer
+
+    @classmethod
+    @abstractmethod
+    def save(cls, media: Tensor, folder: Path, item: Item) -> list[Path]:
+        """Write an item's media; returns the files, the one to look at first."""
+
+    @classmethod
+    @abstractmethod
+    def load_media(cls, folder: Path, item: Item) -> Tensor:
+        """The media that `save` wrote, exactly as the metrics are to see them."""

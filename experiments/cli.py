@@ -1,0 +1,67 @@
+"""The edge of the program: from exceptions to one line on stderr and an exit code.
+
+0 all runs are done · 1 a run failed (its error.txt has the traceback) · 2 the settings are wrong, nothing was
+written · 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from evaluation.errors import EvaluationError
+from experiments.compose import explain, row_configs
+from experiments.config import Settings, resolve, to_dataclass
+from experiments.errors import ConfigError
+
+__all__ = ["Exit", "settings_of"]
+
+
+class Exit:
+    """Collects the outcome of the jobs of one command; a failed job does not stop the others of a sweep."""
+
+    def __init__(self) -> None:
+        self.code = 0
+
+    def guard(self, job: Callable[[], object]) -> None:
+        """Do a job; what goes wrong becomes a line and a code."""
+        try:
+            job()
+        except (ConfigError, EvaluationError) as error:
+            self.report(str(error), 2)
+        except (HydraException, OmegaConfBaseException) as error:
+            self.report(explain(error), 2)
+        except KeyboardInterrupt:
+            self.report("interrupted; the same command continues", 130)
+            raise SystemExit(self.code) from None
+        except Exception as error:
+            from experiments.runner import RunError
+
+            if not isinstance(error, RunError):
+                raise
+            self.report(f"run failed: {error}", 1)
+
+    def report(self, line: str, code: int) -> None:
+        """Print the line and keep the worst code."""
+        print(f"error: {line}", file=sys.stderr, flush=True)
+        self.code = max(self.code, code)
+
+
+def settings_of(config: DictConfig) -> list[Settings]:
+    """The runs that a command line means: one, or the rows of a preset; all are checked before any starts."""
+    from experiments import runner
+
+    typed = to_dataclass(config)
+    if typed.preset is None:
+        runs = [resolve(typed)]
+    else:
+        overrides = list(HydraConfig.get().overrides.task)
+        runs = [resolve(composed) for _, composed in row_configs(typed, overrides)]
+    for settings in runs:
+        runner.check(settings)
+    return runs

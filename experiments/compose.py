@@ -1,0 +1,129 @@
+"""Hydra at arm's length: composing configurations, expanding presets, and saying in one line what is wrong.
+
+`@hydra.main` in run.py composes the command line. Everything else (rows of a preset, tables, tests) composes
+here with the same `conf/` and the same rules.
+"""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import itertools
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.config import PresetConfig, RowConfig, RunConfig, register, to_dataclass
+from experiments.errors import ConfigError, nearest
+
+__all__ = ["CONF", "compose", "explain", "expand", "options", "set_up"]
+
+CONF = Path(__file__).parents[1] / "conf"
+
+
+def scratch() -> str:
+    """A folder for what Hydra insists on writing in a sweep; it goes when the process ends."""
+    folder = tempfile.mkdtemp(prefix="hicache-sweep-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def set_up() -> None:
+    """Register the schemas and the resolver that conf/config.yaml uses."""
+    register()
+    OmegaConf.register_new_resolver("scratch", scratch, replace=True, use_cache=True)
+
+
+def compose(overrides: list[str]) -> RunConfig:
+    """The run that a command line with these overrides means."""
+    set_up()
+    with ExitStack() as stack:
+        if not GlobalHydra.instance().is_initialized():
+            stack.enter_context(initialize_config_dir(str(CONF), version_base="1.3"))
+        try:
+            return to_dataclass(hydra_compose("config", overrides=overrides))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(explain(error)) from error
+
+
+def options(group: str) -> list[str]:
+    """The names that a group of conf/ offers."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def expand(preset: PresetConfig) -> list[RowConfig]:
+    """The rows of a preset: those listed, then the grid's Cartesian product."""
+    rows = list(preset.rows)
+    if preset.grid:
+        keys, values = list(preset.grid), list(preset.grid.values())
+        for chosen in itertools.product(*values):
+            settings = [f"{key}={value}" for key, value in zip(keys, chosen, strict=True)]
+            rows.append(RowConfig(label=", ".join(settings), set=settings))
+    if not rows:
+        raise ConfigError(f"preset.rows: must list a row or a grid, got none in {preset.name!r}")
+    return rows
+
+
+def row_configs(config: RunConfig, overrides: list[str]) -> Iterator[tuple[RowConfig, RunConfig]]:
+    """Each row of the composed preset with its own configuration, built on the command line's `overrides`."""
+    if config.preset is None:
+        raise ConfigError("experiment: must name a preset, got None")
+    given = {key(override) for override in overrides}
+    for row in expand(config.preset):
+        clash = sorted(given & {key(setting) for setting in row.set})
+        if clash:
+            rule = f"must be left to the rows of preset {config.preset.name}"
+            raise ConfigError(f"{clash[0]}: {rule}, got it on the command line")
+        yield row, dataclasses.replace(compose([*overrides, *row.set]), preset=None)
+
+
+def key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
+
+
+# Errors
+
+
+def explain(error: Exception) -> str:
+    """One line for an error of composition: key, rule, value, nearest known name."""
+    if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
+        group, _, name = (error.missing_cfg_file or "").rpartition("/")
+        return refusal(group, name, options(group))
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    if isinstance(cause, OmegaConfBaseException):
+        return explain_value(cause)
+    if isinstance(error, OverrideParseException):
+        return f"override: must read key=value, got {error.override!r}"
+    if match := re.search(r"Could not override '(.+?)'", str(error)):
+        groups = [path.name for path in CONF.iterdir() if path.is_dir()]
+        return f"{match[1]}: must be a known key or group, got {match[1]!r}{nearest(match[1], groups)}"
+    return " ".join(str(error).split())
+
+
+def explain_value(error: OmegaConfBaseException) -> str:
+    """An unknown key or a value of the wrong type."""
+    full, first = error.full_key or "config", str(error).splitlines()[0]
+    if first.startswith("Key ") and dataclasses.is_dataclass(error.object_type):
+        known = sorted(f.name for f in dataclasses.fields(error.object_type))
+        name = full.rpartition(".")[2]
+        return f"{full}: must be a known key ({', '.join(known)}), got {name!r}{nearest(name, known)}"
+    if match := re.match(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", first):
+        return f"{full}: must be of type {match[2].lower()}, got {match[1]!r}"
+    if "is not Optional" in first:
+        return f"{full}: must have a value, got null"
+    return f"{full}: {first}"
+
+
+def refusal(key: str, value: str, known: list[str]) -> str:
+    """The line that `choose` says about a value that is not known."""
+    return f"{key}: must be one of {', '.join(known)}, got {value!r}{nearest(value, known)}"

@@ -1,0 +1,75 @@
+"""What a run is, as twelve hexadecimal digits.
+
+    id = sha256(canonical JSON of the semantic settings)[:12]
+
+Semantic are the settings that change what is computed, and only those that the method reads: sigma is no part
+of a TaylorSeer run, so a sweep over it executes that run once. A group's field that equals its schema default
+is left out, so that adding a field keeps old ids; changing a default therefore needs a new `VERSION`. Paths
+of results, cluster, logging, batches and shards are never included.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+import hicache
+from experiments.config import Settings, StepsConfig
+
+__all__ = ["VERSION", "canonical", "run_id", "slug"]
+
+VERSION = 1
+
+
+def semantic(group: Any) -> dict[str, Any]:
+    """The group's name and its semantic fields that differ from their defaults."""
+    kept: dict[str, Any] = {}
+    for f in dataclasses.fields(group):
+        value = getattr(group, f.name)
+        if f.metadata.get("semantic", True) and (f.name == "name" or value != f.default):
+            kept[f.name] = value
+    return kept
+
+
+def canonical(settings: Settings) -> dict[str, Any]:
+    """The semantic settings as plain data."""
+    uses = hicache.METHODS[settings.method.name].uses
+    described: dict[str, Any] = {
+        "version": VERSION,
+        "backend": semantic(settings.backend),
+        "method": semantic(settings.method),
+        "num_steps": settings.num_steps,
+        "num_items": settings.num_items,
+        "seed": settings.seed,
+    }
+    for name in ("interval", "order", "sigma", "warmup_steps", "scope"):
+        if name in uses:
+            described[name] = getattr(settings, name)
+    schedule = semantic(settings.sigma_schedule)
+    if "sigma_schedule" in uses and schedule != {"name": "constant"}:
+        described["sigma_schedule"] = schedule
+    return described
+
+
+def slug(settings: Settings) -> str:
+    """The readable part: backend, method and the numbers that one sweeps most."""
+    method, uses = settings.method, hicache.METHODS[settings.method.name].uses
+    numbers = ""
+    if isinstance(method, StepsConfig):
+        numbers = f"t{method.steps}" + (method.solver or "")
+    if "interval" in uses:
+        numbers += f"n{settings.interval}"
+    if "order" in uses:
+        numbers += f"o{settings.order}"
+    if "sigma" in uses:
+        two = f"{settings.sigma:.2f}"
+        numbers += f"s{two if float(two) == settings.sigma else format(settings.sigma, 'g')}"
+    return "-".join(part for part in (settings.backend.name, method.name, numbers) if part)
+
+
+def run_id(settings: Settings) -> str:
+    """Slug and hash: the name of the run's folder."""
+    text = json.dumps(canonical(settings), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return f"{slug(settings)}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

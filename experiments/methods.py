@@ -1,0 +1,67 @@
+"""From settings to a method of the library: the one place that hands configuration to `hicache`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import hicache
+from experiments.backends.base import Backend, sampling_of
+from experiments.config import AdaptiveConfig, AdaptiveScheduleConfig, Settings, SigmaScheduleConfig
+from experiments.errors import ConfigError, choose
+from hicache import CacheMethod, Handle
+from hicache.cost import Cost, measure
+
+__all__ = ["caching", "check_method", "count_flops", "method_of"]
+
+COMPOSITION = ("policy", "mask", "basis", "history", "gate", "numerics", "history_dtype")
+"""Fields of every method's group that the library takes as they are; null leaves the method's own choice."""
+
+
+def method_of(settings: Settings) -> CacheMethod:
+    """The method with the settings it reads; a value that the library refuses is a `ConfigError`."""
+    config, schedule = settings.method, settings.sigma_schedule
+    uses = hicache.METHODS[choose("method", config.name, hicache.METHODS)].uses
+    knobs: dict[str, Any] = {key: getattr(config, key) for key in COMPOSITION}
+    knobs |= {
+        key: getattr(settings, key)
+        for key in ("interval", "order", "sigma", "warmup_steps", "scope")
+        if key in uses
+    }
+    if isinstance(config, AdaptiveConfig):
+        knobs["sigma_options"] = options(config, AdaptiveScheduleConfig)
+    elif "sigma_schedule" in uses:
+        knobs |= {"sigma_schedule": schedule.name, "sigma_options": options(schedule, type(schedule))}
+    try:
+        return hicache.method(config.name, **knobs)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def options(values: Any, schema: type[SigmaScheduleConfig]) -> dict[str, Any]:
+    """The parameters of a sigma schedule, read from `values`."""
+    return {f.name: getattr(values, f.name) for f in dataclasses.fields(schema) if f.name != "name"}
+
+
+def check_method(settings: Settings) -> None:
+    """Fail now, not after the model is loaded."""
+    method_of(settings)
+
+
+@contextlib.contextmanager
+def caching(backend: Backend, settings: Settings) -> Iterator[Handle | None]:
+    """Run what is inside under the method; yields the library's handle, None for a run without a cache."""
+    backend.prepare(sampling_of(settings))
+    if not hicache.METHODS[settings.method.name].caches:
+        yield None
+        return
+    with hicache.cached(backend.pipe, method_of(settings)) as handle:
+        yield handle
+
+
+def count_flops(backend: Backend, settings: Settings) -> Cost:
+    """FLOPs of one item, from shapes."""
+    steps = sampling_of(settings).num_steps
+    return measure(backend.transformer, method_of(settings), num_steps=steps, batch=backend.model_batch(1))

@@ -1,0 +1,216 @@
+"""The folder of a run: the one source of truth, safe to kill and to share.
+
+    results/runs/<id>/  config.yaml  env.json  status.json  items.jsonl  metrics.json
+                        media/  picture.png  error.txt
+
+- Whole files are written beside and renamed, so a reader never sees half of one.
+- `items.jsonl` is append-only: the lines of one batch in one write, flushed and fsynced. A torn last line (a
+  kill in the middle of the write) is ignored by readers and cut off by the next writer.
+- A lock on `lock`, released by the operating system when its process dies, lets one process work on a run;
+  shards share it, each writing items and status files of its own (`items-1of4.jsonl`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experiments.config import Shard
+from experiments.errors import ConfigError
+
+__all__ = ["RunFolder", "ensure_writable", "write_json", "write_text"]
+
+POLL_SECONDS = 0.5
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file in one step."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Replace a JSON file in one step; NaN and infinity are refused, they are not JSON."""
+    write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
+
+
+def ensure_writable(results: Path) -> None:
+    """Fail at the door if runs cannot be kept under `results`."""
+    existing = results
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    try:
+        probe = existing / f".write-test-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"results: must be a writable folder, got {str(results)!r} ({error.strerror})"
+        ) from error
+
+
+def complete_lines(path: Path) -> list[str]:
+    """Lines that end in a newline; what follows the last one is torn."""
+    if not path.is_file():
+        return []
+    return path.read_bytes().decode(errors="replace").split("\n")[:-1]
+
+
+class RunFolder:
+    """One run on disk, as one process sees it."""
+
+    def __init__(self, results: Path, run_id: str, shard: Shard) -> None:
+        runs = results / "runs"
+        self.path = runs / run_id
+        if self.path.resolve().parent != runs.resolve():
+            raise ValueError(f"run id: must name a folder in {runs}, got {run_id!r}")
+        self.id = run_id
+        self.shard = shard
+        part = "" if shard.world == 1 else f"-{shard.rank}of{shard.world}"
+        self.media = self.path / "media"
+        self.items_file = self.path / f"items{part}.jsonl"
+        self.status_file = self.path / f"status{part}.json"
+        self.metrics_file = self.path / "metrics.json"
+        self.picture = self.path / "picture.png"
+
+    # Lock
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run (or this shard of it), waiting for another process that works on it to end."""
+        self.media.mkdir(parents=True, exist_ok=True)
+        whole = self.shard.world == 1
+        names = ["lock"] if whole else ["lock", f"lock-{self.shard.rank}of{self.shard.world}"]
+        with contextlib.ExitStack() as stack:
+            for name in names:
+                handle = stack.enter_context(open(self.path / name, "a+"))
+                shared = name == "lock" and not whole
+                self._acquire(handle.fileno(), fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+                if shared:
+                    self._agree_on_world()
+            self._cut_torn_line()
+            yield
+
+    @contextlib.contextmanager
+    def last(self) -> Iterator[bool]:
+        """Whether no other process works on the run, which then stays locked: the last shard finishes it."""
+        with open(self.path / "lock", "a+") as handle:
+            try:
+                fcntl.flock(handle.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+    def _acquire(self, descriptor: int, mode: int) -> None:
+        told = False
+        while True:
+            try:
+                fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if not told:
+                    holder = self.status()
+                    print(
+                        f"waiting: {self.id} is run by process {holder.get('pid')} on {holder.get('host')}",
+                        file=sys.stderr,
+                    )
+                    told = True
+                time.sleep(POLL_SECONDS)
+
+    def _agree_on_world(self) -> None:
+        """Shards at work at one time must cut the run into the same number of parts."""
+        for other in self.path.glob("lock-*of*"):
+            world = int(other.name.rsplit("of", 1)[1])
+            if world == self.shard.world:
+                continue
+            with open(other) as handle:
+                try:
+                    fcntl.flock(handle.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    rule = f"must use the same world as the shards now running ({world})"
+                    raise ConfigError(f"shard: {rule}, got {self.shard.rank}/{self.shard.world}") from error
+
+    # Settings
+
+    def settle(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Write config.yaml unless it is there; returns what is there. The first process to start decides."""
+        path = self.path / "config.yaml"
+        if not path.is_file():
+            partial = self.path / f".config.{os.getpid()}.tmp"
+            partial.write_text(yaml.safe_dump(config, sort_keys=False))
+            with contextlib.suppress(FileExistsError):
+                os.link(partial, path)
+            partial.unlink()
+        return yaml.safe_load(path.read_text())
+
+    # Status
+
+    def status(self) -> dict[str, Any]:
+        """The state last written: running, done, failed or stopped, by whom and when; empty if never run."""
+        for path in (self.status_file, self.path / "status.json", *sorted(self.path.glob("status-*.json"))):
+            if path.is_file():
+                return json.loads(path.read_text())
+        return {}
+
+    def write_status(self, state: str, **more: Any) -> None:
+        """Record the state with process, host and heartbeat. The state of a whole run goes to status.json."""
+        record = {
+            "state": state,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "heartbeat": time.time(),
+            **more,
+        }
+        write_json(self.status_file, record)
+        if state == "done":
+            write_json(self.path / "status.json", record)
+
+    def fail(self, error: BaseException) -> Path:
+        """Keep the traceback; returns its file."""
+        path = self.path / "error.txt"
+        write_text(path, "".join(traceback.format_exception(error)))
+        self.write_status("failed", reason=f"{type(error).__name__}: {error}".splitlines()[0])
+        return path
+
+    # Items
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        """Finished items of all shards by name."""
+        found: dict[str, dict[str, Any]] = {}
+        for path in sorted(self.path.glob("items*.jsonl")):
+            for line in complete_lines(path):
+                record = json.loads(line)
+                found.setdefault(record["item"], record)
+        return found
+
+    def append(self, records: list[dict[str, Any]]) -> None:
+        """Add finished items, durably. The lock must be held: it has cut off a torn line."""
+        text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
+        with open(self.items_file, "ab") as handle:
+            handle.write(text.encode())
+            handle.flush()
+            os.fsync(handle.fileno())
+
+    def _cut_torn_line(self) -> None:
+        if self.items_file.is_file():
+            with open(self.items_file, "rb+") as handle:
+                handle.truncate(handle.read().rfind(b"\n") + 1)
+
+    # Metrics
+
+    def metrics(self) -> dict[str, Any]:
+        """The metrics written so far; empty if none."""
+        return json.loads(self.metrics_file.read_text()) if self.metrics_file.is_file() else {}

@@ -1,0 +1,46 @@
+"""Run an experiment.
+
+    python run.py                                              the embedded model under HiCache
+    python run.py method=taylorseer interval=8                 another method, other settings
+    python run.py -m sigma=0.3,0.5,0.75 method=hicache,fora    a sweep; what is done is not done again
+    python run.py experiment=digits_table                      all rows of a preset
+    python run.py --cfg job                                    show the composed configuration
+
+A run lives in results/runs/<id>; the same command continues one that was interrupted. Settings:
+conf/config.yaml and conf/<group>/, their types and rules: experiments/config.py.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from experiments.cli import Exit, settings_of
+from experiments.compose import set_up
+
+outcome = Exit()
+
+
+def jobs(config: DictConfig) -> None:
+    """The runs of one composed configuration, in turn."""
+    from experiments.report import print_outcome
+    from experiments.runner import execute
+
+    for settings in settings_of(config):
+        outcome.guard(lambda settings=settings: print_outcome(execute(settings)))
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(config: DictConfig) -> None:
+    """Hydra composes; errors become a line and an exit code."""
+    outcome.guard(lambda: jobs(config))
+
+
+if __name__ == "__main__":
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors of composition reach us, who say them in one line
+    set_up()
+    outcome.guard(main)
+    sys.exit(outcome.code)
