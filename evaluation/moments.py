@@ -1,11 +1,13 @@
 """Streaming mean and covariance in float64, mergeable, and the Frechet distance between two Gaussians.
 
-A stream keeps n, the mean and the scatter matrix `M = sum (x - mean)(x - mean)^T`; batches are merged by Chan, Golub
-& LeVeque's pairwise update `M = M_a + M_b + d d^T n_a n_b / (n_a + n_b)`, `d = mean_b - mean_a`, which does not
-cancel. Memory is d^2 however many samples come. The covariance divides by n - 1, like `numpy.cov`.
+A stream keeps n, the mean and the scatter matrix `M = sum (x - mean)(x - mean)^T`; batches are merged by
+Chan, Golub & LeVeque's pairwise update `M = M_a + M_b + d d^T n_a n_b / (n_a + n_b)`, `d = mean_b -
+mean_a`, which does not cancel. Memory is d^2 however many samples come. The covariance divides by n - 1,
+like `numpy.cov`.
 
-Frechet distance (Dowson & Landau 1982): `|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^{1/2})`; the trace of the root is
-`sum sqrt(lambda)` over the eigenvalues of `C1^{1/2} C2 C1^{1/2}`, which is symmetric and so needs no complex root.
+Frechet distance (Dowson & Landau 1982): `|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^{1/2})`; the trace of the
+root is `sum sqrt(lambda)` over the eigenvalues of `C1^{1/2} C2 C1^{1/2}`, which is symmetric and so needs
+no complex root.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ class Moments:
     def empty(cls, dimension: int, device: str = "cpu") -> Moments:
         """Nothing seen yet."""
         zeros = torch.zeros(dimension, dtype=torch.float64, device=device)
-        return cls(count=0, mean=zeros, scatter=torch.zeros(dimension, dimension, dtype=torch.float64, device=device))
+        return cls(
+            count=0, mean=zeros, scatter=torch.zeros(dimension, dimension, dtype=torch.float64, device=device)
+        )
 
     def add(self, batch: Tensor) -> None:
         """See a batch `[B, d]`."""
@@ -66,7 +70,9 @@ class Moments:
 def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> float:
     """Squared Frechet distance between N(mean1, cov1) and N(mean2, cov2)."""
     if mean1.shape != mean2.shape or cov1.shape != cov2.shape:
-        raise ValueError(f"statistics: must have one dimension, got {tuple(cov1.shape)} and {tuple(cov2.shape)}")
+        raise ValueError(
+            f"statistics: must have one dimension, got {tuple(cov1.shape)} and {tuple(cov2.shape)}"
+        )
     delta = mean1 - mean2
     values, vectors = torch.linalg.eigh(cov1)
     root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T

@@ -1,8 +1,8 @@
 """Sample and statistics archives (`.npz`) in the layout of guided-diffusion's evaluator.
 
 `arr_0` holds samples, uint8 `[N, H, W, 3]`; a reference archive may add `mu, sigma` (2048 pool features) and
-`mu_s, sigma_s` (2023 spatial features). Fifty thousand 256x256 samples are 10 GB, so `arr_0` is read and written
-in pieces, without ever being in memory as a whole.
+`mu_s, sigma_s` (2023 spatial features). Fifty thousand 256x256 samples are 10 GB, so `arr_0` is read and
+written in pieces, without ever being in memory as a whole.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def _header(path: Path, member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise EvaluationError(f"{path}: arr_0 must be a numpy array, got: {error}") from error
     if fortran or dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3:
-        raise EvaluationError(f"{path}: arr_0 must be uint8 [N, H, W, 3] in C order, got {dtype} {list(shape)}")
+        raise EvaluationError(
+            f"{path}: arr_0 must be uint8 [N, H, W, 3] in C order, got {dtype} {list(shape)}"
+        )
     return shape, dtype
 
 

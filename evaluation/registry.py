@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from evaluation.alignment import ClipScore, HpsV2, ImageReward, PickScore
 from evaluation.base import Metric
+from evaluation.distribution import Fid, InceptionScore, Precision, Recall, SFid
 from evaluation.fidelity import Lpips, Psnr, PsnrU8Wrap, Ssim, SsimSkimage7
 
 __all__ = ["METRICS"]
@@ -14,6 +16,17 @@ _CLASSES: tuple[type[Metric], ...] = (
     Ssim,
     SsimSkimage7,
     Lpips,
+    # distance between two sets
+    Fid,
+    SFid,
+    InceptionScore,
+    Precision,
+    Recall,
+    # agreement with the prompt and human preference
+    ImageReward,
+    ClipScore,
+    HpsV2,
+    PickScore,
 )
 
 METRICS: dict[str, type[Metric]] = {metric.name: metric for metric in _CLASSES}

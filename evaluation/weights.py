@@ -23,15 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["WEIGHTS", "Weight", "find", "fingerprint", "hub", "load_state", "locate", "root", "specification"]
 
-_TRANSFORMERS_CLIP = (
-    "model.safetensors",
-    "config.json",
-    "preprocessor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-)
+_TRANSFORMERS_CLIP = ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +112,7 @@ def _table() -> dict[str, Weight]:
         ),
         Weight(
             name="clip_b32",
-            files=("model.safetensors", *_TRANSFORMERS_CLIP[1:]),
+            files=_TRANSFORMERS_CLIP,
             megabytes=605,
             licence="MIT",
             repository=openai + "base-patch32",

@@ -1,0 +1,234 @@
+"""One resumable pass of Inception over a folder or archive of images.
+
+Memory does not grow with the number of images: moments are two matrices, the Inception score needs per split
+only `sum p` and `sum p log p`, because `mean KL(p_i || q) = mean sum p_i log p_i - sum q log q` with `q =
+mean p_i`; pool features for precision and recall go to a file. The state is saved every `SHARD` images
+(rounded to whole batches) and at the end; an interrupted pass continues there and ends with the same numbers,
+since batches begin at the same places.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from evaluation import media, npz
+from evaluation.base import Context
+from evaluation.errors import EvaluationError
+from evaluation.inception import CLASSES, POOL, SPATIAL, Features, Inception
+from evaluation.moments import Moments
+from evaluation.store import digest
+from evaluation.weights import fingerprint
+
+__all__ = ["SHARD", "SPLIT", "SplitScores", "Sweep", "sweep"]
+
+SHARD = 2000  # images between two saves of the state (67 MB)
+SPLIT = 5000  # images per split of the Inception score
+
+
+@dataclass(kw_only=True)
+class SplitScores:
+    """Sufficient statistics of the Inception score per consecutive split."""
+
+    size: int = SPLIT
+    counts: list[int] = field(default_factory=list)
+    probability: list[Tensor] = field(default_factory=list)
+    negative_entropy: list[float] = field(default_factory=list)
+
+    def add(self, log_probabilities: Tensor) -> None:
+        """See the next images, `[B, 1008]` log-probabilities in float64."""
+        left = log_probabilities.cpu().double()
+        while len(left):
+            if not self.counts or self.counts[-1] == self.size:
+                self.counts.append(0)
+                self.probability.append(torch.zeros(left.shape[1], dtype=torch.float64))
+                self.negative_entropy.append(0.0)
+            part, left = left.tensor_split([self.size - self.counts[-1]])
+            self.counts[-1] += len(part)
+            self.probability[-1] += part.exp().sum(0)
+            self.negative_entropy[-1] += float(torch.special.entr(part.exp()).sum().neg())
+
+    def value(self) -> float:
+        """Mean over splits of `exp(mean KL)`."""
+        if not self.counts:
+            raise ValueError("inception score: no image was seen")
+        scores = [
+            torch.tensor(negative / n, dtype=torch.float64) + torch.special.entr(total / n).sum()
+            for n, total, negative in zip(self.counts, self.probability, self.negative_entropy, strict=True)
+        ]
+        return float(torch.stack(scores).exp().mean())
+
+
+@dataclass(kw_only=True)
+class Sweep:
+    """What one pass over `count` images leaves behind."""
+
+    folder: Path
+    pool: Moments
+    spatial: Moments
+    scores: SplitScores
+
+    @classmethod
+    def empty(cls, folder: Path, device: str) -> Sweep:
+        """Before the first image."""
+        return cls(
+            folder=folder,
+            pool=Moments.empty(POOL, device),
+            spatial=Moments.empty(SPATIAL, device),
+            scores=SplitScores(),
+        )
+
+    @property
+    def count(self) -> int:
+        """Images seen."""
+        return self.pool.count
+
+    def add(self, features: Features, kept: Path | None) -> None:
+        """See one batch."""
+        self.pool.add(features.pool.double())
+        self.spatial.add(features.spatial.double())
+        self.scores.add(features.log_probabilities)
+        if kept is not None:
+            with kept.open("ab") as file:
+                file.write(features.pool.float().cpu().numpy().tobytes())
+
+    def features(self, device: str) -> Tensor:
+        """Pool features of a pass that kept them, `[count, 2048]` float32."""
+        data = np.fromfile(self.folder / "pool.f32", dtype=np.float32).reshape(-1, POOL)
+        if len(data) != self.count:
+            raise RuntimeError(f"{self.folder}/pool.f32 holds {len(data)} rows, expected {self.count}")
+        return torch.from_numpy(data).to(device)
+
+    def save(self) -> None:
+        """Replace the state file in one step."""
+        arrays = {
+            f"{name}_{part}": getattr(moments, part).cpu().numpy()
+            for name, moments in self._moments()
+            for part in ("mean", "scatter")
+        }
+        seen = self.scores.probability
+        temporary = self.folder / "state.tmp.npz"
+        np.savez(
+            temporary,
+            count=self.count,
+            counts=np.array(self.scores.counts, dtype=np.int64),
+            probability=torch.stack(seen).numpy() if seen else np.zeros((0, CLASSES)),
+            negative_entropy=np.array(self.scores.negative_entropy, dtype=np.float64),
+            **arrays,
+        )
+        os.replace(temporary, self.folder / "state.npz")
+
+    def _moments(self) -> tuple[tuple[str, Moments], tuple[str, Moments]]:
+        return ("pool", self.pool), ("spatial", self.spatial)
+
+    @classmethod
+    def load(cls, folder: Path, device: str) -> Sweep:
+        """The saved state, or an empty one."""
+        result = cls.empty(folder, device)
+        path = folder / "state.npz"
+        if not path.is_file():
+            return result
+        try:
+            with np.load(path, allow_pickle=False) as state:
+                for name, moments in result._moments():
+                    moments.count = int(state["count"])
+                    moments.mean.copy_(torch.from_numpy(state[f"{name}_mean"]))
+                    moments.scatter.copy_(torch.from_numpy(state[f"{name}_scatter"]))
+                result.scores.counts = state["counts"].tolist()
+                result.scores.probability = list(torch.from_numpy(state["probability"]))
+                result.scores.negative_entropy = state["negative_entropy"].tolist()
+        except (OSError, ValueError, KeyError) as error:
+            raise EvaluationError(
+                f"{path}: must be a saved state; delete it to start anew ({error})"
+            ) from error
+        return result
+
+
+def sweep(source: Path, context: Context, keep_features: bool) -> Sweep:
+    """Run or resume the pass over a folder of images or an `.npz` archive."""
+    total, identity, read = _source(source, context.batch_size)
+    weights = context.weights["inception"]
+    keys = {keep: digest(identity, fingerprint(weights), context.batch_size, keep) for keep in (True, False)}
+    folders = {keep: context.out / "inception" / key for keep, key in keys.items()}
+    if not keep_features and (folders[True] / "state.npz").is_file():
+        richer = Sweep.load(folders[True], context.device)
+        if richer.count == total:
+            return richer
+    folder = folders[keep_features]
+    folder.mkdir(parents=True, exist_ok=True)
+    state = Sweep.load(folder, context.device)
+    kept = folder / "pool.f32" if keep_features else None
+    if state.count < total:
+        if kept is not None:
+            _cut(kept, state.count)
+        _run(state, read(state.count), total, kept, Inception(weights, context.device), context)
+    return state
+
+
+def _cut(kept: Path, count: int) -> None:
+    """Drop features that were written after the last saved state."""
+    with kept.open("ab") as file:
+        file.truncate(count * POOL * 4)
+
+
+def _run(
+    state: Sweep,
+    batches: Iterator[np.ndarray],
+    total: int,
+    kept: Path | None,
+    network: Inception,
+    context: Context,
+) -> None:
+    saved = state.count
+    with tqdm(total=total, initial=saved, desc="inception", disable=not context.progress, leave=False) as bar:
+        for batch in batches:
+            state.add(network(torch.from_numpy(batch).permute(0, 3, 1, 2)), kept)
+            bar.update(len(batch))
+            if state.count - saved >= SHARD or state.count == total:
+                state.save()
+                saved = state.count
+
+
+Reader = Callable[[int], Iterator[np.ndarray]]
+
+
+def _source(source: Path, batch_size: int) -> tuple[int, list[object], Reader]:
+    """Number of images, identity of the data, and a reader of batches from a position on."""
+    if source.suffix == ".npz":
+        shape = npz.sample_shape(source)
+        if shape is None:
+            raise EvaluationError(
+                f"{source}: must hold the samples arr_0 for this metric, got statistics only"
+            )
+        stat = source.stat()
+        identity: list[object] = [source.name, stat.st_size, stat.st_mtime_ns]
+        return shape[0], identity, lambda start: npz.read_samples(source, batch_size, start)
+    kind, files = media.list_media(source)
+    if kind != "image":
+        raise EvaluationError(f"{source}: Inception metrics read images, got {kind} files")
+    stats = [(path.name, path.stat()) for path in files]
+    identity = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    return len(files), identity, lambda start: _images(files, batch_size, start)
+
+
+def _images(files: list[Path], batch_size: int, start: int) -> Iterator[np.ndarray]:
+    first = media.read_image(files[0])
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        for begin in range(start, len(files), batch_size):
+            group = files[begin : begin + batch_size]
+            pictures = list(pool.map(media.read_image, group))
+            for path, picture in zip(group, pictures, strict=True):
+                if picture.shape != first.shape:
+                    raise EvaluationError(
+                        f"{path}: must have the size of {files[0].name} {list(first.shape[:2])}, "
+                        f"got {list(picture.shape[:2])}"
+                    )
+            yield np.stack(pictures)
