@@ -1,4 +1,4 @@
-"""How well a picture follows its prompt, and how people would rate it; one value per picture, mean over prompts.
+"""How well a picture follows its prompt and how people would rate it; one value per picture.
 
 - `image_reward`: see `evaluation.image_reward`. The prompt is cut to 35 tokens as in the published
   package's `score`; `max_length=512` reproduces tools that use BERT's full length.
@@ -25,7 +25,7 @@ __all__ = ["ClipScore", "HpsV2", "ImageReward", "PickScore"]
 
 @dataclass(frozen=True, kw_only=True)
 class ImageReward(ItemMetric):
-    """Human-preference reward; `backend=package` runs the published package with its own interpreter `python`."""
+    """Human-preference reward; `backend=package` runs the published package with the interpreter `python`."""
 
     name, title, better = "image_reward", "ImageReward", "higher"
     needs = frozenset({"prompt"})

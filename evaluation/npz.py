@@ -10,7 +10,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -130,5 +130,6 @@ def write_statistics(out: Path, statistics: dict[str, np.ndarray]) -> None:
         raise EvaluationError(f"{out}: statistics must be among {_STATISTICS}, got {sorted(unknown)}")
     temporary = out.with_name(out.name + ".tmp.npz")
     temporary.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(temporary, **{name: np.asarray(value) for name, value in statistics.items()})
+    arrays: dict[str, Any] = {name: np.asarray(value) for name, value in statistics.items()}
+    np.savez(temporary, **arrays)
     temporary.replace(out)

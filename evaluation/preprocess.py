@@ -1,4 +1,4 @@
-"""From 8-bit pictures to the inputs of CLIP-like networks, with Pillow's antialiased bicubic as the originals do.
+"""From 8-bit pictures to the inputs of CLIP-like networks, with Pillow's antialiased bicubic.
 
 `x = (resize(image) / 255 - mean) / std` per channel with CLIP's mean and std. `centre_crop` brings the
 short side to the network's size and cuts the middle (OpenAI CLIP, ImageReward, PickScore); `pad` brings the

@@ -6,6 +6,8 @@ from evaluation.alignment import ClipScore, HpsV2, ImageReward, PickScore
 from evaluation.base import Metric
 from evaluation.distribution import Fid, InceptionScore, Precision, Recall, SFid
 from evaluation.fidelity import Lpips, Psnr, PsnrU8Wrap, Ssim, SsimSkimage7
+from evaluation.points import Chamfer, FScore
+from evaluation.super_resolution import PsnrRgb, PsnrY, SsimRgb, SsimY
 
 __all__ = ["METRICS"]
 
@@ -27,6 +29,14 @@ _CLASSES: tuple[type[Metric], ...] = (
     ClipScore,
     HpsV2,
     PickScore,
+    # super-resolution against ground truth
+    PsnrY,
+    SsimY,
+    PsnrRgb,
+    SsimRgb,
+    # 3-D
+    Chamfer,
+    FScore,
 )
 
 METRICS: dict[str, type[Metric]] = {metric.name: metric for metric in _CLASSES}

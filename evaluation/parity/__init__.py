@@ -1,0 +1,1 @@
+"""Agreement with published packages that need an environment of their own."""
