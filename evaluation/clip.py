@@ -75,7 +75,14 @@ def open_clip_weight(model: str) -> Weight:
     )
 
 
-def load_transformers(folder: Path, device: str, tokenizer_folder: Path | None = None) -> Clip:
+def load_transformers(
+    folder: Path,
+    device: str,
+    tokenizer_folder: Path | None = None,
+    inputs: Callable[
+        [Tensor, int], Tensor
+    ] = clip_inputs,  # [0, 1] images and the network's size to its inputs
+) -> Clip:
     """A transformers CLIP folder; every tensor of the architecture must be in it."""
     from transformers import CLIPModel, CLIPTokenizer
 
@@ -101,7 +108,7 @@ def load_transformers(folder: Path, device: str, tokenizer_folder: Path | None =
         return normalize(output.pooler_output, dim=-1)
 
     def pictures(images: Tensor) -> Tensor:
-        output = model.get_image_features(pixel_values=clip_inputs(images.to(device), size))
+        output = model.get_image_features(pixel_values=inputs(images.to(device), size))
         return normalize(output.pooler_output, dim=-1)
 
     return Clip(embed_images=pictures, embed_texts=texts, scale=float(model.logit_scale.exp()))

@@ -23,7 +23,7 @@ from evaluation.doctor import build, problems
 from evaluation.errors import EvaluationError
 from evaluation.weights import fingerprint, locate
 
-__all__ = ["evaluate", "frames_of"]
+__all__ = ["evaluate", "frames_of", "score_items"]
 
 
 def evaluate(
@@ -139,11 +139,28 @@ def _score(
     bar = tqdm(total=len(todo), desc=metric.name, disable=not context.progress, leave=False)
     with bar, torch.inference_mode():
         for names, scores in _scored(metric, scorer, todo, context):
-            for name, score in zip(names, scores, strict=True):
-                if math.isnan(score):
-                    raise EvaluationError(f"{name}: {metric.name} must be a number, got NaN")
+            _check_numbers(metric, names, scores)
             values.add(metric.name, [(n, keys[n], score) for n, score in zip(names, scores, strict=True)])
             bar.update(len(names))
+
+
+def score_items(metric: ItemMetric, items: list[Item], context: Context) -> list[float]:
+    """Scores of items without storing them, for metrics of a set that are built on metrics of items."""
+    scorer = metric.load(context.device, {name: context.weights[name] for name in metric.weights()})
+    bar = tqdm(total=len(items), desc=metric.name, disable=not context.progress, leave=False)
+    result: list[float] = []
+    with bar, torch.inference_mode():
+        for names, scores in _scored(metric, scorer, items, context):
+            _check_numbers(metric, names, scores)
+            result += scores
+            bar.update(len(names))
+    return result
+
+
+def _check_numbers(metric: ItemMetric, names: list[str], scores: list[float]) -> None:
+    for name, score in zip(names, scores, strict=True):
+        if math.isnan(score):
+            raise EvaluationError(f"{name}: {metric.name} must be a number, got NaN")
 
 
 def _scored(

@@ -73,7 +73,7 @@ _STEM = {
 
 
 class _Head(nn.Module):
-    """Affine layers with the dropouts of training in between, so that the numbering matches the checkpoint."""
+    """Affine layers with the dropouts of training in between: the numbering is the checkpoint's."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

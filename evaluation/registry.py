@@ -8,6 +8,7 @@ from evaluation.distribution import Fid, InceptionScore, Precision, Recall, SFid
 from evaluation.fidelity import Lpips, Psnr, PsnrU8Wrap, Ssim, SsimSkimage7
 from evaluation.points import Chamfer, FScore
 from evaluation.super_resolution import PsnrRgb, PsnrY, SsimRgb, SsimY
+from evaluation.vbench.metric import OWN, VBench
 
 __all__ = ["METRICS"]
 
@@ -34,6 +35,9 @@ _CLASSES: tuple[type[Metric], ...] = (
     SsimY,
     PsnrRgb,
     SsimRgb,
+    # video
+    *OWN.values(),
+    VBench,
     # 3-D
     Chamfer,
     FScore,
