@@ -77,15 +77,11 @@ def _request(data: Mapping[str, Any]) -> tuple[Request, dict[str, dict[str, Any]
         if key in METRICS:
             options[key] = _expect(key, value, dict, f"options such as {key}.name=value")
         elif key not in known and key != "weights":
-            raise EvaluationError(
-                f"{key}: unknown key; known are {', '.join(sorted(known))}, weights and metric names"
-            )
+            raise EvaluationError(f"{key}: unknown key; known are {', '.join(sorted(known))}, weights and metric names")
     weights = _expect("weights", data.get("weights", {}), dict, "names such as weights.inception=PATH")
     own = {key: value for key, value in data.items() if key in known}
     metrics = own.get("metrics", [])
-    own["metrics"] = (
-        [metrics] if isinstance(metrics, str) else _expect("metrics", metrics, list, "a list of names")
-    )
+    own["metrics"] = [metrics] if isinstance(metrics, str) else _expect("metrics", metrics, list, "a list of names")
     for key in ("run", "images", "reference", "prompts", "device", "out", "logger"):
         if key in own and own[key] is not None:
             own[key] = str(own[key])  # a folder may be named 2024

@@ -43,16 +43,12 @@ def weight_name(model: str) -> str:
         WEIGHTS.setdefault(weight.name, weight)
         return weight.name
     known = [
-        name
-        for name, weight in WEIGHTS.items()
-        if weight.repository == model and "model.safetensors" in weight.files
+        name for name, weight in WEIGHTS.items() if weight.repository == model and "model.safetensors" in weight.files
     ]
     if known:
         return known[0]
     if model.count("/") != 1 or not all(model.split("/")):
-        raise EvaluationError(
-            f"clip_score.model: must be ORG/NAME or open_clip:ARCHITECTURE/TAG, got {model!r}"
-        )
+        raise EvaluationError(f"clip_score.model: must be ORG/NAME or open_clip:ARCHITECTURE/TAG, got {model!r}")
     return model.replace("/", "--")
 
 
@@ -79,9 +75,7 @@ def load_transformers(
     folder: Path,
     device: str,
     tokenizer_folder: Path | None = None,
-    inputs: Callable[
-        [Tensor, int], Tensor
-    ] = clip_inputs,  # [0, 1] images and the network's size to its inputs
+    inputs: Callable[[Tensor, int], Tensor] = clip_inputs,  # [0, 1] images and the network's size to its inputs
 ) -> Clip:
     """A transformers CLIP folder; every tensor of the architecture must be in it."""
     from transformers import CLIPModel, CLIPTokenizer
@@ -99,12 +93,8 @@ def load_transformers(
     size, length = model.config.vision_config.image_size, model.config.text_config.max_position_embeddings
 
     def texts(prompts: list[str]) -> Tensor:
-        tokens = tokenizer(prompts, padding=True, truncation=True, max_length=length, return_tensors="pt").to(
-            device
-        )
-        output = model.get_text_features(
-            input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
-        )
+        tokens = tokenizer(prompts, padding=True, truncation=True, max_length=length, return_tensors="pt").to(device)
+        output = model.get_text_features(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
         return normalize(output.pooler_output, dim=-1)
 
     def pictures(images: Tensor) -> Tensor:

@@ -111,6 +111,4 @@ def _tensors(container: Any) -> Iterable[Any]:
         for value in container:
             yield from _tensors(value)
     elif container is not None and not isinstance(container, (int, float, str, bool)):
-        raise TypeError(
-            f"tensor_bytes: containers, tensors and plain values are understood, got {type(container)}"
-        )
+        raise TypeError(f"tensor_bytes: containers, tensors and plain values are understood, got {type(container)}")

@@ -113,9 +113,7 @@ def _frechet(title: str, part: str, samples: Sweep, context: Context, keep: bool
         d = ours.mean.shape[0]
         if mean.shape != (d,) or cov.shape != (d, d):
             got = f"{list(mean.shape)}, {list(cov.shape)}"
-            raise EvaluationError(
-                f"{reference}: mu{suffix}, sigma{suffix} must be [{d}], [{d}, {d}], got {got}"
-            )
+            raise EvaluationError(f"{reference}: mu{suffix}, sigma{suffix} must be [{d}], [{d}, {d}], got {got}")
         theirs, theirs_cov, count = torch.from_numpy(mean), torch.from_numpy(cov), None
     else:
         other = getattr(sweep(reference, context, keep), part)

@@ -47,9 +47,7 @@ Backbone = Literal["alex", "vgg"]
 
 def _check_pair(a: Tensor, b: Tensor, smallest: int = 1) -> None:
     if a.ndim != 4 or a.shape != b.shape:
-        raise ValueError(
-            f"images: both must be [B, C, H, W] of one shape, got {tuple(a.shape)} and {tuple(b.shape)}"
-        )
+        raise ValueError(f"images: both must be [B, C, H, W] of one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
     if not a.is_floating_point() or not b.is_floating_point():
         raise ValueError(f"images: expected floats in [0, 1], got {a.dtype} and {b.dtype}")
     if min(a.shape[-2:]) < smallest:

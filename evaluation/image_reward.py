@@ -95,9 +95,7 @@ class _Head(nn.Module):
 class ImageRewardNetwork(nn.Module):
     """Pixels and token ids to normalised rewards `[B]`; `vision` and `text` override the released sizes."""
 
-    def __init__(
-        self, vision: Mapping[str, Any] | None = None, text: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, vision: Mapping[str, Any] | None = None, text: Mapping[str, Any] | None = None) -> None:
         from transformers import BlipTextConfig, BlipVisionConfig
         from transformers.models.blip.modeling_blip import BlipVisionModel
         from transformers.models.blip.modeling_blip_text import BlipTextModel
@@ -151,17 +149,13 @@ def load_network(path: Path, device: str = "cpu") -> ImageRewardNetwork:
         ("has unknown", state.keys() - wanted.keys()),
     ):
         if keys:
-            raise EvaluationError(
-                f"{path}: {what} {len(keys)} tensors of ImageReward, the first is {min(keys)}"
-            )
+            raise EvaluationError(f"{path}: {what} {len(keys)} tensors of ImageReward, the first is {min(keys)}")
     wrong = [key for key, value in wanted.items() if value.shape != state[key].shape]
     if wrong:
         got, rule = list(state[wrong[0]].shape), list(wanted[wrong[0]].shape)
         raise EvaluationError(f"{path}: {wrong[0]} must be {rule}, got {got}")
     network.load_state_dict({key: value.float() for key, value in state.items()}, strict=True, assign=True)
-    network.text.embeddings.register_buffer(
-        "position_ids", torch.arange(512).reshape(1, -1), persistent=False
-    )
+    network.text.embeddings.register_buffer("position_ids", torch.arange(512).reshape(1, -1), persistent=False)
     return network.eval().requires_grad_(False).to(device)
 
 
@@ -178,7 +172,5 @@ def read_vocabulary(path: Path) -> Any:
 
 def tokenize(tokenizer: Any, prompts: list[str], max_length: int) -> tuple[Tensor, Tensor]:
     """Ids and mask `[B, max_length]`, padded and cut to that length."""
-    encoded = tokenizer(
-        prompts, padding="max_length", truncation=True, max_length=max_length, return_tensors="pt"
-    )
+    encoded = tokenizer(prompts, padding="max_length", truncation=True, max_length=max_length, return_tensors="pt")
     return encoded["input_ids"], encoded["attention_mask"]

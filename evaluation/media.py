@@ -50,31 +50,21 @@ def list_media(folder: Path) -> tuple[Kind, list[Path]]:
     Arrays (`.npy`) count only in a folder without pictures, videos or clouds: beside them they are raw data.
     """
     if not folder.is_dir():
-        raise EvaluationError(
-            f"{folder}: must be a folder of media, got {'a file' if folder.exists() else 'nothing'}"
-        )
-    entries = sorted(
-        (path for path in folder.iterdir() if path.is_file() and path.name[0] != "."), key=_natural
-    )
+        raise EvaluationError(f"{folder}: must be a folder of media, got {'a file' if folder.exists() else 'nothing'}")
+    entries = sorted((path for path in folder.iterdir() if path.is_file() and path.name[0] != "."), key=_natural)
     named = [path for path in entries if path.suffix.lower() in _SUFFIXES]
     files = named or [path for path in entries if path.suffix.lower() == ".npy"]
     if not files:
-        raise EvaluationError(
-            f"{folder}: must hold images, videos or point clouds, got {len(entries)} other files"
-        )
+        raise EvaluationError(f"{folder}: must hold images, videos or point clouds, got {len(entries)} other files")
     kinds: dict[Path, Kind] = {path: kind_of(path) for path in files}
     first = kinds[files[0]]
     for path in files:
         if kinds[path] != first:
-            raise EvaluationError(
-                f"{path}: one folder must hold one kind of media, got {kinds[path]} beside {first}"
-            )
+            raise EvaluationError(f"{path}: one folder must hold one kind of media, got {kinds[path]} beside {first}")
     by_stem: dict[str, Path] = {}
     for path in files:
         if path.stem in by_stem:
-            raise EvaluationError(
-                f"{path}: names must differ without suffix, got also {by_stem[path.stem].name}"
-            )
+            raise EvaluationError(f"{path}: names must differ without suffix, got also {by_stem[path.stem].name}")
         by_stem[path.stem] = path
     return first, files
 
@@ -99,9 +89,7 @@ def pair_items(
                 raise EvaluationError(f"{path}: has no partner named {path.stem}.* in {reference}")
         for stem, path in partners.items():
             if stem not in stems and not subset:
-                raise EvaluationError(
-                    f"{path}: has no partner in {images}; if only a part is meant, say subset=true"
-                )
+                raise EvaluationError(f"{path}: has no partner in {images}; if only a part is meant, say subset=true")
     texts = _texts(files, prompts)
     return kind, [
         Item(name=path.stem, path=path, reference=partners.get(path.stem), prompt=texts.get(path.stem))
@@ -118,9 +106,7 @@ def _texts(files: list[Path], prompts: Sequence[str] | Mapping[str, str] | None)
                 raise EvaluationError(f"{path}: has no prompt among the {len(prompts)} given by name")
         return {path.stem: prompts[path.stem] for path in files}
     if len(prompts) != len(files):
-        raise EvaluationError(
-            f"prompts: must be one per file of {files[0].parent} ({len(files)}), got {len(prompts)}"
-        )
+        raise EvaluationError(f"prompts: must be one per file of {files[0].parent} ({len(files)}), got {len(prompts)}")
     return {path.stem: text for path, text in zip(files, prompts, strict=True)}
 
 
@@ -131,9 +117,7 @@ def read_prompts(path: Path, unquote: bool = True) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise EvaluationError(
-            f"{path}: must be UTF-8 text, got byte {error.object[error.start]:#04x}"
-        ) from error
+        raise EvaluationError(f"{path}: must be UTF-8 text, got byte {error.object[error.start]:#04x}") from error
     while lines and not lines[-1].strip():
         lines.pop()
     for number, line in enumerate(lines, start=1):
@@ -156,18 +140,14 @@ def read_image(path: Path) -> np.ndarray:
     except EvaluationError:
         raise
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise EvaluationError(
-            f"{path}: must be a readable image, got: {str(error).splitlines()[0]}"
-        ) from error
+        raise EvaluationError(f"{path}: must be a readable image, got: {str(error).splitlines()[0]}") from error
 
 
 def _load_array(path: Path, mapped: bool = False) -> np.ndarray:
     try:
         return np.load(path, allow_pickle=False, mmap_mode="r" if mapped else None)
     except (OSError, ValueError, EOFError) as error:
-        raise EvaluationError(
-            f"{path}: must be a plain .npy array, got: {str(error).splitlines()[0]}"
-        ) from error
+        raise EvaluationError(f"{path}: must be a plain .npy array, got: {str(error).splitlines()[0]}") from error
 
 
 def read_video(path: Path) -> np.ndarray:
@@ -199,9 +179,7 @@ def _array_video(path: Path) -> np.ndarray:
         frame = int(np.argwhere(~np.isfinite(array))[0, 0])
         raise EvaluationError(f"{path}: every value must be finite, got a NaN or infinity in frame {frame}")
     if array.min() < 0 or array.max() > 1:
-        raise EvaluationError(
-            f"{path}: floats must lie in [0, 1], got {array.min():.4g} to {array.max():.4g}"
-        )
+        raise EvaluationError(f"{path}: floats must lie in [0, 1], got {array.min():.4g} to {array.max():.4g}")
     return np.rint(array * 255).astype(np.uint8)
 
 
@@ -218,9 +196,7 @@ def read_points(path: Path) -> np.ndarray:
         try:
             points = np.loadtxt(path, ndmin=2, usecols=(0, 1, 2))
         except (OSError, ValueError) as error:
-            raise EvaluationError(
-                f"{path}: must be rows of x y z, got: {str(error).splitlines()[0]}"
-            ) from error
+            raise EvaluationError(f"{path}: must be rows of x y z, got: {str(error).splitlines()[0]}") from error
     if points.ndim != 2 or points.shape[1] != 3 or not len(points):
         raise EvaluationError(f"{path}: a point cloud must be [N, 3] with N > 0, got {list(points.shape)}")
     if not np.isfinite(points).all():

@@ -32,9 +32,7 @@ class Moments:
     def empty(cls, dimension: int, device: str = "cpu") -> Moments:
         """Nothing seen yet."""
         zeros = torch.zeros(dimension, dtype=torch.float64, device=device)
-        return cls(
-            count=0, mean=zeros, scatter=torch.zeros(dimension, dimension, dtype=torch.float64, device=device)
-        )
+        return cls(count=0, mean=zeros, scatter=torch.zeros(dimension, dimension, dtype=torch.float64, device=device))
 
     def add(self, batch: Tensor) -> None:
         """See a batch `[B, d]`."""
@@ -70,9 +68,7 @@ class Moments:
 def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> float:
     """Squared Frechet distance between N(mean1, cov1) and N(mean2, cov2)."""
     if mean1.shape != mean2.shape or cov1.shape != cov2.shape:
-        raise ValueError(
-            f"statistics: must have one dimension, got {tuple(cov1.shape)} and {tuple(cov2.shape)}"
-        )
+        raise ValueError(f"statistics: must have one dimension, got {tuple(cov1.shape)} and {tuple(cov2.shape)}")
     delta = mean1 - mean2
     values, vectors = torch.linalg.eigh(cov1)
     root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T

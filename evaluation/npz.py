@@ -38,9 +38,7 @@ def _header(path: Path, member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise EvaluationError(f"{path}: arr_0 must be a numpy array, got: {error}") from error
     if fortran or dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3:
-        raise EvaluationError(
-            f"{path}: arr_0 must be uint8 [N, H, W, 3] in C order, got {dtype} {list(shape)}"
-        )
+        raise EvaluationError(f"{path}: arr_0 must be uint8 [N, H, W, 3] in C order, got {dtype} {list(shape)}")
     return shape, dtype
 
 

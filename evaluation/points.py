@@ -160,7 +160,5 @@ def _properties(path: Path, words: list[list[str]], elements: list[list[str]]) -
                 raise EvaluationError(f"{path}: a vertex property must be a number, got {' '.join(row)}")
             fields.append((row[2], _PLY_TYPES[row[1]]))
     if not {"x", "y", "z"} <= {name for name, _ in fields}:
-        raise EvaluationError(
-            f"{path}: vertices must have x, y and z, got {', '.join(n for n, _ in fields) or 'none'}"
-        )
+        raise EvaluationError(f"{path}: vertices must have x, y and z, got {', '.join(n for n, _ in fields) or 'none'}")
     return fields

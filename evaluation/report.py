@@ -46,9 +46,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         notes = [f"{result['infinite']} infinite"] if result.get("infinite") else []
         notes += [f"missing: {', '.join(result['missing'])}"] if result.get("missing") else []
         title = result.get("label", metric.title)
-        rows.append(
-            [f"{title} {_ARROWS[metric.better]}", _number(result["mean"]), interval, str(result["n"]), *notes]
-        )
+        rows.append([f"{title} {_ARROWS[metric.better]}", _number(result["mean"]), interval, str(result["n"]), *notes])
     width = max(len(row) for row in rows)
     columns = ["metric", "mean", "interval", "n", "note"][:width]
     return _render("", columns, [row + [""] * (width - len(row)) for row in rows])
@@ -59,9 +57,7 @@ def _shared(values: Mapping[str, Mapping[str, float]], baseline: str) -> dict[st
     for run, column in values.items():
         different = sorted(set(items) ^ set(column))
         if different:
-            raise EvaluationError(
-                f"{run}: must have the items of {baseline}, got a difference at {different[0]}"
-            )
+            raise EvaluationError(f"{run}: must have the items of {baseline}, got a difference at {different[0]}")
     finite = [item for item in items if all(math.isfinite(column[item]) for column in values.values())]
     if not finite:
         raise EvaluationError(f"{baseline}: no item has a finite value in every run")

@@ -50,9 +50,7 @@ def _records(folder: Path) -> dict[str, dict[str, Any]]:
                 record = json.loads(line)
                 records[str(record["item"])] = record
             except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise EvaluationError(
-                    f"{path}:{number}: must be a record with an item, got {line[:60]!r}"
-                ) from error
+                raise EvaluationError(f"{path}:{number}: must be a record with an item, got {line[:60]!r}") from error
     return records
 
 
@@ -60,14 +58,10 @@ def _check_complete(folder: Path, records: dict[str, dict[str, Any]], files: lis
     stems = {path.stem for path in files}
     for name in records:
         if name not in stems:
-            raise EvaluationError(
-                f"{folder / 'media' / name}.*: is recorded in items.jsonl, got no such file"
-            )
+            raise EvaluationError(f"{folder / 'media' / name}.*: is recorded in items.jsonl, got no such file")
     for path in files:
         if path.stem not in records:
-            raise EvaluationError(
-                f"{path}: must be recorded in items.jsonl, got no record (unfinished item?)"
-            )
+            raise EvaluationError(f"{path}: must be recorded in items.jsonl, got no record (unfinished item?)")
 
 
 def _reference(folder: Path) -> Path | None:
@@ -82,9 +76,7 @@ def _reference(folder: Path) -> Path | None:
             raise EvaluationError(f"{path}: reference must be the id of a sibling run, got {identity!r}")
         other = folder.resolve().parent / identity / "media"
         if not other.is_dir():
-            raise EvaluationError(
-                f"{path}: reference run {identity} must have a media folder, got none at {other}"
-            )
+            raise EvaluationError(f"{path}: reference run {identity} must have a media folder, got none at {other}")
         return other
     return None
 
@@ -95,9 +87,7 @@ def _mapping(path: Path) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise EvaluationError(
-            f"{path}: must be valid YAML or JSON, got: {str(error).splitlines()[0]}"
-        ) from error
+        raise EvaluationError(f"{path}: must be valid YAML or JSON, got: {str(error).splitlines()[0]}") from error
     if not isinstance(data, dict):
         raise EvaluationError(f"{path}: must be a mapping, got {type(data).__name__}")
     return data
@@ -112,7 +102,5 @@ def values_of(folder: Path, metric: str) -> dict[str, float]:
         raise EvaluationError(f"{path}: must exist; evaluate the run first")
     table = pd.read_csv(path, dtype={"item": str}).set_index("item")
     if metric not in table:
-        raise EvaluationError(
-            f"{path}: must hold {metric}, got {', '.join(table.columns)}; evaluate it first"
-        )
+        raise EvaluationError(f"{path}: must hold {metric}, got {', '.join(table.columns)}; evaluate it first")
     return dict(zip(table.index.tolist(), table[metric].astype(float).tolist(), strict=True))

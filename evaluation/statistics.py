@@ -97,9 +97,7 @@ def paired_difference(
     """Bootstrap of the mean of ``a - b``; the i-th entries of both belong to the same item."""
     left, right = _finite(a, "a"), _finite(b, "b")
     if left.size != right.size:
-        raise ValueError(
-            f"paired_difference: a and b must pair item by item, got {left.size} and {right.size}"
-        )
+        raise ValueError(f"paired_difference: a and b must pair item by item, got {left.size} and {right.size}")
     return Difference(*bootstrap_mean(left - right, level, resamples, seed), n=left.size)
 
 
@@ -135,9 +133,7 @@ def wilcoxon_holm(
             continue
         array = _finite(values, name)
         if array.size != base.size:
-            raise ValueError(
-                f"{name}: must pair with {baseline} item by item, got {array.size} and {base.size}"
-            )
+            raise ValueError(f"{name}: must pair with {baseline} item by item, got {array.size} and {base.size}")
         if np.array_equal(array, base):
             raw[name] = (0.0, 1.0)
         else:

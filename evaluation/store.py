@@ -54,9 +54,7 @@ class ValueStore:
             except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
                 if self._repaired(line):
                     continue
-                raise EvaluationError(
-                    f"{self.path}:{number}: must be a row of values, got {line[:60]!r}"
-                ) from error
+                raise EvaluationError(f"{self.path}:{number}: must be a row of values, got {line[:60]!r}") from error
 
     @staticmethod
     def _repaired(line: str) -> bool:

@@ -146,9 +146,7 @@ class Sweep:
                 result.scores.probability = list(torch.from_numpy(state["probability"]))
                 result.scores.negative_entropy = state["negative_entropy"].tolist()
         except (OSError, ValueError, KeyError) as error:
-            raise EvaluationError(
-                f"{path}: must be a saved state; delete it to start anew ({error})"
-            ) from error
+            raise EvaluationError(f"{path}: must be a saved state; delete it to start anew ({error})") from error
         return result
 
 
@@ -205,9 +203,7 @@ def _source(source: Path, batch_size: int) -> tuple[int, list[object], Reader]:
     if source.suffix == ".npz":
         shape = npz.sample_shape(source)
         if shape is None:
-            raise EvaluationError(
-                f"{source}: must hold the samples arr_0 for this metric, got statistics only"
-            )
+            raise EvaluationError(f"{source}: must hold the samples arr_0 for this metric, got statistics only")
         stat = source.stat()
         identity: list[object] = [source.name, stat.st_size, stat.st_mtime_ns]
         return shape[0], identity, lambda start: npz.read_samples(source, batch_size, start)

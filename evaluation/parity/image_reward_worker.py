@@ -59,9 +59,7 @@ def make(folder: Path) -> None:
     vocabulary = folder / "vocab.txt"
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     letters = [chr(code) for code in range(33, 127)]
-    words += (
-        letters + ["##" + letter for letter in letters] + ["cat", "dog", "red", "##ing", "photo", "of", "the"]
-    )
+    words += letters + ["##" + letter for letter in letters] + ["cat", "dog", "red", "##ing", "photo", "of", "the"]
     words += [f"[unused{index}]" for index in range(30522 - len(words))]
     vocabulary.write_text("\n".join(words) + "\n", encoding="utf-8")
     use_vocabulary(vocabulary)
@@ -106,4 +104,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    del sys.path[0]  # the folder of this file, whose modules are not meant here
     main()

@@ -30,13 +30,9 @@ class Worker:
         load_state(checkpoint)  # refuses a file that would execute something in the child
         command = [python, str(_SCRIPT), "score", str(checkpoint), str(vocabulary)]
         try:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-            )
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         except OSError as error:
-            raise EvaluationError(
-                f"image_reward.python: must be an interpreter, got {python}: {error}"
-            ) from error
+            raise EvaluationError(f"image_reward.python: must be an interpreter, got {python}: {error}") from error
         weakref.finalize(self, _stop, self._process)
         self._read()
 
@@ -44,9 +40,7 @@ class Worker:
         line = self._process.stdout.readline() if self._process.stdout else ""
         if not line:
             code = self._process.wait()
-            raise EvaluationError(
-                f"image_reward.python: the package stopped with exit code {code}, see its messages"
-            )
+            raise EvaluationError(f"image_reward.python: the package stopped with exit code {code}, see its messages")
         return json.loads(line)
 
     def reward(self, prompt: str, image: Path) -> float:

@@ -1,4 +1,4 @@
-"""Scores videos with functions of the vbench package; started with its interpreter, imports nothing of this project.
+"""Scores videos with functions of the vbench package and its interpreter; imports nothing of this project.
 
     ENV/bin/python vbench_worker.py MAP VIDEO... > scores.json
 
@@ -37,4 +37,5 @@ def main(map_file: str, videos: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    del sys.path[0]  # the folder of this file, whose modules are not meant here
     main(sys.argv[1], sys.argv[2:])

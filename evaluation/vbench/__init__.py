@@ -1,1 +1,1 @@
-"""VBench (Huang et al., CVPR 2024): prompts and names, aggregation, light dimensions, a runner for the rest."""
+"""VBench (Huang et al., CVPR 2024): prompts, names, aggregation, light dimensions, a runner for the rest."""

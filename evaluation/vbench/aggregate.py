@@ -75,9 +75,7 @@ def aggregate(scores: Mapping[str, float]) -> Aggregate:
     for group in ("quality", "semantic"):
         members = {name: row for name, row in DIMENSIONS.items() if row.group == group}
         if members.keys() <= scores.keys():
-            parts = [
-                row.weight * (scores[name] - row.low) / (row.high - row.low) for name, row in members.items()
-            ]
+            parts = [row.weight * (scores[name] - row.low) / (row.high - row.low) for name, row in members.items()]
             groups[group] = sum(parts) / sum(row.weight for row in members.values())
         else:
             groups[group] = None

@@ -139,7 +139,9 @@ class _Dino(nn.Module):
         missing = sorted(str(key) for key in info["missing_keys"])
         if missing:
             raise EvaluationError(f"{folder}: lacks {len(missing)} tensors of ViT, the first is {missing[0]}")
-        self.cell: int = config.patch_size
+        if not isinstance(config.patch_size, int):
+            raise EvaluationError(f"{folder}: patch_size must be a whole number, got {config.patch_size}")
+        self.cell = config.patch_size
         self.trained = self.model.embeddings.position_embeddings.detach().clone()
 
     def _set_size(self, height: int, width: int) -> None:

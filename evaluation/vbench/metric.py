@@ -53,9 +53,7 @@ def ingest(folder: Path) -> dict[str, float]:
         for name, value in data.items():
             score = value[0] if isinstance(value, list) and value else None
             if name not in DIMENSIONS or isinstance(score, bool) or not isinstance(score, (int, float)):
-                raise EvaluationError(
-                    f"{path}: {name} must be a dimension with [score, ...], got {str(value)[:60]}"
-                )
+                raise EvaluationError(f"{path}: {name} must be a dimension with [score, ...], got {str(value)[:60]}")
             if not math.isfinite(score):
                 raise EvaluationError(f"{path}: {name} must be a finite number, got {score}")
             if name in scores and scores[name] != score:

@@ -65,9 +65,7 @@ def video_name(prompt: str, sample: int, suffix: str = ".mp4") -> str:
     if not prompt or "/" in prompt or "\0" in prompt or prompt in (".", ".."):
         raise EvaluationError(f"vbench prompt: must be usable as a file name, got {prompt!r}")
     if len(name.encode()) > _LONGEST_NAME:
-        raise EvaluationError(
-            f"vbench prompt: must fit in {_LONGEST_NAME} bytes as a file name, got {prompt!r}"
-        )
+        raise EvaluationError(f"vbench prompt: must fit in {_LONGEST_NAME} bytes as a file name, got {prompt!r}")
     return name
 
 

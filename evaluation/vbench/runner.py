@@ -22,9 +22,7 @@ from evaluation.vbench.prompts import SAMPLES, read_info, required
 __all__ = ["main", "missing_videos", "run_dimension"]
 
 _KEYS = ("videos", "info", "python", "out", "dimensions", "device", "download", "samples")
-_NO_NETWORK = {
-    name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
-}
+_NO_NETWORK = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
 
 
 def missing_videos(videos: Path, info: Path, dimension: str, samples: int) -> list[str]:
@@ -92,9 +90,7 @@ def main(data: Mapping[str, Any]) -> int:
     for name in dimensions:
         missing = missing_videos(videos, info, name, samples)
         if missing:
-            raise EvaluationError(
-                f"{videos / missing[0]}: is needed for {name}, {len(missing)} videos are missing"
-            )
+            raise EvaluationError(f"{videos / missing[0]}: is needed for {name}, {len(missing)} videos are missing")
     device, download = str(data.get("device", "cuda")), data.get("download", False) is True
     failed = _run_all(str(data["python"]), dimensions, videos, info, out, device, download)
     scores = ingest(out)

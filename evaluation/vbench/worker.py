@@ -18,4 +18,5 @@ def main(dimension: str, videos: str, info: str, out: str, device: str) -> None:
 
 
 if __name__ == "__main__":
+    del sys.path[0]  # the folder of this file, whose modules are not meant here
     main(*sys.argv[1:])
