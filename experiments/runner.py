@@ -210,6 +210,7 @@ def finish(
     write_json(folder.metrics_file, metrics)
     draw_comparison(evidence, folder.picture)
     logger.finish(metrics, folder.picture)
+    (folder.path / "error.txt").unlink(missing_ok=True)
     folder.write_status("done", items=len(records))
 
 

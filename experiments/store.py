@@ -160,7 +160,7 @@ class RunFolder:
 
     def status(self) -> dict[str, Any]:
         """The state last written: running, done, failed or stopped, by whom and when; empty if never run."""
-        for path in (self.status_file, self.path / "status.json", *sorted(self.path.glob("status-*.json"))):
+        for path in (self.path / "status.json", self.status_file, *sorted(self.path.glob("status-*.json"))):
             if path.is_file():
                 return json.loads(path.read_text())
         return {}

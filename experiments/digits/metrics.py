@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
 
+from evaluation.moments import frechet_distance
 from experiments.digits.classifier import FEATURES, SPATIAL, DigitsClassifier, load_classifier
 from experiments.digits.data import digits
 from experiments.metrics import Evidence, Summary, mean_over_items, over_set
@@ -26,14 +26,10 @@ ASSETS = Path(__file__).parents[1] / "assets" / "digits"
 
 
 class Passed(nn.Module):
-    """Hands features that are already computed to a torchmetrics metric."""
+    """Hands logits that are already computed to torchmetrics."""
 
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.num_features = num_features
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits
 
 
 @lru_cache(maxsize=2)
@@ -53,16 +49,18 @@ def signed(evidence: Evidence) -> Tensor:
 
 def frechet(real: Tensor, samples: Tensor, evidence: Evidence) -> Summary:
     """Frechet distance between Gaussians fitted to the features `[n, d]`."""
-    metric = FrechetInceptionDistance(feature=Passed(real.shape[1]), reset_real_features=False)
-    metric.set_dtype(torch.float64)
-    metric.update(real.double(), real=True)
+    mean, covariance = moments(real)
 
     def distance(features: Tensor) -> float:
-        metric.reset()
-        metric.update(features, real=False)
-        return float(metric.compute())
+        return frechet_distance(mean, covariance, *moments(features))
 
-    return over_set(distance, samples.double(), evidence.config)
+    return over_set(distance, samples, evidence.config)
+
+
+def moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased covariance in float64."""
+    features = features.double()
+    return features.mean(0), features.T.cov()
 
 
 @torch.inference_mode()
@@ -87,7 +85,7 @@ def digits_is(evidence: Evidence) -> Summary:
     logits = network(evidence)(signed(evidence)).double()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # "will save all features": a few hundred here
-        metric = InceptionScore(feature=Passed(logits.shape[1]), splits=1)
+        metric = InceptionScore(feature=Passed(), splits=1)
 
     def score(selected: Tensor) -> float:
         metric.reset()

@@ -1,0 +1,118 @@
+"""Every option of conf/ composes; everything wrong is one line that names key, rule and value."""
+
+import dataclasses
+import re
+
+import pytest
+
+import hicache
+from experiments.compose import CONF, compose, options
+from experiments.config import Recommended, resolve
+from experiments.errors import ConfigError
+from experiments.methods import method_of
+
+
+def test_without_arguments_it_is_hicache_on_digits_as_recommended():
+    config = compose([])
+    settings = resolve(config)
+    assert (settings.backend.name, settings.method.name) == ("digits", "hicache")
+    for field in dataclasses.fields(Recommended):
+        assert getattr(settings, field.name) == getattr(config.backend.recommended, field.name)
+
+
+@pytest.mark.parametrize("group", ["backend", "method", "sigma_schedule", "cluster", "logger"])
+def test_every_option_of_a_group_composes_under_its_own_name(group):
+    for name in options(group):
+        assert getattr(compose([f"{group}={name}"]), group).name == name
+
+
+def test_method_group_and_library_know_the_same_methods():
+    assert set(options("method")) == set(hicache.METHODS)
+
+
+@pytest.mark.parametrize("name", options("method"))
+def test_every_method_reaches_the_library_with_its_settings(name):
+    settings = resolve(compose([f"method={name}", "interval=7", "order=2", "sigma=0.6", "warmup_steps=3"]))
+    method = method_of(settings)
+    spec = hicache.METHODS[name]
+    assert method.name == name
+    expected = {"interval": 7, "order": 2, "sigma": 0.6, "warmup_steps": 3}
+    for key in spec.uses & set(expected):
+        assert getattr(method.knobs, key) == expected[key]
+
+
+@pytest.mark.parametrize("name", options("sigma_schedule"))
+def test_every_sigma_schedule_reaches_the_library(name):
+    assert method_of(resolve(compose([f"sigma_schedule={name}"]))).knobs.sigma_schedule == name
+
+
+def test_parameters_of_schedules_reach_the_library():
+    horizon = method_of(resolve(compose(["sigma_schedule=horizon", "sigma_schedule.c=0.7"])))
+    assert horizon.knobs.sigma_options == {"c": 0.7}
+    adaptive = method_of(resolve(compose(["method=hicache_adaptive", "method.alpha=1.4"])))
+    assert adaptive.knobs.sigma_options["alpha"] == 1.4
+
+
+def test_a_method_can_be_composed_on_the_command_line():
+    mask = method_of(resolve(compose(["method.policy=mask", "method.mask=[0,1,5]", "method.basis=newton"])))
+    assert mask.policy.plan(8) == [0, 1, 5]
+    assert mask.knobs.basis == "newton"
+
+
+WRONG = {
+    "method=hicach": "method: must be one of .*got 'hicach' .did you mean hicache",
+    "backend=digit": "backend: must be one of .*got 'digit' .did you mean digits",
+    "sigma_schedule=horizn": "sigma_schedule: must be one of .*did you mean horizon",
+    "experiment=digits_tabl": "experiment: must be one of .*did you mean digits_table",
+    "sigm=1": "sigm: must be a known key .*did you mean sigma",
+    "metod=fora": "metod: must be a known key .*did you mean method",
+    "method.stepz=3": "method.stepz: must be a known key",
+    "sigma=-1": "sigma: must be .* > 0, got -1.0",
+    "sigma=inf": "sigma: must be a finite number > 0, got inf",
+    "sigma=abc": "sigma: must be of type float, got 'abc'",
+    "order=9": "order: must be an integer from 0 to 6, got 9",
+    "order=-1": "order: must be an integer from 0 to 6, got -1",
+    "interval=0": "interval: must be an integer >= 1, got 0",
+    "warmup_steps=0": "warmup_steps: must be an integer >= 1, got 0",
+    "num_steps=2.5": "num_steps: must be of type integer, got '2.5'",
+    "num_items=0": "num_items: must be an integer >= 1, got 0",
+    "seed=-1": "seed: must be an integer >= 0, got -1",
+    "seed=null": "seed: must have a value, got null",
+    "shard=3/2": "shard: must be rank/world .*got '3/2'",
+    "scope=modul": "scope: must be one of .*did you mean 'modules'",
+    "method.basis=hermit": "basis: must be one of .*did you mean 'hermite'",
+    "backend.guidance=0.5": "backend.guidance: must be >= 1 .*got 0.5",
+    "backend.solver=euler": "backend.solver: must be one of .*got 'euler'",
+    "backend.path=/nowhere": "backend.path: must be a folder with .*got '/nowhere'",
+    "backend.device=cuda:99": "backend.device: must be one of .*got 'cuda:99'",
+    "metrics.names=[psn]": "metrics.names: must be one of .*did you mean psnr",
+    "metrics.level=2": "metrics.level: must be between 0 and 1, got 2.0",
+    "results=/proc/nothing": "results: must be a writable folder, got '/proc/nothing'",
+    "sigma": "override: must read key=value, got 'sigma'",
+}
+
+
+@pytest.mark.parametrize("argument", WRONG)
+def test_what_is_wrong_is_said_in_one_line_with_code_2_and_nothing_is_written(argument, run_py, small, tmp_path, capfd):
+    given = [o for o in small if o.partition("=")[0] != argument.partition("=")[0]]
+    assert run_py(*given, argument) == 2
+    out, err = capfd.readouterr()
+    lines = err.strip().splitlines()
+    assert out == "" and len(lines) == 1
+    assert re.match("error: " + WRONG[argument], lines[0]), lines[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_value_that_the_method_does_not_read_is_checked_all_the_same():
+    with pytest.raises(ConfigError, match="sigma: must be"):
+        compose(["method=fora", "sigma=-1"])
+
+
+def test_results_that_is_a_file_is_refused(run_py, small, tmp_path, capfd):
+    (tmp_path / "results").write_text("")
+    assert run_py(*small) == 2
+    assert "results: must be a writable folder" in capfd.readouterr().err
+
+
+def test_schemas_stay_out_of_the_groups():
+    assert not any(path.name.startswith("schema") for path in CONF.glob("*/*"))

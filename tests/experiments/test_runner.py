@@ -1,0 +1,295 @@
+"""Whole runs on the tiny model: identical media under shards, restarts and kills; nothing done twice."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import hicache
+from experiments import runner
+from experiments.backends import load_backend
+from experiments.backends.base import Backend
+from experiments.compose import compose, options
+from experiments.config import Settings, resolve
+from experiments.runner import RunError, execute, folder_of, items_of
+
+ROOT = Path(__file__).parents[2]
+
+
+def settings(*overrides: str) -> Settings:
+    made = resolve(compose(list(overrides)))
+    runner.check(made)
+    return made
+
+
+def digests(of: Settings) -> dict[str, str]:
+    return {name: record["sha256"] for name, record in folder_of(of).records().items()}
+
+
+def lines(of: Settings) -> list[str]:
+    return [line for path in folder_of(of).path.glob("items*.jsonl") for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def count(monkeypatch):
+    """Numbers of items of the generations that were not for timing."""
+    sizes: list[int] = []
+    original = runner.generate_batch
+
+    def counted(backend, of, batch):
+        sizes.append(len(batch))
+        return original(backend, of, batch)
+
+    monkeypatch.setattr(runner, "generate_batch", counted)
+    monkeypatch.setattr(runner, "timing", lambda *args: {"latency": {}, "reference_latency": {}, "wall_speedup": 1.0})
+    return sizes
+
+
+def test_a_run_leaves_what_it_promises(small, run_py, capsys):
+    assert run_py(*small, "metrics=digits", "metrics.latency_repeats=1", "num_items=20", "batch_size=10") == 0
+    out = capsys.readouterr().out.strip().splitlines()
+    assert out[-1].startswith("run: ")
+    folder = Path(out[-1].removeprefix("run: "))
+    assert folder.name.startswith("digits-hicache-n3o4s0.75-")
+    names = {path.name for path in folder.iterdir()}
+    assert {
+        "config.yaml",
+        "env.json",
+        "status.json",
+        "items.jsonl",
+        "metrics.json",
+        "media",
+        "picture.png",
+    } <= names
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for name in ("psnr", "ssim", "digits_fid", "digits_sfid", "digits_is", "class_accuracy"):
+        assert {"mean", "low", "high", "n"} <= set(metrics[name]), name
+        assert metrics[name]["low"] <= metrics[name]["mean"] <= metrics[name]["high"]
+    assert metrics["full_steps"] == hicache.full_steps(8, 3, 2)
+    assert metrics["flops_speedup"] == pytest.approx(metrics["flops"]["reference"] / metrics["flops"]["total"])
+    assert metrics["cache_bytes"] > 0 and metrics["wall_speedup"] > 0
+    reference = json.loads((folder.parent / metrics["reference"] / "metrics.json").read_text())
+    assert "psnr" not in reference and reference["flops_speedup"] == 1 and reference["full_steps"] == list(range(8))
+    assert json.loads((folder / "status.json").read_text())["state"] == "done"
+
+
+@pytest.mark.parametrize("name", options("method"))
+def test_every_method_runs_and_executes_its_plan(name, small, count):
+    of = settings(*small, f"method={name}", "num_items=3")
+    outcome = execute(of)
+    expected = hicache.full_steps(8, 3, 2) if "interval" in hicache.METHODS[name].uses else list(range(8))
+    assert outcome.metrics["full_steps"] == expected
+    assert count == ([3] if name == "none" else [3, 3])
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp", "unipc"])
+def test_fewer_steps_with_every_solver(solver, small, count):
+    outcome = execute(settings(*small, "num_items=3", "method=steps", "method.steps=4", f"method.solver={solver}"))
+    assert outcome.metrics["flops_speedup"] == pytest.approx(2)
+    assert outcome.metrics["num_steps"] == 4
+
+
+def test_without_a_cache_it_is_the_plain_pipeline(small, count):
+    of = settings(*small, "method=none")
+    execute(of)
+    backend, items = load_backend(of.backend), items_of(of)[:3]
+    plain = backend.pipe(
+        class_labels=[item.inputs["class_labels"] for item in items],
+        guidance_scale=1.5,
+        num_inference_steps=8,
+        generator=[torch.Generator().manual_seed(item.seed) for item in items],
+        output_type="pt",
+    ).images
+    for item, image in zip(items, plain, strict=True):
+        assert torch.equal(backend.load_media(folder_of(of).media, item), image)
+
+
+def test_interval_one_equals_no_cache(small, count):
+    of = settings(*small, "interval=1")
+    execute(of)
+    assert digests(of) == digests(of.reference())
+
+
+def test_shards_restarts_and_new_media_give_the_same_images(small, count, tmp_path):
+    whole = settings(*small)
+    execute(whole)
+    split = f"results={tmp_path / 'split'}"
+    parts = [settings(*small, split, f"shard={rank}/3") for rank in (2, 0, 1)]
+    outcomes = [execute(part) for part in parts]
+    assert [bool(outcome.metrics) for outcome in outcomes] == [False, False, True]
+    assert digests(parts[0]) == digests(whole) and len(digests(whole)) == 9
+    assert len(lines(parts[0])) == 9
+
+
+def test_items_of_a_batch_cut_short_are_not_recorded_twice(small, count):
+    of = settings(*small)
+    execute(of)
+    before, folder = digests(of), folder_of(of)
+    kept = folder.items_file.read_text().splitlines()[:4]
+    folder.items_file.write_text("\n".join(kept) + '\n{"item": "00004", "tit')
+    folder.status_file.unlink()
+    count.clear()
+    execute(of)
+    assert count == [3, 3]
+    assert digests(of) == before and len(lines(of)) == 9
+
+
+def test_a_restart_keeps_the_batch_size_of_the_start(small, count):
+    of = settings(*small)
+    execute(of)
+    before, folder = digests(of), folder_of(of)
+    folder.items_file.write_text("")
+    folder.status_file.unlink()
+    count.clear()
+    execute(settings(*small, "batch_size=4"))
+    assert count == [3, 3, 3] and digests(of) == before
+
+
+def test_batch_sizes_agree_to_rounding(small, count, tmp_path):
+    media = []
+    for size in (1, 7):
+        of = settings(*small, f"results={tmp_path / str(size)}", f"batch_size={size}")
+        execute(of)
+        media.append([load_backend(of.backend).load_media(folder_of(of).media, item) for item in items_of(of)])
+    for one, other in zip(*media, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+
+
+def test_what_is_finished_is_not_done_again(small, count):
+    of = settings(*small)
+    first = execute(of).metrics
+    count.clear()
+    assert execute(of).metrics == first
+    assert count == []
+
+
+def test_a_metric_asked_for_later_is_computed_from_what_is_there(small, count):
+    execute(settings(*small))
+    count.clear()
+    metrics = execute(settings(*small, "metrics.names=[psnr]")).metrics
+    assert "psnr" in metrics and count == []
+
+
+def test_a_sweep_over_what_a_method_does_not_read_is_one_run(small, run_py, tmp_path, capsys):
+    assert run_py("-m", *small, "num_items=3", "method=taylorseer,fora", "sigma=0.3,0.5") == 0
+    runs = sorted(path.name.rsplit("-", 1)[0] for path in (tmp_path / "results" / "runs").iterdir())
+    assert runs == ["digits-fora-n3", "digits-none", "digits-taylorseer-n3o4"]
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("run: ")]
+    assert len(said) == 4 and len(set(said)) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+
+
+def test_noise_depends_on_seed_and_item_only(small):
+    many, few = settings(*small), settings(*small, "num_items=4", "method=fora")
+    assert [item.seed for item in items_of(many)][:4] == [item.seed for item in items_of(few)]
+    assert len({item.seed for item in items_of(many)}) == 9
+    other = items_of(settings(*small, "seed=1"))
+    assert not {item.seed for item in items_of(many)} & {item.seed for item in other}
+
+
+def test_a_failure_keeps_what_was_done_and_exits_with_one(small, run_py, monkeypatch, capsys):
+    of = settings(*small, "method=none")
+    backend = load_backend(of.backend)
+    original, calls = Backend.generate, []
+
+    def breaks(items, sampling):
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("out of luck")
+        return type(backend).generate(backend, items, sampling)
+
+    del original
+    monkeypatch.setattr(backend, "generate", breaks)
+    assert run_py(*small, "method=none") == 1
+    folder = folder_of(of)
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error == f"error: run failed: RuntimeError: out of luck (see {folder.path / 'error.txt'})"
+    assert "Traceback" in (folder.path / "error.txt").read_text()
+    assert folder.status()["state"] == "failed" and len(folder.records()) == 3
+    monkeypatch.undo()
+    assert run_py(*small, "method=none") == 0
+    assert len(folder.records()) == 9 and not (folder.path / "error.txt").exists()
+
+
+def test_a_plan_that_is_not_kept_fails_the_run(small, monkeypatch):
+    of = settings(*small)
+    backend = load_backend(of.backend)
+    pipe_class = type(backend.pipe)
+    original = pipe_class.__call__
+
+    def hurries(self, **given):
+        return original(self, **{**given, "num_inference_steps": 6})
+
+    execute(of.reference())
+    monkeypatch.setattr(pipe_class, "__call__", hurries)
+    with pytest.raises(RunError, match="PlanError"):
+        execute(of)
+    assert folder_of(of).records() == {}
+
+
+def test_media_that_are_not_finite_fail_the_run(small, monkeypatch):
+    of = settings(*small, "method=none")
+    backend = load_backend(of.backend)
+    monkeypatch.setattr(backend, "generate", lambda items, sampling: [torch.full((1, 16, 16), torch.nan)] * len(items))
+    with pytest.raises(RunError, match="not finite"):
+        execute(of)
+
+
+def test_killed_in_the_middle_and_started_again_it_is_the_same_run(small, tmp_path):
+    """kill -9 after the first batch; the same command then loses and doubles nothing."""
+    overrides = [*small, "num_items=12", "num_steps=20", "method=none"]
+    whole = settings(*overrides, f"results={tmp_path / 'whole'}")
+    execute(whole)
+    command = [sys.executable, "run.py", *overrides, "progress_every=1"]
+    of = settings(*overrides)
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    assert process.stderr is not None
+    assert b"items" in process.stderr.readline()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = folder_of(of).records()
+    assert 0 < len(done) < 12, "the kill came too early or too late"
+    assert folder_of(of).status()["state"] == "running"
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert again.stdout.strip().splitlines()[-1] == f"run: {folder_of(of).path}"
+    assert digests(of) == digests(whole)
+    assert len(lines(of)) == 12
+    images = {path.name: path.read_bytes() for path in folder_of(of).media.iterdir()}
+    assert images == {path.name: path.read_bytes() for path in folder_of(whole).media.iterdir()}
+    assert os.path.exists(folder_of(of).picture)
+
+
+def test_two_processes_at_once_generate_every_item_once(small):
+    command = [sys.executable, "run.py", *small, "method=none"]
+    started = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    ends = [process.communicate(timeout=120)[0].strip().splitlines()[-1] for process in started]
+    of = settings(*small, "method=none")
+    assert ends == [f"run: {folder_of(of).path}"] * 2
+    assert len(lines(of)) == 9
+
+
+def test_wandb_offline_writes_into_the_run_folder(small, run_py, monkeypatch, capfd):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert run_py(*small, "num_items=3", "method=none", "logger=wandb") == 0
+    capfd.readouterr()
+    of = settings(*small, "num_items=3", "method=none")
+    assert list(folder_of(of).path.glob("wandb/offline-run-*/*.wandb"))
+    assert not (ROOT / "wandb").exists()
+
+
+def test_progress_is_a_line_per_so_many_items_without_a_terminal(small, count, capsys):
+    execute(settings(*small, "method=none", "progress_every=6"))
+    said = [line for line in capsys.readouterr().err.splitlines() if "items" in line]
+    assert len(said) == 2 and "6/9" in said[0] and "9/9" in said[1]
+
+
+def test_settings_cannot_change_under_a_run(small):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings(*small).seed = 3  # type: ignore[misc]

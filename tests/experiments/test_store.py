@@ -1,0 +1,171 @@
+"""The run folder under kills, races and bad names."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.config import Shard
+from experiments.errors import ConfigError
+from experiments.store import RunFolder, ensure_writable, write_json
+
+ROOT = Path(__file__).parents[2]
+HOLD = """
+import sys, time
+from pathlib import Path
+from experiments.config import Shard
+from experiments.store import RunFolder
+rank, world = map(int, sys.argv[2:])
+with RunFolder(Path(sys.argv[1]), "run", Shard(rank=rank, world=world)).lock():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def folder(tmp_path, rank=0, world=1) -> RunFolder:
+    return RunFolder(tmp_path, "run", Shard(rank=rank, world=world))
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """`holder(rank, world)`: another process that holds the lock; killed at the end."""
+    started = []
+
+    def hold(rank=0, world=1):
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(tmp_path), str(rank), str(world)],
+            stdout=subprocess.PIPE,
+            cwd=ROOT,
+        )
+        started.append(process)
+        assert process.stdout.readline() == b"held\n"
+        return process
+
+    yield hold
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_a_torn_last_line_is_ignored_and_cut_off_by_the_next_writer(tmp_path):
+    run = folder(tmp_path)
+    with run.lock():
+        run.append([{"item": "a"}, {"item": "b"}])
+    with open(run.items_file, "a") as handle:
+        handle.write('{"item": "c", "seco')
+    assert set(run.records()) == {"a", "b"}
+    with run.lock():
+        run.append([{"item": "c"}])
+    assert set(run.records()) == {"a", "b", "c"}
+    assert [json.loads(line)["item"] for line in run.items_file.read_text().splitlines()] == ["a", "b", "c"]
+
+
+def test_a_broken_line_in_the_middle_is_an_error_and_not_skipped(tmp_path):
+    run = folder(tmp_path)
+    with run.lock():
+        run.append([{"item": "a"}])
+    run.items_file.write_text('{"item": \n' + run.items_file.read_text())
+    with pytest.raises(json.JSONDecodeError):
+        run.records()
+
+
+def test_records_of_all_shards_are_read_together(tmp_path):
+    for rank in range(3):
+        run = folder(tmp_path, rank, 3)
+        with run.lock():
+            run.append([{"item": str(rank)}])
+    assert set(folder(tmp_path).records()) == {"0", "1", "2"}
+    assert len(list((tmp_path / "runs/run").glob("items-*of3.jsonl"))) == 3
+
+
+def test_a_second_process_waits_until_the_first_has_ended(tmp_path, holder, capfd):
+    first = holder()
+    started = time.monotonic()
+    subprocess.Popen([sys.executable, "-c", f"import time, os; time.sleep(1); os.kill({first.pid}, {signal.SIGKILL})"])
+    with folder(tmp_path).lock():
+        assert time.monotonic() - started > 0.9
+    assert "waiting: run is run by process" in capfd.readouterr().err
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path, holder):
+    first = holder()
+    first.kill()
+    first.wait()
+    started = time.monotonic()
+    with folder(tmp_path).lock():
+        assert time.monotonic() - started < 0.3
+
+
+def test_shards_of_one_world_work_side_by_side_and_the_last_one_finishes(tmp_path, holder):
+    other = holder(0, 2)
+    mine = folder(tmp_path, 1, 2)
+    with mine.lock():
+        pass
+    with mine.last() as alone:
+        assert not alone
+    other.kill()
+    other.wait()
+    with mine.last() as alone:
+        assert alone
+
+
+def test_shards_of_another_world_are_refused(tmp_path, holder):
+    holder(0, 2)
+    refusal = pytest.raises(ConfigError, match=r"shard: must use the same world .*\(2\), got 1/3")
+    with refusal, folder(tmp_path, 1, 3).lock():
+        raise AssertionError("locked")
+
+
+def test_the_first_process_decides_the_settings(tmp_path):
+    run = folder(tmp_path)
+    with run.lock():
+        assert run.settle({"batch": 3}) == {"batch": 3}
+        assert run.settle({"batch": 5}) == {"batch": 3}
+    assert sorted(p.name for p in run.path.iterdir()) == ["config.yaml", "lock", "media"]
+
+
+@pytest.mark.parametrize("name", ["..", "../x", "a/b", "/etc", ""])
+def test_a_run_stays_inside_the_results_folder(tmp_path, name):
+    with pytest.raises(ValueError, match="run id: must name a folder in"):
+        RunFolder(tmp_path, name, Shard())
+
+
+def test_status_of_a_whole_run_wins_over_that_of_its_shards(tmp_path):
+    shard = folder(tmp_path, 0, 2)
+    with shard.lock():
+        shard.write_status("shard done")
+        assert folder(tmp_path).status()["state"] == "shard done"
+        shard.write_status("done")
+    assert folder(tmp_path).status()["state"] == shard.status()["state"] == "done"
+    assert {"pid", "host", "heartbeat"} <= set(shard.status())
+
+
+def test_a_failure_keeps_its_traceback_and_one_line_of_it(tmp_path):
+    run = folder(tmp_path)
+    with run.lock():
+        try:
+            raise RuntimeError("first line\nsecond line")
+        except RuntimeError as error:
+            path = run.fail(error)
+    assert "Traceback" in path.read_text() and "second line" in path.read_text()
+    assert run.status()["reason"] == "RuntimeError: first line"
+
+
+def test_json_has_no_nan(tmp_path):
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "x.json", {"a": float("nan")})
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_the_probe_of_a_writable_folder_leaves_nothing(tmp_path):
+    ensure_writable(tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="results: must be a writable folder"):
+        ensure_writable(tmp_path / "file" / "below")
+    assert os.listdir(tmp_path) == ["file"]
