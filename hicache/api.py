@@ -1,12 +1,13 @@
 """The public API: enable a method on a diffusers pipeline or on its transformer, and take it off again.
 
-    with hicache.cached(pipe, hicache.method("hicache", interval=7, order=2, sigma=0.5)) as cache:
-        image = pipe(prompt, num_inference_steps=50).images[0]
-    print(cache.report)
+with hicache.cached(pipe, hicache.method("hicache", interval=7, order=2, sigma=0.5)) as cache:
+    image = pipe(prompt, num_inference_steps=50).images[0]
+print(cache.report)
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -31,14 +32,16 @@ class Handle:
         self.pipe = target if hasattr(target, "transformer") else None
         self.model: nn.Module = target.transformer if self.pipe is not None else target
         if not isinstance(self.model, nn.Module):
-            raise ValueError(f"target: must be a pipeline with a transformer, or a transformer, got {type(target).__name__}")
+            raise ValueError(
+                f"target: must be a pipeline with a transformer, or a transformer, got {type(target).__name__}"
+            )
         adapter = adapter_for(self.model)
         disable(self.model)
         self._patched: list[tuple[Any, str, Any, Any]] = []
         # An offload hook has replaced `forward` and keeps the model's own one here: stay inside it.
         name = "_old_forward" if "_old_forward" in vars(self.model) else "forward"
         self.executor = Executor(adapter, cache_method, getattr(self.model, name))
-        self._patch(self.model, name, self.executor.bound())
+        self._patch(self.model, name, self._forward(self.executor.forward))
         self._patch(self.model, MARK, self)
         self._scheduler: Any = None
         self._follow_scheduler()
@@ -79,6 +82,18 @@ class Handle:
     def _patch(self, owner: Any, name: str, ours: Any) -> None:
         self._patched.append((owner, name, ours, vars(owner).get(name)))
         vars(owner)[name] = ours
+
+    def _forward(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """What stands in for the model's forward."""
+
+        @functools.wraps(original)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if getattr(self.pipe, "scheduler", None) is not self._scheduler:
+                self._follow_scheduler()
+                self.executor.begin(len(self._scheduler.timesteps))
+            return self.executor(*args, **kwargs)
+
+        return forward
 
     def _follow_scheduler(self) -> None:
         """Make the pipeline's `scheduler.set_timesteps` begin a generation."""

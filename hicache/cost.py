@@ -1,10 +1,10 @@
 r"""What a plan costs: FLOPs from shapes alone, and bytes of cache.
 
 The model is rebuilt from its configuration on the `meta` device, at its true size and without memory, and the
-executor runs it under PyTorch's FLOP counter: one computed step, one estimated step. So the count is that of
-the code that runs. The convention is that of the papers: a multiply-add of a matrix product or an
-attention counts 2, norms, softmax and other element-wise work count 0. The arithmetic of the forecast is element-wise too; it is
-given separately as `overhead` (2 per value of every frame) and is not part of `total`.
+executor runs it under PyTorch's FLOP counter: one computed step, one estimated step. So the count is that of the
+code that runs. The convention is that of the papers: a multiply-add of a matrix product or an attention
+counts 2; norms, softmax and other element-wise work count 0. The arithmetic of the forecast is element-wise
+too; it is given separately as `overhead` (2 per value of every frame) and is not part of `total`.
 
     total = n_full * full + n_estimated * estimated,        speedup = num_steps * full / total
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -64,7 +65,7 @@ class Cost:
 
 def on_meta(model: nn.Module) -> nn.Module:
     """The same architecture without weights, from the model's configuration."""
-    kind = type(model)
+    kind: Any = type(model)
     if not hasattr(kind, "from_config"):
         raise ValueError(f"model: must be a diffusers model with a configuration, got {kind.__name__}")
     with torch.device("meta"):
@@ -108,7 +109,12 @@ def measure(
         full = _count(executor, example)
         if not method.caches:
             return Cost(
-                full=full, estimated=0.0, overhead=0.0, full_steps=num_steps, num_steps=num_steps, cache_bytes=0
+                full=full,
+                estimated=0.0,
+                overhead=0.0,
+                full_steps=num_steps,
+                num_steps=num_steps,
+                cache_bytes=0,
             )
         history = executor.fill_history()
         estimated = _count(executor, example)

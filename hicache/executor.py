@@ -14,7 +14,6 @@ there. When its last step is done, the executed full steps are compared with the
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -207,10 +206,10 @@ class Executor:
     def fill_history(self) -> History:
         """Repeat the only anchor so far until the history is full (for counting costs, not for forecasts)."""
         branch = self._branches[self.branch]
-        history, frame = branch.forecaster.history, branch.forecaster.history.frames[0]
-        start = max(branch.clock.step + 1, history.warmup_steps or 0)
+        forecaster, history = branch.forecaster, branch.forecaster.history
+        start, frame = max(branch.clock.step + 1, history.warmup_steps or 0), history.frames[0]
         for extra in range(history.basis.anchors(history.order)):
-            branch.forecaster.commit(start + extra, torch.empty_like(frame))
+            forecaster.commit(start + extra, forecaster.slot(frame.shape, frame.dtype, frame.device))
         branch.clock.step = start + extra
         branch.clock.num_steps = None
         return history
@@ -225,15 +224,6 @@ class Executor:
             clock = branch.clock
             if clock.num_steps is not None and clock.step != clock.num_steps - 1:
                 raise PlanError(f"branch {clock.branch!r}: {clock.step + 1} of {clock.num_steps} steps were executed")
-
-    def bound(self) -> Callable[..., Any]:
-        """A function to stand in for the model's forward, with its signature."""
-
-        @functools.wraps(self.forward)
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            return self(*args, **kwargs)
-
-        return forward
 
 
 def _device(call: Call) -> torch.device:

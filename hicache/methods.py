@@ -147,10 +147,18 @@ _SCALED = _LADDER | {"sigma", "sigma_schedule"}
 
 METHODS: dict[str, MethodSpec] = {
     "none": MethodSpec(
-        title="no cache", paper="", uses=frozenset(), fixed={"policy": "every", "scope": "output"}, caches=False
+        title="no cache",
+        paper="",
+        uses=frozenset(),
+        fixed={"policy": "every", "scope": "output"},
+        caches=False,
     ),
     "steps": MethodSpec(
-        title="fewer steps", paper="", uses=frozenset(), fixed={"policy": "every", "scope": "output"}, caches=False
+        title="fewer steps",
+        paper="",
+        uses=frozenset(),
+        fixed={"policy": "every", "scope": "output"},
+        caches=False,
     ),
     "fora": MethodSpec(title="FORA", paper="arXiv 2407.01425", uses=_POLICY, fixed={"basis": "reuse", "order": 0}),
     "taylorseer": MethodSpec(title="TaylorSeer", paper="arXiv 2503.06923", uses=_LADDER, fixed={"basis": "taylor"}),

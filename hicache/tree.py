@@ -1,7 +1,7 @@
 """The words of the library: actions, sites and scopes.
 
-A guided model is a tree: output - branch - stack - block - module - token rows. A method acts on a *scope*, a cut through
-that tree; at each step every site of the scope is computed, estimated or patched, and an estimated site is not run.
+A guided model is a tree: output - branch - stack - block - module - token rows. A method acts on a *scope*, a
+cut through that tree; at each step every site of the scope is computed or estimated, and an estimated site is not run.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The adapter contract: all that the library knows of one transformer class.
 
-An adapter lists the sites of a scope, reports their values while the model's own forward runs, and evaluates the parts of
-the model that an estimated step still needs: the embedders, the gates (from the time embedding alone) and the head.
-Values are taken after the output projection and **before** the gate, because the gate is recomputed at the
-current timestep.
+An adapter lists the sites of a scope, reports their values while the model's own forward runs, and evaluates
+the parts of the model that an estimated step still needs: the embedders, the gates (from the time embedding
+alone) and the head. Values are taken after the output projection and **before** the gate, because the gate is
+recomputed at the current timestep.
 """
 
 from __future__ import annotations

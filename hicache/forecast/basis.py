@@ -14,8 +14,8 @@ They differ in `phi_i` only:
     scaled_taylor  phi_i = sigma^i (sigma k)^i           Hi-Taylor (dual scaling on monomials)
     hermite        phi_i = sigma^i H_i(sigma k)          HiCache Eq. 5, physicists' Hermite polynomials
 
-Steps grow while noise falls and differences are taken along growing steps, hence the argument is `+k`. (The paper counts
-steps downwards, where the same formula reads `-k`; by parity both are equal.)
+Steps grow while noise falls and differences are taken along growing steps, hence the argument is `+k`. (The
+paper counts steps downwards, where the same formula reads `-k`; by parity both are equal.)
 
 The ladder is not a divided difference: it divides by the last gap at every order, so order 2 is biased on
 quadratics and anchors after a warm-up of unit gaps are weighted as published. `newton` is the unbiased form and

@@ -28,7 +28,12 @@ class Forecaster:
     """
 
     def __init__(
-        self, history: History, sigma: SigmaSchedule, numerics: str = "clean", lead: int = 1, channel: int = -1
+        self,
+        history: History,
+        sigma: SigmaSchedule,
+        numerics: str = "clean",
+        lead: int = 1,
+        channel: int = -1,
     ) -> None:
         self.history = history
         self.sigma = sigma

@@ -73,7 +73,13 @@ class History(ABC):
 
 
 class Snapshots(History):
-    """The last `order + 1` anchors themselves."""
+    """The last `order + 1` anchors themselves; the oldest makes room when the next slot is asked for."""
+
+    def slot(self, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+        if len(self.frames) == self.basis.anchors(self.order):
+            self.times.pop(0)
+            self._spare.append(self.frames.pop(0))
+        return super().slot(shape, dtype, device)
 
     def push(self, step: int, value: Tensor) -> None:
         if self.times and step <= self.times[-1]:
@@ -82,9 +88,6 @@ class Snapshots(History):
             self.reset()
         self.times.append(step)
         self.frames.append(value)
-        while len(self.frames) > self.basis.anchors(self.order):
-            self.times.pop(0)
-            self._spare.append(self.frames.pop(0))
 
     def coefficients(self, step: int, sigma: Scalar) -> list[Scalar]:
         return self.basis.weights(self.times, step, self.order, sigma)

@@ -41,8 +41,8 @@ class SigmaSchedule(ABC):
         """Learn from the newest anchor; `lead` leading dimensions are kept apart, `channel` is the feature axis."""
         del history, lead, channel
 
-    def reset(self) -> None:
-        """Forget everything learnt."""
+    def reset(self) -> None:  # noqa: B027
+        """Forget everything learnt; the stateless schedules have nothing to forget."""
 
 
 @dataclass(kw_only=True)
@@ -93,8 +93,8 @@ class Adaptive(SigmaSchedule):
         q  <- sqrt((1 - beta) q^2 + beta D^2),      q_0 = 1
         sigma_l = min(sigma, alpha / (sqrt(2) q + epsilon))
 
-    updated at every anchor that has a difference. Each site has its own value, as published. The paper averages D over the
-    batch too; here each sample has its own (`per="sample"`), so that an image does not depend on the
+    updated at every anchor that has a difference. Each site has its own value, as published. The paper averages D
+    over the batch too; here each sample has its own (`per="sample"`), so that an image does not depend on the
     batch it was made in; `per="batch"` is the published average. At batch 1 both agree.
     """
 

@@ -3,7 +3,12 @@
 from hicache.policy.base import Clock, Policy
 from hicache.policy.static import Algorithm1, Every, Interval, Mask, full_steps
 
-POLICIES: dict[str, type[Policy]] = {"interval": Interval, "algorithm1": Algorithm1, "mask": Mask, "every": Every}
+POLICIES: dict[str, type[Policy]] = {
+    "interval": Interval,
+    "algorithm1": Algorithm1,
+    "mask": Mask,
+    "every": Every,
+}
 """Every policy by its name in `policy=`."""
 
 __all__ = ["POLICIES", "Algorithm1", "Clock", "Every", "Interval", "Mask", "Policy", "full_steps"]

@@ -41,5 +41,5 @@ class Policy(ABC):
                 clock.anchors.append(clock.step)
         return full
 
-    def reset(self) -> None:
+    def reset(self) -> None:  # noqa: B027
         """Forget the last generation (nothing to forget unless a policy has state)."""

@@ -1,0 +1,67 @@
+"""Schedules: the published lists, the count formula, and the range of the arguments."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import hicache
+from hicache.policy import Algorithm1, Mask
+
+PUBLISHED = {  # model: (warm-up, {interval: number of full steps})
+    "FLUX": (3, {5: 12, 6: 10, 7: 9, 9: 8, 10: 7, 12: 6, 13: 6}),
+    "Qwen-Image": (3, {3: 18, 6: 10, 7: 9, 8: 8}),
+    "DiT-XL/2": (2, {3: 18, 4: 14, 5: 11, 6: 10, 8: 8, 9: 7}),
+    "HunyuanVideo": (1, {5: 10, 6: 9, 7: 8}),
+}
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_published_counts(model):
+    warmup, counts = PUBLISHED[model]
+    assert {n: len(hicache.full_steps(50, n, warmup)) for n in counts} == counts
+
+
+def test_published_lists():
+    assert hicache.full_steps(num_steps=50, interval=7, warmup_steps=3) == [0, 1, 2, 9, 16, 23, 30, 37, 44]
+    assert hicache.full_steps(num_steps=50, interval=9, warmup_steps=3) == [0, 1, 2, 11, 20, 29, 38, 47]
+    assert hicache.full_steps(num_steps=50, interval=6, warmup_steps=2) == [
+        0,
+        1,
+        7,
+        13,
+        19,
+        25,
+        31,
+        37,
+        43,
+        49,
+    ]
+    assert hicache.full_steps(num_steps=50, interval=6, warmup_steps=1) == [0, 6, 12, 18, 24, 30, 36, 42, 48]
+    infdit = [len(hicache.full_steps(39, n, 1)) for n in range(2, 9)]
+    assert infdit == [20, 13, 10, 8, 7, 6, 5]
+
+
+@given(steps=st.integers(1, 100), interval=st.integers(1, 20), warmup=st.integers(1, 10))
+def test_count_formula(steps, interval, warmup):
+    full = hicache.full_steps(steps, interval, warmup)
+    expected = warmup + (steps - warmup) // interval if steps >= warmup else steps
+    assert len(full) == expected
+    assert full[0] == 0
+
+
+def test_algorithm1_counts_from_the_end():
+    assert Algorithm1(interval=7).plan(50) == [0, 1, 8, 15, 22, 29, 36, 43]
+
+
+def test_mask():
+    assert Mask(steps=[0, 3, 4]).plan(6) == [0, 3, 4]
+    for bad in ([], [1, 2], [0, 0], [0, 5, 3]):
+        with pytest.raises(ValueError, match="mask: must be increasing"):
+            Mask(steps=bad)
+
+
+@pytest.mark.parametrize("bad", [{"num_steps": 0}, {"interval": 0}, {"warmup_steps": 0}, {"interval": 2.5}])
+def test_bad_values(bad):
+    key, value = next(iter(bad.items()))
+    with pytest.raises(ValueError, match=f"{key}: must be an integer >= 1, got {value}"):
+        hicache.full_steps(**{"num_steps": 50, "interval": 6, **bad})
