@@ -45,6 +45,9 @@ __all__ = [
 Backbone = Literal["alex", "vgg"]
 
 
+_WINDOW = 11  # pixels, of the Gaussian
+
+
 def _check_pair(a: Tensor, b: Tensor, smallest: int = 1) -> None:
     if a.ndim != 4 or a.shape != b.shape:
         raise ValueError(f"images: both must be [B, C, H, W] of one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
@@ -75,16 +78,20 @@ def psnr_u8wrap(a: Tensor, b: Tensor) -> Tensor:
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity per image, Gaussian window."""
+    """Structural similarity per image, Gaussian window, averaged where the window lies inside the image.
+
+    torchmetrics averages over the whole map, where windows reach into mirrored pixels; Wang's definition and
+    scikit-image keep the interior, which is what is done here with torchmetrics' map.
+    """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    _check_pair(a, b, smallest=11)
-    value = structural_similarity_index_measure(
-        a.double(), b.double(), gaussian_kernel=True, sigma=1.5, reduction="none", data_range=1.0
+    _check_pair(a, b, smallest=_WINDOW)
+    _, full = structural_similarity_index_measure(
+        a.double(), b.double(), sigma=1.5, reduction="none", data_range=1.0, return_full_image=True
     )
-    if isinstance(value, tuple):
-        raise TypeError("structural_similarity_index_measure returned more than the similarity")
-    return value.reshape(a.shape[0])
+    border = _WINDOW // 2
+    interior = full[..., border : full.shape[-2] - border, border : full.shape[-1] - border]
+    return interior.flatten(1).mean(1)
 
 
 def ssim_skimage7(a: Tensor, b: Tensor) -> Tensor:

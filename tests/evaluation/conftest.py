@@ -1,0 +1,61 @@
+"""Folders of pictures and randomly initialised networks of the real architectures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No weights of the machine and no network: every test sees an empty cache."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("EVALUATION_WEIGHTS", str(tmp_path / "no-weights"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "no-torch"))
+
+
+def noise(count: int, size: int = 48, seed: int = 0) -> np.ndarray:
+    """Uniform pictures `[N, H, W, 3]`."""
+    return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+def save_all(folder: Path, pictures: np.ndarray, pattern: str = "img_{}.png") -> Path:
+    """Write pictures as `img_0.png`, ..."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, picture in enumerate(pictures):
+        Image.fromarray(picture).save(folder / pattern.format(index))
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Twelve pictures and their references; the first pair is identical, the others are nearly so."""
+    images = noise(12)
+    change = np.random.default_rng(1).integers(-9, 10, images.shape)
+    references = np.clip(images.astype(int) + change, 0, 255).astype(np.uint8)
+    references[0] = images[0]
+    return save_all(tmp_path / "images", images), save_all(tmp_path / "reference", references)
+
+
+@pytest.fixture(scope="session")
+def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with the keys and shapes of the Inception weights, and random values."""
+    from torch_fidelity import feature_extractor_inceptionv3 as module
+
+    torch.manual_seed(0)
+    with (
+        mock.patch.object(module, "load_state_dict_from_url", return_value={}),
+        mock.patch.object(nn.Module, "load_state_dict"),
+    ):
+        network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    torch.save(network.state_dict(), path)
+    return path

@@ -1,0 +1,111 @@
+"""Intervals and tests against scipy, by hand, and by simulation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from evaluation.statistics import bootstrap_mean, holm, paired_difference, wilcoxon_holm
+
+
+def test_bootstrap_agrees_with_scipy_at_the_expanded_level():
+    values = np.random.default_rng(3).gamma(2.0, size=30)
+    t = stats.t.ppf(0.975, 29)
+    tail = stats.norm.cdf(-math.sqrt(30 / 29) * t)
+    expected = stats.bootstrap(
+        (values,), np.mean, n_resamples=20000, method="percentile", confidence_level=1 - 2 * tail, rng=1
+    ).confidence_interval
+    mean, low, high = bootstrap_mean(values, resamples=20000)
+    assert mean == pytest.approx(values.mean())
+    assert low == pytest.approx(expected.low, abs=0.02)
+    assert high == pytest.approx(expected.high, abs=0.02)
+    plain = stats.bootstrap((values,), np.mean, n_resamples=20000, method="percentile", rng=1).confidence_interval
+    assert high - low > plain.high - plain.low
+
+
+@pytest.mark.parametrize(("name", "n"), [("normal", 20), ("normal", 80), ("exponential", 80)])
+def test_bootstrap_covers_the_mean_as_often_as_it_says(name, n):
+    rng = np.random.default_rng(7)
+    draw, truth = {"normal": (rng.standard_normal, 0.0), "exponential": (rng.standard_exponential, 1.0)}[name]
+    hits = 0
+    for trial in range(1200):
+        _, low, high = bootstrap_mean(draw(n), resamples=800, seed=trial)
+        hits += low <= truth <= high
+    assert 0.93 <= hits / 1200 <= 0.97
+
+
+def test_bootstrap_is_reproducible_and_depends_on_the_seed():
+    values = [1.0, 4.0, 2.0, 8.0]
+    assert bootstrap_mean(values, seed=1) == bootstrap_mean(values, seed=1)
+    assert bootstrap_mean(values, seed=1, resamples=50) != bootstrap_mean(values, seed=2, resamples=50)
+
+
+def test_one_value_has_no_interval():
+    mean, low, high = bootstrap_mean([2.5])
+    assert mean == 2.5
+    assert math.isnan(low)
+    assert math.isnan(high)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [([], "non-empty"), ([1.0, math.inf], "index 1"), ([[1.0]], "shape"), ([math.nan], "finite")],
+)
+def test_bad_values_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        bootstrap_mean(values)
+
+
+def test_paired_difference_removes_what_items_share():
+    rng = np.random.default_rng(0)
+    difficulty = 10 * rng.standard_normal(50)
+    a, b = difficulty + 0.5 + 0.1 * rng.standard_normal(50), difficulty
+    difference = paired_difference(a, b)
+    assert 0.45 < difference.low < 0.5 < difference.high < 0.55
+    _, low, high = bootstrap_mean(a)
+    assert high - low > 20 * (difference.high - difference.low)
+    with pytest.raises(ValueError, match="50 and 49"):
+        paired_difference(a, b[:-1])
+
+
+def test_holm_by_hand():
+    # sorted: 0.01 * 4, 0.02 * 3, 0.03 * 2, 0.5 * 1; the third is raised to the second
+    assert holm([0.03, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_wilcoxon_agrees_with_scipy_and_holm_is_applied():
+    rng = np.random.default_rng(5)
+    base = rng.standard_normal(40)
+    methods = {"base": base, "a": base + 0.3 + 0.4 * rng.standard_normal(40), "b": base + rng.standard_normal(40)}
+    tests = wilcoxon_holm(methods, "base")
+    raw = [stats.wilcoxon(methods[name], base).pvalue for name in ("a", "b")]
+    assert [tests[name].p for name in ("a", "b")] == pytest.approx(raw)
+    assert tests["a"].statistic == stats.wilcoxon(methods["a"], base).statistic
+    assert [tests[name].p_holm for name in ("a", "b")] == pytest.approx(holm(raw))
+    assert tests["a"].significant
+    assert not tests["b"].significant
+
+
+def test_equal_methods_differ_with_p_one():
+    assert wilcoxon_holm({"a": [1.0, 2.0], "b": [1.0, 2.0]}, "a")["b"].p == 1.0
+
+
+def test_family_wise_error_stays_below_its_level():
+    rng = np.random.default_rng(11)
+    false = 0
+    for _ in range(400):
+        sample = {str(index): rng.standard_normal(25) for index in range(4)}
+        false += any(test.significant for test in wilcoxon_holm(sample, "0").values())
+    assert false / 400 <= 0.07
+
+
+def test_wilcoxon_names_what_does_not_pair():
+    with pytest.raises(ValueError, match="b: must pair with a"):
+        wilcoxon_holm({"a": [1.0, 2.0], "b": [1.0]}, "a")
+    with pytest.raises(ValueError, match="baseline: must be one of"):
+        wilcoxon_holm({"a": [1.0]}, "c")
