@@ -1,0 +1,45 @@
+# make demo   the whole story on the embedded model: one run, its table, its picture
+# make test   the whole test suite
+PYTHON ?= python3
+UV := $(shell command -v uv 2>/dev/null)
+BIN := .venv/bin
+READY := .venv/.ready
+EXTRAS := eval,wandb,slurm,dev
+
+.PHONY: help setup demo test check lint format clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+setup: $(READY) ## create .venv with the exact versions of constraints.txt
+
+$(READY): pyproject.toml constraints.txt
+ifdef UV
+	$(UV) venv -q --python $(PYTHON) --allow-existing .venv
+	$(UV) pip install -q -p $(BIN)/python -c constraints.txt -e ".[$(EXTRAS)]"
+else
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
+endif
+	@touch $(READY)
+
+demo: $(READY) ## HiCache on the embedded model, with a table and a picture
+	$(BIN)/python run.py num_items=40
+
+test: $(READY) ## every test; those that need a GPU, Slurm or a browser skip with a reason where it is missing
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: $(READY) ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+check: lint ## lint and the fast tests
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+format: $(READY) ## rewrite the code in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove the environment and caches (never results)
+	rm -rf .venv .pytest_cache .ruff_cache *.egg-info
