@@ -1,0 +1,314 @@
+"""The way from folders to results: what is counted, resumed, refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import evaluation
+from evaluation import fidelity, media
+from evaluation.cli import main
+from evaluation.errors import EvaluationError
+from tests.evaluation.conftest import noise, save_all
+
+
+def rows(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_values_are_those_of_the_functions(folders, tmp_path):
+    images, reference = folders
+    result = evaluation.evaluate(images, reference, None, ["psnr", "ssim"], batch_size=5, out=tmp_path / "out")
+    a, b = (
+        torch.stack([torch.from_numpy(media.read_image(path).copy()) for path in media.list_media(folder)[1]])
+        .permute(0, 3, 1, 2)
+        .float()
+        / 255
+        for folder in (images, reference)
+    )
+    expected = fidelity.psnr(a, b)
+    assert result["psnr"]["n"] == 11
+    assert result["psnr"]["infinite"] == 1
+    assert result["psnr"]["mean"] == pytest.approx(float(expected[1:].mean()))
+    assert result["psnr"]["low"] < result["psnr"]["mean"] < result["psnr"]["high"]
+    assert result["ssim"]["mean"] == pytest.approx(float(fidelity.ssim(a, b).mean()))
+    with (tmp_path / "out" / "values.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [row["item"] for row in table] == [f"img_{index}" for index in range(12)]
+    assert table[0]["psnr"] == "inf"
+    assert float(table[10]["psnr"]) == pytest.approx(float(expected[10]))
+
+
+def test_stored_values_are_not_computed_again(folders, tmp_path, monkeypatch):
+    images, reference = folders
+    first = evaluation.evaluate(images, reference, None, ["psnr"], out=tmp_path / "out")
+    calls: list[int] = []
+
+    def counted(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        calls.append(len(a))
+        return fidelity.psnr(a, b)
+
+    monkeypatch.setattr(fidelity.Psnr, "function", staticmethod(counted))
+    assert evaluation.evaluate(images, reference, None, ["psnr"], out=tmp_path / "out") == first
+    assert calls == []
+    Image.fromarray(noise(1, seed=9)[0]).save(images / "img_3.png")  # new content, same name
+    changed = evaluation.evaluate(images, reference, None, ["psnr"], out=tmp_path / "out")
+    assert calls == [1]
+    assert changed["psnr"]["mean"] < first["psnr"]["mean"]
+
+
+def test_an_interrupted_run_resumes_and_a_torn_line_is_ignored(folders, tmp_path):
+    images, reference = folders
+    whole = evaluation.evaluate(images, reference, None, ["psnr"], out=tmp_path / "whole")
+    evaluation.evaluate(images, reference, None, ["psnr"], out=tmp_path / "out")
+    values = tmp_path / "out" / "values.jsonl"
+    text = values.read_text()
+    values.write_text(text[: len(text) // 2])  # killed in the middle of a write
+    again = evaluation.evaluate(images, reference, None, ["psnr"], out=tmp_path / "out")
+    assert again == whole
+    assert evaluation.evaluate(images, reference, None, ["psnr"], out=tmp_path / "out") == whole
+
+
+def test_natural_order_gives_prompts_to_their_files(folders):
+    images, _ = folders
+    _, items = media.pair_items(images, None, [f"prompt {index}" for index in range(12)])
+    assert [(item.name, item.prompt) for item in items][9:11] == [("img_9", "prompt 9"), ("img_10", "prompt 10")]
+
+
+def test_png_and_jpeg_pair_by_stem_and_grey_is_rgb(tmp_path):
+    save_all(tmp_path / "a", noise(2))
+    grey = np.repeat(np.arange(48, dtype=np.uint8)[None], 48, axis=0)
+    (tmp_path / "b").mkdir()
+    for index in range(2):
+        Image.fromarray(grey).save(tmp_path / "b" / f"img_{index}.jpg")
+    result = evaluation.evaluate(tmp_path / "a", tmp_path / "b", None, ["psnr"], out=tmp_path / "out")
+    assert result["psnr"]["n"] == 2
+
+
+def test_sizes_may_differ_between_items(tmp_path):
+    for folder in ("a", "b"):
+        save_all(tmp_path / folder, noise(3), "x_{}.png")
+        save_all(tmp_path / folder, noise(2, size=32), "y_{}.png")
+    assert evaluation.evaluate(tmp_path / "a", tmp_path / "b", None, ["ssim"])["ssim"]["mean"] == pytest.approx(1)
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], *parts: str) -> None:
+    """Exit code 2 and one line with every part."""
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, captured.err
+    assert captured.out == ""
+    for part in parts:
+        assert part in lines[0]
+
+
+def run_words(folders: tuple[Path, Path], *more: str) -> list[str]:
+    return [f"images={folders[0]}", f"reference={folders[1]}", "metrics=[psnr,ssim]", *more]
+
+
+def test_corrupt_image(folders, capsys):
+    path = folders[0] / "img_7.png"
+    path.write_bytes(path.read_bytes()[:500])
+    refused(run_words(folders), capsys, str(path), "readable image")
+    assert not Path(f"{folders[0]}-evaluation/metrics.json").exists()
+
+
+def test_not_an_image(folders, capsys):
+    (folders[1] / "img_4.png").write_text("hello")
+    refused(run_words(folders), capsys, "img_4.png", "readable image")
+
+
+def test_size_mismatch(folders, capsys):
+    Image.fromarray(noise(1, size=32)[0]).save(folders[0] / "img_2.png")
+    refused(run_words(folders), capsys, str(folders[0] / "img_2.png"), "size", "32 x 32", "48 x 48")
+
+
+def test_missing_partner_on_either_side(folders, capsys):
+    (folders[1] / "img_5.png").unlink()
+    refused(run_words(folders), capsys, str(folders[0] / "img_5.png"), "no partner")
+    (folders[0] / "img_5.png").unlink()
+    (folders[0] / "img_6.png").unlink()
+    refused(run_words(folders), capsys, str(folders[1] / "img_6.png"), "subset=true")
+    assert main(run_words(folders, "subset=true")) == 0
+
+
+def test_empty_folder(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    refused([f"images={tmp_path / 'empty'}", "metrics=[psnr]", f"reference={tmp_path}"], capsys, "empty", "images")
+
+
+def test_transparent_and_deep_images(folders, capsys):
+    Image.new("RGBA", (48, 48), (1, 2, 3, 0)).save(folders[0] / "img_1.png")
+    refused(run_words(folders), capsys, "img_1.png", "opaque")
+    Image.fromarray(np.zeros((48, 48), np.uint16)).save(folders[0] / "img_1.png")
+    refused(run_words(folders), capsys, "img_1.png", "8-bit")
+
+
+def test_nan_video(tmp_path, capsys):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / "clip.npy", np.full((4, 16, 16, 3), 0.5, np.float32))
+    broken = np.full((4, 16, 16, 3), 0.5, np.float32)
+    broken[2, 1, 1, 1] = np.nan
+    np.save(tmp_path / "a" / "clip.npy", broken)
+    words = [f"images={tmp_path / 'a'}", f"reference={tmp_path / 'b'}", "metrics=[psnr]"]
+    refused(words, capsys, "clip.npy", "NaN", "frame 2")
+
+
+def test_broken_video(tmp_path, capsys):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "clip.mp4").write_bytes(b"\0" * 100)
+    refused([f"images={tmp_path / 'a'}", "metrics=[temporal_flickering]"], capsys, "clip.mp4", "readable video")
+
+
+def test_pickled_array_is_refused(tmp_path, capsys):
+    (tmp_path / "a").mkdir()
+    np.save(tmp_path / "a" / "clip.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    refused([f"images={tmp_path / 'a'}", "metrics=[temporal_flickering]"], capsys, "clip.npy", "plain .npy")
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["metrics=[psnrr]"], ["psnrr", "did you mean psnr"]),
+        (["metrics=[psnr]", "batchsize=3"], ["batchsize", "unknown key"]),
+        (["metrics=[psnr]", "batch_size=0"], ["batch_size", "at least 1", "0"]),
+        (["metrics=[psnr]", "batch_size=many"], ["batch_size", "whole number", "many"]),
+        (["metrics=[lpips]", "lpips.net=squeeze"], ["lpips.net", "alex or vgg", "squeeze"]),
+        (["metrics=[lpips]", "lpips.nett=vgg"], ["lpips.nett", "unknown option"]),
+        (["metrics=[lpips]"], ["lpips_alex", "alexnet-owt-7be5be79.pth", "curl -fL"]),
+        (["metrics=[image_reward]"], ["prompts", "image_reward"]),
+        (["metrics=[]"], ["metrics", "at least one"]),
+        (["psnr"], ["psnr", "key=value"]),
+        (["metrics=[psnr]", "weights.nothing=x"], ["weights.nothing", "unknown"]),
+        (["metrics=[psnr]", "run=x"], ["run, images"]),
+    ],
+)
+def test_bad_words(folders, capsys, words, parts):
+    given_words = [f"images={folders[0]}", f"reference={folders[1]}", *words]
+    if "image_reward" in words[0]:
+        weights = folders[0].parent / "w"
+        weights.mkdir()
+        (weights / "ImageReward.pt").touch()
+        (weights / "vocab.txt").touch()
+        given_words += [f"weights.image_reward={weights}", f"weights.bert_vocabulary={weights}"]
+    refused(given_words, capsys, *parts)
+
+
+def test_prompt_files(tmp_path, folders, capsys):
+    path = tmp_path / "prompts.txt"
+    path.write_text('"a cat, with a hat"\nsays "hi"\n\n')
+    assert media.read_prompts(path) == ["a cat, with a hat", 'says "hi"']
+    assert media.read_prompts(path, unquote=False)[0] == '"a cat, with a hat"'
+    path.write_text("a\n\nb\n")
+    with pytest.raises(EvaluationError, match=":2: a prompt must not be empty"):
+        media.read_prompts(path)
+    with pytest.raises(EvaluationError, match=r"one per file .* \(12\), got 2"):
+        media.pair_items(folders[0], None, ["a", "b"])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), suffix=st.sampled_from(["png", "jpg", "webp", "bmp", "gif"]))
+def test_damaged_pictures_give_a_picture_or_one_clear_error(tmp_path, data, suffix):
+    path = tmp_path / f"x.{suffix}"
+    Image.fromarray(noise(1, size=16)[0]).save(path)
+    content = bytearray(path.read_bytes())
+    for _ in range(3):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(bytes(content[: data.draw(st.integers(0, len(content)))]))
+    try:
+        assert media.read_image(path).dtype == np.uint8
+    except EvaluationError as error:
+        assert str(error).startswith(str(path))
+        assert "\n" not in str(error)
+
+
+def make_run(folder: Path, pictures: np.ndarray, reference: str | None) -> Path:
+    save_all(folder / "media", pictures, "{}.png")
+    records = [json.dumps({"item": str(index), "title": f"a digit {index}"}) for index in range(len(pictures))]
+    (folder / "items.jsonl").write_text("\n".join(records) + '\n{"item": "torn')
+    (folder / "metrics.json").write_text(json.dumps({"reference": reference, "psnr": {"mean": 1}}))
+    return folder
+
+
+def test_run_folders_and_their_comparison(tmp_path, capsys):
+    base = noise(8)
+    rng = np.random.default_rng(0)
+    near, far = (np.clip(base + rng.integers(-d, d + 1, base.shape), 0, 255).astype(np.uint8) for d in (4, 12))
+    make_run(tmp_path / "none-1", base, None)
+    runs = [make_run(tmp_path / name, data, "none-1") for name, data in (("near-1", near), ("far-1", far))]
+    for run in runs:
+        assert main([f"run={run}", "metrics=[psnr,ssim]"]) == 0
+    stored = json.loads((runs[0] / "evaluation" / "metrics.json").read_text())
+    assert stored["psnr"]["n"] == 8
+    assert json.loads((runs[0] / "metrics.json").read_text())["psnr"] == {"mean": 1}  # the run's own file is untouched
+    capsys.readouterr()
+    assert main(["compare", f"baseline={runs[0]}", f"runs=[{runs[1]}]", "metrics=[psnr]"]) == 0
+    text = capsys.readouterr().out
+    assert "far-1" in text
+    assert "0.00781" in text  # two-sided signed-rank p of 8 differences of one sign: 2 / 2^8
+    (runs[1] / "media" / "3.png").unlink()
+    refused([f"run={runs[1]}", "metrics=[psnr]"], capsys, "media/3", "recorded")
+
+
+def test_run_reference_must_be_a_sibling(tmp_path, capsys):
+    make_run(tmp_path / "a", noise(2), "../../etc")
+    refused([f"run={tmp_path / 'a'}", "metrics=[psnr]"], capsys, "reference", "sibling", "../../etc")
+
+
+def test_arrays_beside_pictures_are_raw_data(tmp_path):
+    save_all(tmp_path, noise(2))
+    np.save(tmp_path / "img_0.npy", np.zeros((1, 8, 8)))
+    assert [path.suffix for path in media.list_media(tmp_path)[1]] == [".png", ".png"]
+
+
+def test_doctor_and_check(capsys, folders, tmp_path):
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    for part in ("inception", "91 MB", "Apache-2.0", "hf download openai/clip-vit-large-patch14", "MISSING"):
+        assert part in text
+    assert evaluation.check(["psnr", "ssim"]) == []
+    problems = evaluation.check(["psnr", "fid", "clip_score"])
+    assert len(problems) == 2
+    assert "weights-inception-2015-12-05-6726825d.pth" in problems[0]
+    assert "nonsense" in evaluation.check(["nonsense"])[0]
+    refused(["doctor", "metrics=[fid]"], capsys, "fid", "curl")
+    assert main(["doctor", "metrics=[psnr]"]) == 0
+
+
+def test_weights_that_need_code_are_refused(tmp_path):
+    from evaluation.weights import load_state
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return print, ("executed",)
+
+    torch.save({"a": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(EvaluationError, match="plain file of tensors"):
+        load_state(tmp_path / "evil.pt")
+
+
+def test_videos_are_scored_by_frame(tmp_path):
+    import imageio.v3 as iio
+
+    frames = np.kron(noise(5, size=8), np.ones((1, 8, 8, 1), np.uint8))
+    for folder, change in (("a", 0), ("b", 6)):
+        (tmp_path / folder).mkdir()
+        iio.imwrite(
+            tmp_path / folder / "clip.mp4", np.clip(frames.astype(int) + change, 0, 255).astype(np.uint8), fps=8
+        )
+    result = evaluation.evaluate(tmp_path / "a", tmp_path / "b", None, ["psnr"], batch_size=2)
+    a, b = (
+        torch.from_numpy(media.read_video(tmp_path / f / "clip.mp4")).permute(0, 3, 1, 2).float() / 255 for f in "ab"
+    )
+    assert len(a) == 5
+    assert result["psnr"]["mean"] == pytest.approx(float(fidelity.psnr(a, b).mean()))
