@@ -173,9 +173,7 @@ class MetricsConfig:
         check(0 < self.level < 1, "metrics.level", "must be between 0 and 1", self.level)
         for name in ("resamples", "latency_batch", "latency_repeats"):
             check(getattr(self, name) >= 1, f"metrics.{name}", "must be an integer >= 1", getattr(self, name))
-        check(
-            self.latency_warmup >= 0, "metrics.latency_warmup", "must be an integer >= 0", self.latency_warmup
-        )
+        check(self.latency_warmup >= 0, "metrics.latency_warmup", "must be an integer >= 0", self.latency_warmup)
 
 
 @dataclass(kw_only=True)
@@ -232,6 +230,8 @@ class PresetConfig:
     name: str = MISSING
     title: str = MISSING
     columns: list[str] = field(default_factory=list)
+    axis: str = "flops_speedup"
+    """Horizontal axis of the plot: flops_speedup, or a top-level key such as sigma."""
     rows: list[RowConfig] = field(default_factory=list)
     grid: dict[str, list[Any]] = field(default_factory=dict)
     paper: PaperConfig | None = None

@@ -9,12 +9,12 @@ from typing import Any
 
 import hicache
 from experiments.backends.base import Backend, sampling_of
-from experiments.config import AdaptiveConfig, AdaptiveScheduleConfig, Settings, SigmaScheduleConfig
+from experiments.config import AdaptiveConfig, AdaptiveScheduleConfig, Settings, SigmaScheduleConfig, StepsConfig
 from experiments.errors import ConfigError, choose
 from hicache import CacheMethod, Handle
 from hicache.cost import Cost, measure
 
-__all__ = ["caching", "check_method", "count_flops", "method_of"]
+__all__ = ["caching", "check_method", "count_flops", "describe_method", "method_of"]
 
 COMPOSITION = ("policy", "mask", "basis", "history", "gate", "numerics", "history_dtype")
 """Fields of every method's group that the library takes as they are; null leaves the method's own choice."""
@@ -26,9 +26,7 @@ def method_of(settings: Settings) -> CacheMethod:
     uses = hicache.METHODS[choose("method", config.name, hicache.METHODS)].uses
     knobs: dict[str, Any] = {key: getattr(config, key) for key in COMPOSITION}
     knobs |= {
-        key: getattr(settings, key)
-        for key in ("interval", "order", "sigma", "warmup_steps", "scope")
-        if key in uses
+        key: getattr(settings, key) for key in ("interval", "order", "sigma", "warmup_steps", "scope") if key in uses
     }
     if isinstance(config, AdaptiveConfig):
         knobs["sigma_options"] = options(config, AdaptiveScheduleConfig)
@@ -48,6 +46,18 @@ def options(values: Any, schema: type[SigmaScheduleConfig]) -> dict[str, Any]:
 def check_method(settings: Settings) -> None:
     """Fail now, not after the model is loaded."""
     method_of(settings)
+
+
+def describe_method(settings: Settings) -> str:
+    """Title and the settings that the method reads, as in `HiCache (N=6, m=4, σ=0.75)`."""
+    method, spec = settings.method, hicache.METHODS[settings.method.name]
+    if isinstance(method, StepsConfig):
+        return f"{method.solver or 'fewer steps'} ({method.steps} steps)"
+    symbols = {"interval": "N", "order": "m", "sigma": "σ"}
+    parts = [f"{symbol}={getattr(settings, key):g}" for key, symbol in symbols.items() if key in spec.uses]
+    if "scope" in spec.uses and settings.scope != "modules":
+        parts.append(settings.scope)
+    return f"{spec.title} ({', '.join(parts)})" if parts else spec.title
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import matplotlib
 from torch import Tensor
 
 from experiments.backends.base import Item
+from experiments.methods import describe_method
 from experiments.metrics import Evidence
 
 __all__ = ["draw_comparison"]
@@ -41,15 +42,15 @@ def draw_comparison(evidence: Evidence, path: Path) -> None:
     from matplotlib import pyplot
 
     columns = columns_of(evidence.items)
-    method = evidence.settings.method.name
+    method = describe_method(evidence.settings).replace(" (", "\n(")
     samples = [still(evidence.backend.load_media(evidence.media, item)) for item in columns]
-    rows: list[tuple[str, list[Tensor]]] = [("no cache" if evidence.reference is None else method, samples)]
+    rows: list[tuple[str, list[Tensor]]] = [(method, samples)]
     if evidence.reference is not None:
         references = [still(evidence.backend.load_media(evidence.reference, item)) for item in columns]
         differences = [(GAIN * (a - b).abs()).clamp(0, 1) for a, b in zip(samples, references, strict=True)]
         rows = [("reference", references), *rows, (f"|difference| ×{GAIN:g}", differences)]
     figure, axes = pyplot.subplots(
-        len(rows), len(columns), figsize=(1.1 * len(columns) + 1.6, 1.15 * len(rows) + 0.4), squeeze=False
+        len(rows), len(columns), figsize=(1.1 * len(columns) + 2.0, 1.15 * len(rows) + 0.4), squeeze=False
     )
     for r, (name, images) in enumerate(rows):
         for c, image in enumerate(images):

@@ -8,24 +8,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-import hicache
-from experiments.config import Settings, StepsConfig
+from experiments.methods import describe_method
 from experiments.metrics import TITLES
 from experiments.runner import Outcome
 
-__all__ = ["describe_method", "print_outcome"]
-
-
-def describe_method(settings: Settings) -> str:
-    """Title and the settings that the method reads, as in `HiCache (N=6, m=4, σ=0.75)`."""
-    method, spec = settings.method, hicache.METHODS[settings.method.name]
-    if isinstance(method, StepsConfig):
-        return f"{method.solver or 'fewer steps'} ({method.steps} steps)"
-    symbols = {"interval": "N", "order": "m", "sigma": "σ"}
-    parts = [f"{symbol}={getattr(settings, key):g}" for key, symbol in symbols.items() if key in spec.uses]
-    if "scope" in spec.uses and settings.scope != "modules":
-        parts.append(settings.scope)
-    return f"{spec.title} ({', '.join(parts)})" if parts else spec.title
+__all__ = ["print_outcome"]
 
 
 def interval(summary: dict[str, Any] | None) -> str:
@@ -36,9 +23,10 @@ def interval(summary: dict[str, Any] | None) -> str:
         return f"∞ ({summary['infinite']} equal)" if summary.get("infinite") else "–"
     digits = 4 if abs(summary["mean"]) < 2 else 2
     text = f"{summary['mean']:.{digits}f}"
-    if summary["low"] is None:
-        return text
-    return f"{text} [{summary['low']:.{digits}f}, {summary['high']:.{digits}f}]"
+    if summary["low"] is not None:
+        text += f" [{summary['low']:.{digits}f}, {summary['high']:.{digits}f}]"
+    equal = summary.get("infinite")
+    return text + (f", {equal} equal" if equal else "")
 
 
 def column(metrics: dict[str, Any], latency: dict[str, Any], names: list[str]) -> list[str]:

@@ -31,6 +31,8 @@ class Cell:
     value: float | None = None
     low: float | None = None
     high: float | None = None
+    equal: int = 0
+    """Items equal to the reference, whose infinite value is no part of the mean."""
     why: str = ""
 
 
@@ -101,16 +103,12 @@ def cell_of(folder: RunFolder, settings: Settings, name: str) -> Cell:
         return Cell(why=reasons.get(state, "not finished"))
     if isinstance(value, dict):
         if value["mean"] is None:
-            return Cell(
-                why=f"equal in {value.get('infinite', 0)} items" if "infinite" in value else "no value"
-            )
-        return Cell(value=value["mean"], low=value["low"], high=value["high"])
+            return Cell(why=f"equal in {value.get('infinite', 0)} items" if "infinite" in value else "no value")
+        return Cell(value=value["mean"], low=value["low"], high=value["high"], equal=value.get("infinite", 0))
     return Cell(value=float(value))
 
 
-def published_cells(
-    paper: PaperConfig, theirs: dict[str, dict[str, str]], key: str | None
-) -> dict[str, Cell]:
+def published_cells(paper: PaperConfig, theirs: dict[str, dict[str, str]], key: str | None) -> dict[str, Cell]:
     """The published numbers of a row; a dash in the paper is a dash here."""
     if key is None:
         return {name: Cell(why="not in the paper") for name in paper.columns}

@@ -1,7 +1,8 @@
-"""Quality against speed: one line per method over its intervals, one picture per table."""
+"""Quality against speed, or against a setting: one line per method, one picture per table."""
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import matplotlib
@@ -14,6 +15,8 @@ from experiments.tables.build import Row, Table
 __all__ = ["plot"]
 
 QUALITY = ("psnr", "digits_fid")
+AXES = {"flops_speedup": "FLOPs speed-up", "sigma": "σ"}
+MARKERS = "osD^vP*Xdh"
 
 
 def family(row: Row) -> str:
@@ -32,32 +35,47 @@ def plot(table: Table, path: Path) -> bool:
     shown = [name for name in QUALITY if any(points(table, name).values())]
     if not shown:
         return False
-    figure, axes = pyplot.subplots(1, len(shown), figsize=(5.6 * len(shown), 4.2), squeeze=False)
-    markers = "osD^vP*Xdh"
+    figure, axes = pyplot.subplots(1, len(shown), figsize=(5.6 * len(shown), 4.4), squeeze=False)
     for axis, name in zip(axes[0], shown, strict=True):
-        for marker, (title, found) in zip(markers, points(table, name).items(), strict=False):
-            if found:
-                speeds, values, below, above = zip(*sorted(found), strict=True)
-                axis.errorbar(
-                    speeds, values, yerr=(below, above), marker=marker, label=title, capsize=2, linewidth=1.2
-                )
-        axis.set(xlabel="FLOPs speed-up", ylabel=TITLES.get(name, name))
+        for index, (title, found) in enumerate(points(table, name).items()):
+            colour = f"C{index % 10}"
+            level = [point for point in found if point[0] is None]
+            for _, value, *_ in level:
+                axis.axhline(value, label=title, color=colour, linestyle="--", linewidth=1.2)
+            curve = sorted(point for point in found if point[0] is not None)
+            if curve:
+                x, y, below, above = zip(*curve, strict=True)
+                style = {"marker": MARKERS[index % len(MARKERS)], "capsize": 2, "linewidth": 1.2}
+                axis.errorbar(x, y, yerr=(below, above), label=title, color=colour, **style)
+        axis.set(xlabel=AXES.get(table.preset.axis, table.preset.axis), ylabel=TITLES.get(name, name))
         axis.grid(alpha=0.3)
     axes[0][0].legend(fontsize=8)
-    figure.suptitle(table.preset.title, fontsize=10)
+    figure.suptitle(textwrap.fill(table.preset.title, 62 * len(shown)), fontsize=10)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
     return True
 
 
-def points(table: Table, name: str) -> dict[str, list[tuple[float, float, float, float]]]:
-    """Speed-up, value and the reach of its interval, by family, in the order of the rows."""
-    found: dict[str, list[tuple[float, float, float, float]]] = {}
+Point = tuple[float | None, float, float, float]
+
+
+def points(table: Table, name: str) -> dict[str, list[Point]]:
+    """Position, value and the reach of its interval, by family; position None = the method has no such setting."""
+    found: dict[str, list[Point]] = {}
     for row in table.rows:
-        speed, cell = row.ours["flops_speedup"].value, row.ours.get(name)
+        cell, position = row.ours.get(name), position_of(row, table.preset.axis)
         here = found.setdefault(family(row), [])
-        if speed is not None and cell is not None and cell.value is not None:
-            low, high = cell.low or cell.value, cell.high or cell.value
-            here.append((speed, cell.value, cell.value - low, high - cell.value))
+        if cell is not None and cell.value is not None:
+            low = cell.value if cell.low is None else cell.low
+            high = cell.value if cell.high is None else cell.high
+            here.append((position, cell.value, cell.value - low, high - cell.value))
     return found
+
+
+def position_of(row: Row, axis: str) -> float | None:
+    """Where a row stands on the horizontal axis."""
+    if axis in row.ours:
+        return row.ours[axis].value
+    reads = axis in hicache.METHODS[row.settings.method.name].uses
+    return float(getattr(row.settings, axis)) if reads else None

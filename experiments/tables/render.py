@@ -19,9 +19,9 @@ def text(name: str, cell: Cell) -> str:
         return f"({cell.why})"
     decimals = DECIMALS.get(name, 2)
     shown = f"{cell.value:.{decimals}f}"
-    if cell.low is None or cell.high is None:
-        return shown
-    return f"{shown} [{cell.low:.{decimals}f}, {cell.high:.{decimals}f}]"
+    if cell.low is not None and cell.high is not None:
+        shown += f" [{cell.low:.{decimals}f}, {cell.high:.{decimals}f}]"
+    return shown + (f", {cell.equal} equal" if cell.equal else "")
 
 
 def published_text(cell: Cell) -> str:

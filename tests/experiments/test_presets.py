@@ -1,0 +1,91 @@
+"""Every preset composes, stands beside the right published rows, and runs."""
+
+import csv
+from functools import cache
+
+import pytest
+
+import hicache
+from experiments.compose import compose, expand, options, row_configs
+from experiments.config import PresetConfig, RowConfig, resolve
+from experiments.errors import ConfigError
+from experiments.identity import run_id
+from experiments.tables.build import PAPER, published
+
+PRESETS = options("experiment")
+
+
+@cache
+def rows(preset: str, *overrides: str):
+    line = [f"experiment={preset}", *overrides]
+    return [(row, resolve(config)) for row, config in row_configs(compose(line), line)]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_rows_compose_to_different_runs_with_the_preset_s_name(preset):
+    assert compose([f"experiment={preset}"]).preset.name == preset
+    made = rows(preset)
+    assert len({run_id(settings) for _, settings in made}) == len(made) > 0
+    assert len({row.label for row, _ in made}) == len(made)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_published_rows_and_columns_exist(preset):
+    paper = compose([f"experiment={preset}"]).preset.paper
+    table = published(paper)
+    named = [row.paper for row, _ in rows(preset) if row.paper is not None]
+    assert named and set(named) <= set(table)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_label_says_what_the_row_sets(preset):
+    for row, settings in rows(preset):
+        if "N=" in row.label:
+            assert f"N={settings.interval}" in row.label
+        if "σ=" in row.label:
+            assert f"σ={settings.sigma:g}" in row.label.replace("σ=1.0", "σ=1")
+        if settings.method.name == "steps":
+            assert str(settings.method.steps) in row.label
+
+
+def test_digits_table_compares_caches_with_solvers_at_equal_full_steps():
+    made = rows("digits_table")
+    cached = {
+        len(hicache.full_steps(s.num_steps, s.interval, s.warmup_steps)) for _, s in made if s.method.name == "hicache"
+    }
+    for solver in ("dpmpp", "unipc"):
+        assert {s.method.steps for _, s in made if getattr(s.method, "solver", None) == solver} == cached == {10, 8, 7}
+
+
+def test_the_command_line_reaches_every_row_but_cannot_undo_one():
+    assert {settings.seed for _, settings in rows("digits_sigma", "seed=7")} == {7}
+    assert {settings.interval for _, settings in rows("digits_sigma", "interval=9")} == {9}
+    with pytest.raises(ConfigError, match="interval: must be left to the rows of preset digits_table"):
+        rows("digits_table", "interval=9")
+
+
+def test_a_grid_is_a_product():
+    grid = PresetConfig(name="g", title="g", grid={"sigma": [0.3, 0.5], "interval": [5, 6, 7]})
+    assert [row.set for row in expand(grid)][:2] == [["sigma=0.3", "interval=5"], ["sigma=0.3", "interval=6"]]
+    assert len(expand(grid)) == 6
+
+
+def test_an_empty_preset_is_an_error():
+    with pytest.raises(ConfigError, match="preset.rows: must list a row or a grid"):
+        expand(PresetConfig(name="empty", title=""))
+    assert expand(PresetConfig(name="one", title="", rows=[RowConfig(label="a")]))[0].label == "a"
+
+
+def test_a_preset_runs_all_its_rows(small, run_py, tmp_path, capsys):
+    given = [o for o in small if not o.startswith("interval")]
+    assert run_py("experiment=digits_sigma", *given, "num_items=2", "warmup_steps=1") == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("run: ")]
+    assert len(said) == len(rows("digits_sigma"))
+    assert len(list((tmp_path / "results" / "runs").iterdir())) == len(said) + 1
+
+
+@pytest.mark.parametrize("path", sorted(PAPER.glob("*.csv")), ids=lambda path: path.stem)
+def test_published_tables_are_rectangular(path):
+    with open(path, newline="") as handle:
+        lines = list(csv.reader(handle))
+    assert len({len(line) for line in lines}) == 1 and len(lines) > 1

@@ -1,0 +1,125 @@
+"""Tables of made-up runs: every number is traced, every empty cell says why, the formats agree."""
+
+import csv
+import dataclasses
+import io
+import json
+
+import pytest
+
+from experiments.tables.__main__ import main
+from experiments.tables.build import Cell, Table, build
+from experiments.tables.plot import points
+from experiments.tables.render import to_csv, to_latex, to_markdown
+
+SUMMARY = {"mean": 31.25, "low": 30.5, "high": 32.0, "n": 9}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """A results folder."""
+    return tmp_path_factory.mktemp("results")
+
+
+@pytest.fixture(scope="module")
+def table(results):
+    """`digits_sigma` with three runs: one done, one failed, one with equal items."""
+    rows = build("digits_sigma", [], results).rows
+    done, failed, equal = rows[0].run, rows[1].run, rows[2].run
+    for run, state in ((done, "done"), (failed, "failed"), (equal, "done")):
+        folder = results / "runs" / run
+        folder.mkdir(parents=True)
+        (folder / "status.json").write_text(json.dumps({"state": state}))
+    costs = {"num_full_steps": 10, "flops_speedup": 4.5, "wall_speedup": 4.0}
+    (results / "runs" / done / "metrics.json").write_text(json.dumps({**costs, "psnr": SUMMARY}))
+    same = {"mean": None, "low": None, "high": None, "n": 0, "infinite": 9}
+    (results / "runs" / equal / "metrics.json").write_text(json.dumps({**costs, "psnr": same}))
+    return build("digits_sigma", [], results)
+
+
+def test_cells_come_from_the_run_or_say_why_not(table):
+    done, failed, equal, absent = table.rows[:4]
+    assert (done.ours["psnr"].value, done.ours["psnr"].low) == (31.25, 30.5)
+    assert done.ours["ssim"].why == "not measured"
+    assert failed.ours["psnr"].why == "run failed"
+    assert equal.ours["psnr"].why == "equal in 9 items"
+    assert absent.ours["psnr"].why == "not run"
+    for row in table.rows:
+        for cell in (*row.ours.values(), *row.paper.values()):
+            assert (cell.value is None) == bool(cell.why)
+
+
+def test_published_numbers_stand_beside_and_never_in_place_of_ours(table):
+    for row in table.rows:
+        assert not set(row.paper) & {name for name, cell in row.ours.items() if cell is row.paper.get(name)}
+    half = next(row for row in table.rows if row.label == "HiCache (σ=0.5)")
+    assert half.paper["image_reward"].value == 0.9979
+    assert half.ours["psnr"].value is None and half.paper["psnr"].value == 28.937
+    assert table.rows[0].paper["psnr"].why == "not in the paper"
+
+
+def test_markdown_has_a_line_per_row_with_its_run(table):
+    text = to_markdown(table)
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(lines) == len(table.rows) + 2
+    assert len({line.count("|") for line in lines}) == 1
+    for row, line in zip(table.rows, lines[2:], strict=True):
+        assert row.label in line and row.run in line
+    assert "31.25 [30.50, 32.00]" in lines[2] and "(run failed)" in lines[3]
+
+
+def test_csv_keeps_numbers_unrounded_and_reasons_apart(table):
+    lines = list(csv.DictReader(io.StringIO(to_csv(table))))
+    assert float(lines[0]["psnr"]) == 31.25 and lines[0]["psnr_why"] == ""
+    assert lines[1]["psnr"] == "" and lines[1]["psnr_why"] == "run failed"
+    assert [line["run"] for line in lines] == [row.run for row in table.rows]
+
+
+def test_latex_is_escaped_and_traceable(table):
+    text = to_latex(table)
+    assert text.count(r"\\") >= len(table.rows) and r"\toprule" in text
+    for symbol in "σ↑↓×":
+        assert symbol not in "\n".join(line for line in text.splitlines() if not line.startswith("%"))
+    assert all(row.run in text for row in table.rows)
+
+
+def test_the_plot_holds_the_numbers_of_the_table(table):
+    assert points(table, "psnr") == {
+        "HiCache": [(0.3, 31.25, 0.75, 0.75)],
+        "Hi-Taylor": [],
+        "TaylorSeer": [],
+        "FORA": [],
+    }
+    by_speed = Table(preset=dataclasses.replace(table.preset, axis="flops_speedup"), rows=table.rows)
+    assert points(by_speed, "psnr")["HiCache"] == [(4.5, 31.25, 0.75, 0.75)]
+
+
+def test_a_method_without_the_setting_of_the_axis_is_a_level(table):
+    fora = table.rows[-1]
+    with_number = dataclasses.replace(fora, ours={**fora.ours, "psnr": Cell(value=20.0)})
+    lone = Table(preset=table.preset, rows=[with_number])
+    assert points(lone, "psnr") == {"FORA": [(None, 20.0, 0.0, 0.0)]}
+
+
+def test_the_command_writes_and_prints(table, results, capsys):
+    main(["table=digits_sigma", f"results={results}"])
+    out = capsys.readouterr().out
+    assert to_markdown(table) in out
+    assert {path.name for path in (results / "tables").iterdir()} == {
+        f"digits_sigma.{suffix}" for suffix in ("md", "csv", "tex", "png")
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "table: must be all or one of"),
+        (["table=digts"], "table: must be one of .* .did you mean digits_"),
+        (["digits"], "argument: must read key=value, got 'digits'"),
+        (["table=digits", "embedded=yes"], "embedded: must be true or false, got 'yes'"),
+        (["table=digits", "sigm=1"], "sigm: must be a known key"),
+    ],
+)
+def test_wrong_arguments_are_said_in_one_line(arguments, line):
+    with pytest.raises(ValueError, match=line):
+        main(arguments)
