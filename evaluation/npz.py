@@ -63,7 +63,7 @@ def read_samples(path: Path, batch_size: int, start: int = 0) -> Iterator[np.nda
             for begin in range(start, shape[0], batch_size):
                 count = min(batch_size, shape[0] - begin)
                 data = _take(path, member, one * count, keep=True)
-                yield np.frombuffer(data, dtype=np.uint8).reshape(count, *shape[1:])
+                yield np.frombuffer(data, dtype=np.uint8).reshape(count, *shape[1:]).copy()
 
 
 def _take(path: Path, member: IO[bytes], size: int, keep: bool) -> bytes:

@@ -56,6 +56,11 @@ def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         mock.patch.object(nn.Module, "load_state_dict"),
     ):
         network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    for module_ in network.modules():
+        if isinstance(module_, nn.Conv2d):  # keeps the signal's size through the depth
+            nn.init.kaiming_normal_(module_.weight, nonlinearity="relu")
+    nn.init.normal_(network.fc.weight, std=0.05)
+    nn.init.normal_(network.fc.bias)
     path = tmp_path_factory.mktemp("inception") / "weights.pth"
     torch.save(network.state_dict(), path)
     return path
