@@ -43,6 +43,8 @@ class Handle:
         self.executor = Executor(adapter, cache_method, getattr(self.model, name))
         self._patch(self.model, name, self._forward(self.executor.forward))
         self._patch(self.model, MARK, self)
+        if hasattr(self.model, "cache_context"):
+            self._patch(self.model, "cache_context", self._context(getattr(self.model, "cache_context")))
         self._scheduler: Any = None
         self._follow_scheduler()
         if self.pipe is not None and hasattr(self.pipe, "maybe_free_model_hooks"):
@@ -95,6 +97,16 @@ class Handle:
 
         return forward
 
+    def _context(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """diffusers' name of a guidance call, which is our branch."""
+
+        @contextmanager
+        def cache_context(name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
+            with self.executor.named(name), original(name, *args, **kwargs):
+                yield
+
+        return cache_context
+
     def _follow_scheduler(self) -> None:
         """Make the pipeline's `scheduler.set_timesteps` begin a generation."""
         self._scheduler = getattr(self.pipe, "scheduler", None)
@@ -102,6 +114,7 @@ class Handle:
             return
         scheduler, original = self._scheduler, self._scheduler.set_timesteps
 
+        @functools.wraps(original)
         def set_timesteps(*args: Any, **kwargs: Any) -> Any:
             result = original(*args, **kwargs)
             self.executor.begin(len(scheduler.timesteps))
@@ -110,6 +123,7 @@ class Handle:
         self._patch(scheduler, "set_timesteps", set_timesteps)
 
     def _after(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
         def freed(*args: Any, **kwargs: Any) -> Any:
             self.executor.finish()
             return original(*args, **kwargs)

@@ -80,6 +80,7 @@ def measure(
     batch: int = 1,
     full_steps: Sequence[int] | None = None,
     convention: str = "executed",
+    **shape: int,
 ) -> Cost:
     """Cost of running `model` for `num_steps` steps under `method`.
 
@@ -91,6 +92,7 @@ def measure(
         full_steps: the executed full steps, for policies whose plan depends on the data.
         convention: `executed` counts the code that runs; `published` counts an estimated step at module scope as
             the papers' tables do, where they differ.
+        **shape: overrides of the adapter's published size, such as `height`, `width`, `frames`, `text`.
 
     Raises:
         ValueError: if the plan depends on the data and `full_steps` is not given.
@@ -103,7 +105,7 @@ def measure(
     meta = on_meta(model)
     adapter = adapter_for(meta)
     executor = Executor(adapter, replace(method, policy=Mask(steps=[0])), meta.forward)
-    example = adapter.example(batch, torch.device("meta"))
+    example = adapter.example(batch, torch.device("meta"), **shape)
     executor.begin(2)
     with torch.no_grad():
         full = _count(executor, example)
@@ -118,10 +120,11 @@ def measure(
             )
         history = executor.fill_history()
         estimated = _count(executor, example)
-    published = adapter.published_estimate(batch) if method.scope == "modules" else None
+    if convention == "published" and method.scope == "modules":
+        estimated = adapter.published_estimate(example)
     return Cost(
         full=full,
-        estimated=published if convention == "published" and published is not None else estimated,
+        estimated=estimated,
         overhead=2.0 * sum(frame.numel() for frame in history.frames),
         full_steps=len(steps),
         num_steps=num_steps,
@@ -129,7 +132,7 @@ def measure(
     )
 
 
-def _count(executor: Executor, example: dict[str, torch.Tensor]) -> float:
+def _count(executor: Executor, example: dict[str, Any]) -> float:
     with FlopCounterMode(display=False) as counter:
         executor(**example)
     return float(counter.get_total_flops())

@@ -4,9 +4,12 @@ Three things happen at a call: the clock of its branch ticks, the policy decides
 
     COMPUTE    the model's own forward, untouched; observers copy the values of the sites
     ESTIMATE   no block runs:
-               modules  head(h_in + sum_site gate_site(t) * forecast_site), one reduction over all sites
-               stack    head(h_in + forecast of (h_out - h_in))
-               output   the forecast itself
+               modules       head(h_in + sum_site gate_site(t) * forecast_site), one reduction over all sites
+               blocks        head(h_in + sum_block forecast of its residual)
+               stack         head(h_in + forecast of (h_out - h_in))
+               final_hidden  head(forecast of h_out)
+               output        the forecast itself
+    or, for scope span, the model's forward with the span's blocks replaced by their forecast residual
 
 A generation begins with `begin(num_steps)`, or when the timestep goes up; state left by an aborted one is dropped
 there. When its last step is done, the executed full steps are compared with the planned ones.
@@ -22,7 +25,7 @@ import torch
 from torch import Tensor
 
 from hicache.adapters.base import Adapter, Call
-from hicache.forecast import Forecaster, History, gated_sum
+from hicache.forecast import Forecaster, History
 from hicache.methods import CacheMethod
 from hicache.policy import Clock
 from hicache.report import PlanError, Report, Stopwatch
@@ -46,6 +49,12 @@ class Executor:
         if method.scope not in adapter.scopes:
             known = ", ".join(adapter.scopes)
             raise ValueError(f"scope: {type(adapter.model).__name__} has {known}, got {method.scope!r}")
+        blocks = len(adapter.blocks())
+        self.span = (method.knobs.front, blocks - method.knobs.back)
+        if method.scope == "span" and self.span[0] >= self.span[1]:
+            raise ValueError(
+                f"front: front + back must be below the {blocks} blocks, got {method.knobs.front} + {method.knobs.back}"
+            )
         self.adapter = adapter
         self.method = method
         self.forward = forward
@@ -57,7 +66,7 @@ class Executor:
         self._idle: dict[str, Forecaster] = {}
         self._announced = False
         self._target: tuple[Forecaster, list[Tensor]] | None = None
-        self._hooks = adapter.attach(method.scope, self._record) if method.caches else []
+        self._hooks = adapter.attach(method.scope, self.span, self._record) if method.caches else []
 
     def detach(self) -> None:
         """Remove every observer from the model and drop the histories."""
@@ -89,9 +98,9 @@ class Executor:
         action = self.method.policy.decide(branch.clock)
         watch = Stopwatch(_device(call))
         if action is Action.COMPUTE:
-            result = self._compute(branch, args, kwargs)
+            result = self._compute(branch, call, args, kwargs)
         else:
-            result = self.adapter.wrap(call, self._estimate(branch, call))
+            result = self._estimate(branch, call, args, kwargs)
         watch.stop()
         self._account(branch, action, watch)
         return result
@@ -132,7 +141,7 @@ class Executor:
 
     # -- the step ----------------------------------------------------------------------------------------------
 
-    def _compute(self, branch: Branch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _compute(self, branch: Branch, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self.method.caches:
             return self.forward(*args, **kwargs)
         buffer: list[Tensor] = []
@@ -140,7 +149,7 @@ class Executor:
         try:
             result = self.forward(*args, **kwargs)
             if self.method.scope == "output":
-                self._record(0, self.adapter.unwrap(result))
+                self._record(0, self.adapter.output(call, result))
         finally:
             self._target = None
         branch.forecaster.commit(branch.clock.step, buffer[0])
@@ -157,23 +166,31 @@ class Executor:
             buffer.append(forecaster.slot(shape, value.dtype, value.device))
         buffer[0][index].copy_(value)
 
-    @torch.no_grad()
-    def _estimate(self, branch: Branch, call: Call) -> Tensor:
-        step, forecaster, adapter = branch.clock.step, branch.forecaster, self.adapter
+    def _estimate(self, branch: Branch, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        step, forecaster = branch.clock.step, branch.forecaster
         if not forecaster.ready:
             raise PlanError(f"branch {branch.clock.branch!r}: step {step} is to be estimated before any full step")
-        if self.method.scope == "output":
+        with torch.no_grad():
+            if self.method.scope == "span":
+                with self.adapter.bypassed(self.span, forecaster.predict(step)[0]):
+                    return self.forward(*args, **kwargs)
+            if self.method.scope == "output":
+                return self.adapter.wrap(call, forecaster.predict(step)[0])
+            hidden = self._last_hidden(forecaster, step, call)
+            return self.adapter.wrap(call, self.adapter.head(call, hidden))
+
+    def _last_hidden(self, forecaster: Forecaster, step: int, call: Call) -> Tensor:
+        """The estimated hidden state after the last block."""
+        scope, adapter = self.method.scope, self.adapter
+        if scope == "final_hidden":
             return forecaster.predict(step)[0]
         hidden = adapter.embed(call)
-        if self.method.scope == "stack":
-            return adapter.head(call, hidden + forecaster.predict(step)[0])
-        gates = adapter.gates(call, hidden)
-        if forecaster.numerics == "reference":
-            for gate, value in zip(gates, forecaster.predict(step), strict=True):
-                hidden = gate[:, None] * value + hidden
-            return adapter.head(call, hidden)
-        frames = forecaster.history.frames
-        return adapter.head(call, gated_sum(hidden, gates, forecaster.coefficients(step), frames))
+        if scope == "stack":
+            return hidden + forecaster.predict(step)[0]
+        if scope == "blocks":
+            ones = hidden.new_ones(len(self.sites), hidden.shape[0], hidden.shape[-1])
+            return forecaster.gated_predict(step, hidden, ones)
+        return forecaster.gated_predict(step, hidden, adapter.gates(call, hidden))
 
     # -- the account -------------------------------------------------------------------------------------------
 
@@ -191,6 +208,7 @@ class Executor:
             report.estimated_times.append(watch)
             if first:
                 report.estimated_steps.append(clock.step)
+        report.kernel = branch.forecaster.kernel
         report.cache_bytes = sum(b.forecaster.bytes for b in self._branches.values())
         if clock.num_steps is not None and clock.step == clock.num_steps - 1:
             self._check(branch)

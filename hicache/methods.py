@@ -40,7 +40,7 @@ class Knobs:
     """The free choices of a method.
 
     Attributes:
-        scope: where values are cached: `modules`, `stack` or `output`.
+        scope: where values are cached, a key of `SCOPES`.
         interval: N, distance of full steps after the warm-up.
         order: m, highest derivative of the forecast, 0 to 6.
         sigma: contraction factor (base value of the schedule), > 0.
@@ -54,6 +54,9 @@ class Knobs:
         gate: the published warm-up gate of the ladder; False builds differences from the first pair.
         numerics: `clean`, or `reference` for the in-dtype arithmetic of the published code.
         history_dtype: `feature`, `fp32` or `bf16`.
+        history_place: `device`, or `cpu` for pinned host memory.
+        front: blocks before the span of scope `span`, always run.
+        back: blocks after it, always run.
     """
 
     scope: str = "modules"
@@ -70,6 +73,9 @@ class Knobs:
     gate: bool = True
     numerics: str = "clean"
     history_dtype: str = "feature"
+    history_place: str = "device"
+    front: int = 1
+    back: int = 0
 
     def __post_init__(self) -> None:
         lookup("scope", self.scope, SCOPES)
@@ -79,8 +85,9 @@ class Knobs:
         lookup("history", self.history, HISTORIES)
         lookup("numerics", self.numerics, ("clean", "reference"))
         lookup("history_dtype", self.history_dtype, DTYPES)
-        for key in ("interval", "warmup_steps", "order"):
-            value, low = getattr(self, key), int(key != "order")
+        lookup("history_place", self.history_place, ("device", "cpu"))
+        for key in ("interval", "warmup_steps", "order", "front", "back"):
+            value, low = getattr(self, key), int(key in ("interval", "warmup_steps"))
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise ValueError(f"{key}: must be an integer >= {low}, got {value!r}")
         if self.order > MAX_ORDER:
@@ -126,7 +133,9 @@ class CacheMethod:
         """A fresh forecaster; `lead` and `channel` as in `Forecaster`."""
         knobs = self.knobs
         warmup = knobs.warmup_steps if knobs.gate else None
-        history = HISTORIES[knobs.history](BASES[knobs.basis], knobs.order, warmup, DTYPES[knobs.history_dtype])
+        history = HISTORIES[knobs.history](
+            BASES[knobs.basis], knobs.order, warmup, DTYPES[knobs.history_dtype], knobs.history_place
+        )
         return Forecaster(history, knobs.build_sigma(), knobs.numerics, lead, channel)
 
 

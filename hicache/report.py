@@ -56,6 +56,7 @@ class Report:
         estimated_steps: steps that were forecast, of the first branch.
         branches: full steps of every branch by its name.
         cache_bytes: memory of all histories.
+        kernel: what reduced the last estimate of scope modules or blocks: `torch` or `triton`; "" elsewhere.
     """
 
     method: str
@@ -64,6 +65,7 @@ class Report:
     estimated_steps: list[int] = field(default_factory=list)
     branches: dict[str, list[int]] = field(default_factory=dict)
     cache_bytes: int = 0
+    kernel: str = ""
     full_times: list[Stopwatch] = field(default_factory=list, repr=False)
     estimated_times: list[Stopwatch] = field(default_factory=list, repr=False)
 
@@ -83,5 +85,7 @@ class Report:
         for kind, seconds in (("full", self.seconds_full), ("estimated", self.seconds_estimated)):
             if seconds:
                 lines.append(f"  {kind} step {1000 * statistics.median(seconds):.2f} ms (median of {len(seconds)})")
-        lines.append(f"  cache {self.cache_bytes / 1e6:.1f} MB")
+        lines.append(
+            f"  cache {self.cache_bytes / 1e6:.1f} MB" + (f", reduced by {self.kernel}" if self.kernel else "")
+        )
         return "\n".join(lines)

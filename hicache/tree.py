@@ -44,7 +44,10 @@ SCOPES: dict[str, Scope] = {
     scope.name: scope
     for scope in (
         Scope("modules", "value", "attention and MLP outputs after their projection, before the gate"),
+        Scope("blocks", "residual", "hidden state after each block minus hidden state before it"),
+        Scope("span", "residual", "both streams after a range of blocks minus before it; the other blocks run"),
         Scope("stack", "residual", "hidden state after the last block minus hidden state before the first"),
+        Scope("final_hidden", "hidden", "hidden state after the last block"),
         Scope("output", "value", "the prediction of the model"),
     )
 }

@@ -12,6 +12,9 @@ __all__ = ["ADAPTERS", "Adapter", "adapter_for"]
 
 ADAPTERS: dict[str, str] = {
     "DiTTransformer2DModel": "hicache.adapters.dit:DiTAdapter",
+    "FluxTransformer2DModel": "hicache.adapters.mmdit:FluxAdapter",
+    "HunyuanVideoTransformer3DModel": "hicache.adapters.mmdit:HunyuanVideoAdapter",
+    "QwenImageTransformer2DModel": "hicache.adapters.mmdit:QwenImageAdapter",
 }
 """Transformer class name -> `module:class` of its adapter. Adding a model: one file, one line here."""
 

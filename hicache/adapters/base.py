@@ -1,37 +1,69 @@
 """The adapter contract: all that the library knows of one transformer class.
 
-An adapter lists the sites of a scope, reports their values while the model's own forward runs, and evaluates
-the parts of the model that an estimated step still needs: the embedders, the gates (from the time embedding
-alone) and the head. Values are taken after the output projection and **before** the gate, because the gate is
-recomputed at the current timestep.
+A transformer is a list of blocks over an image stream and perhaps a text stream, between an embedder and a head. In
+a block, `x += gate * module(norm(x))` for each module. Sites are on the image stream: it alone reaches the output,
+so where every block is estimated the text stream is neither forecast nor remembered. Module values are taken
+after the output projection and **before** the gate, because the gate is recomputed at the current timestep.
+
+A subclass says where those things are in its class. Scopes follow from it:
+
+    modules       value of each part, before its gate
+    blocks        residual of each block
+    span          residual of blocks [start, stop), both streams; the other blocks run
+    stack         residual of all blocks
+    final_hidden  hidden state after the last block
+    output        the model's prediction
 """
 
 from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from hicache.tree import Site
 
-__all__ = ["Adapter", "Call", "Sink"]
+__all__ = ["Adapter", "Call", "Part", "Sink", "Streams"]
 
-Call = Mapping[str, Any]
-"""The arguments of one model call, by name."""
+Call = MutableMapping[str, Any]
+"""The arguments of one model call, by name; what an adapter computes once per call is kept here too."""
 
 Sink = Callable[[int, Tensor], None]
 """Receives `(site index, value)` during a computed step."""
+
+Streams = tuple[Tensor, Tensor | None]
+"""Image and text hidden states between two blocks; models with one stream have no text."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A module whose output is gated onto the image stream.
+
+    Attributes:
+        site: its name.
+        module: what computes the value before the gate.
+        modulation: the linear layer that gives shifts, scales and gates from the condition.
+        chunk: which chunk of `width` rows of the modulation is the gate.
+    """
+
+    site: Site
+    module: nn.Module
+    modulation: nn.Module
+    chunk: int
 
 
 class Adapter(ABC):
     """What a method needs of a transformer. One subclass per model class, the only model-specific code."""
 
-    scopes: ClassVar[tuple[str, ...]] = ("modules", "stack", "output")
+    scopes: ClassVar[tuple[str, ...]] = ("modules", "blocks", "span", "stack", "final_hidden", "output")
     output_channel: ClassVar[int] = -1
     """The feature axis of the model's output."""
 
@@ -40,52 +72,195 @@ class Adapter(ABC):
         self._signature = inspect.signature(type(model).forward)
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        """The call's arguments by name, defaults filled in."""
+        """The call's arguments by name, defaults filled in.
+
+        Raises:
+            ValueError: for an argument that reaches into the blocks and would be lost at an estimated step.
+        """
         bound = self._signature.bind(self.model, *args, **kwargs)
         bound.apply_defaults()
-        return bound.arguments
+        call = bound.arguments
+        for key in ("controlnet_block_samples", "controlnet_single_block_samples"):
+            if call.get(key) is not None:
+                raise ValueError(f"{key}: must be None while a cache is enabled, got residuals for the blocks")
+        return call
 
     def timestep(self, call: Call) -> Tensor | None:
         """What tells the position of a call in its generation; it falls from step to step."""
         return call.get("timestep")
 
-    @abstractmethod
-    def sites(self, scope: str) -> list[Site]:
-        """The sites of `scope`, in execution order; the order of the indices given to a sink."""
+    # -- where things are --------------------------------------------------------------------------------------
 
     @abstractmethod
-    def attach(self, scope: str, sink: Sink) -> list[RemovableHandle]:
-        """Hooks that give every site's value of a computed step to `sink`."""
+    def blocks(self) -> list[nn.Module]:
+        """All blocks in execution order."""
+
+    @abstractmethod
+    def parts(self) -> list[Part]:
+        """The gated modules of the image stream in execution order."""
+
+    @abstractmethod
+    def streams(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Streams:
+        """The hidden states among a block's arguments."""
+
+    @abstractmethod
+    def unpack(self, result: Any) -> Streams:
+        """The hidden states among what a block returns."""
+
+    @abstractmethod
+    def pack(self, streams: Streams) -> Any:
+        """What a block would return with these hidden states."""
+
+    def value(self, part: Part, output: Any) -> Tensor:
+        """The image rows of what a part returned."""
+        return output
+
+    # -- what an estimated step evaluates ----------------------------------------------------------------------
 
     @abstractmethod
     def embed(self, call: Call) -> Tensor:
-        """The hidden state before the first block, `[B, N, D]`."""
+        """The image hidden state before the first block, `[B, N, D]`."""
 
     @abstractmethod
-    def gates(self, call: Call, hidden: Tensor) -> Tensor:
-        """The gate of each site of scope `modules`, `[S, B, D]`, from the time embedding alone."""
+    def condition(self, call: Call, hidden: Tensor) -> Tensor:
+        """The embedding of timestep and pooled conditions that modulates the blocks, `[B, D]`."""
 
     @abstractmethod
     def head(self, call: Call, hidden: Tensor) -> Tensor:
-        """The model's output from the hidden state after the last block."""
+        """The model's output from the image hidden state after the last block."""
 
-    @abstractmethod
-    def wrap(self, call: Call, output: Tensor) -> Any:
-        """The output in the form in which the model's forward returns it for this call."""
+    def gates(self, call: Call, hidden: Tensor) -> Tensor:
+        """The gate of each part, `[S, B, D]`."""
+        condition = F.silu(self.condition(call, hidden))
+        return torch.stack([gate_rows(part, condition, hidden.shape[-1]) for part in self.parts()])
 
-    def unwrap(self, result: Any) -> Tensor:
-        """The output tensor from what the model's forward returned."""
+    # -- output, examples, counts ------------------------------------------------------------------------------
+
+    def output(self, call: Call, result: Any) -> Tensor:
+        """The part of the model's result that the sampler uses."""
         return result[0]
 
+    def wrap(self, call: Call, output: Tensor) -> Any:
+        """The output in the form in which the model's forward returns it for this call."""
+        if not call["return_dict"]:
+            return (output,)
+        from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+        return Transformer2DModelOutput(sample=output)
+
     @abstractmethod
-    def example(self, batch: int, device: torch.device) -> dict[str, Any]:
-        """Arguments of a call of `batch` rows at the model's own size, for counting FLOPs."""
+    def example(self, batch: int, device: torch.device, **shape: int) -> dict[str, Any]:
+        """Arguments of a call of `batch` rows for counting FLOPs; `shape` overrides the published size."""
+
+    @abstractmethod
+    def published_estimate(self, call: dict[str, Any]) -> float:
+        """FLOPs of an estimated step at module scope as the papers' tables count it."""
+
+    # -- scopes ------------------------------------------------------------------------------------------------
+
+    def sites(self, scope: str) -> list[Site]:
+        """The sites of `scope`, in the order of the indices given to a sink."""
+        if scope == "modules":
+            return [part.site for part in self.parts()]
+        if scope == "blocks":
+            return [Site(i, "block") for i in range(len(self.blocks()))]
+        return [Site(-1, scope)]
 
     def channel(self, scope: str) -> int:
         """The feature axis of a site's value."""
         return self.output_channel if scope == "output" else -1
 
-    def published_estimate(self, batch: int) -> float | None:
-        """FLOPs of an estimated step as the papers' tables count it, or None where they count as we do."""
-        del batch
-        return None
+    def attach(self, scope: str, span: tuple[int, int], sink: Sink) -> list[RemovableHandle]:
+        """Hooks that give every site's value of a computed step to `sink`."""
+        blocks = self.blocks()
+        if scope == "modules":
+            return [
+                part.module.register_forward_hook(self._observer(part, index, sink))
+                for index, part in enumerate(self.parts())
+            ]
+        if scope == "blocks":
+            return [hook for i in range(len(blocks)) for hook in self._residual(i, i + 1, i, sink, text=False)]
+        if scope == "span":
+            return self._residual(*span, 0, sink, text=True)
+        if scope == "stack":
+            return self._residual(0, len(blocks), 0, sink, text=False)
+        if scope == "final_hidden":
+
+            @torch.compiler.disable
+            def leave(module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
+                sink(0, self.unpack(result)[0])
+
+            return [blocks[-1].register_forward_hook(leave)]
+        return []
+
+    def _observer(self, part: Part, index: int, sink: Sink) -> Callable[..., None]:
+        @torch.compiler.disable
+        def observe(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            sink(index, self.value(part, output))
+
+        return observe
+
+    def _residual(self, start: int, stop: int, index: int, sink: Sink, text: bool) -> list[RemovableHandle]:
+        """Hooks that report out - in of blocks [start, stop), with the text rows in front if `text`."""
+        entry: list[Streams] = []
+
+        @torch.compiler.disable
+        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            entry[:] = [self.streams(args, kwargs)]
+
+        @torch.compiler.disable
+        def leave(module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
+            sink(index, join(self.unpack(result), text) - join(entry.pop(), text))
+
+        blocks = self.blocks()
+        return [
+            blocks[start].register_forward_pre_hook(enter, with_kwargs=True),
+            blocks[stop - 1].register_forward_hook(leave),
+        ]
+
+    @contextmanager
+    def bypassed(self, span: tuple[int, int], residual: Tensor) -> Iterator[None]:
+        """Inside, blocks [start, stop) add `residual` (text rows in front) and compute nothing."""
+        start, stop = span
+        saved: list[tuple[dict[str, Any], dict[str, Any]]] = []
+
+        def skip(first: bool) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                image, text = self.streams(args, kwargs)
+                if not first:
+                    return self.pack((image, text))
+                tokens = 0 if text is None else text.shape[1]
+                moved = None if text is None else text + residual[:, :tokens]
+                return self.pack((image + residual[:, tokens:], moved))
+
+            return forward
+
+        try:
+            for position, block in enumerate(self.blocks()[start:stop]):
+                slots = vars(block)
+                saved.append((slots, {k: slots[k] for k in ("forward", "_compiled_call_impl") if k in slots}))
+                slots["forward"], slots["_compiled_call_impl"] = skip(position == 0), None
+            yield
+        finally:
+            for slots, before in saved:
+                slots.pop("forward", None)
+                slots.pop("_compiled_call_impl", None)
+                slots.update(before)
+
+
+def join(streams: Streams, text: bool) -> Tensor:
+    """Image rows, with the text rows in front of them if asked for and there are any."""
+    image, words = streams
+    return image if words is None or not text else torch.cat([words, image], dim=1)
+
+
+def gate_rows(part: Part, condition: Tensor, width: int) -> Tensor:
+    """The gate of one part: the rows of its modulation that give it, and only those.
+
+    A layer that an offload hook or a quantiser has wrapped is called as a whole.
+    """
+    layer: Any = part.modulation
+    rows = slice(part.chunk * width, (part.chunk + 1) * width)
+    if type(layer) is not nn.Linear or hasattr(layer, "_hf_hook"):
+        return layer(condition)[:, rows]
+    return F.linear(condition, layer.weight[rows], None if layer.bias is None else layer.bias[rows])

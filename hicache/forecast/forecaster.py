@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hicache.forecast.basis import Scalar
 from hicache.forecast.combine import combine
+from hicache.forecast.fused import fast_gated_sum, kernel_for
 from hicache.forecast.history import History
 from hicache.forecast.scale import SigmaSchedule
 
@@ -41,7 +42,9 @@ class Forecaster:
         self.lead = lead
         self.channel = channel
         self.num_steps: int | None = None
+        self.kernel = ""
         self._dtype: torch.dtype | None = None
+        self._device: torch.device | None = None
 
     @property
     def ready(self) -> bool:
@@ -60,7 +63,7 @@ class Forecaster:
 
     def slot(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         """A buffer for the next anchor, to be filled in place and given to `commit`."""
-        self._dtype = dtype
+        self._dtype, self._device = dtype, device
         return self.history.slot(torch.Size(shape), dtype, device)
 
     def commit(self, step: int, buffer: Tensor) -> None:
@@ -89,7 +92,7 @@ class Forecaster:
 
     def predict(self, step: int) -> Tensor:
         """The forecast at `step`, in the dtype of the observed values."""
-        weights, frames = self.coefficients(step), self.history.frames
+        weights, frames = self.coefficients(step), self._frames()
         if self.numerics == "reference":
             total = frames[0].clone()
             for weight, frame in zip(weights[1:], frames[1:], strict=True):
@@ -98,6 +101,26 @@ class Forecaster:
                 total += frame * factor.reshape(factor.shape + (1,) * (frame.dim() - lead))
             return total
         return combine(weights, frames, self._dtype)
+
+    def gated_predict(self, step: int, base: Tensor, gates: Tensor) -> Tensor:
+        """`base + sum_site gate_site * forecast_site` at `step`, for frames of many sites.
+
+        Args:
+            step: the step to forecast.
+            base: hidden state before the first block, `[B, N, D]`.
+            gates: gate of each site, `[S, B, D]`.
+        """
+        if self.numerics == "reference":
+            for gate, value in zip(gates, self.predict(step), strict=True):
+                base = gate[:, None] * value + base
+            return base
+        frames = self._frames()
+        self.kernel = kernel_for(base, frames)
+        return fast_gated_sum(base, gates, self.coefficients(step), frames)
+
+    def _frames(self) -> list[Tensor]:
+        """The frames on the device of the observed values."""
+        return [frame.to(self._device, non_blocking=True) for frame in self.history.frames]
 
     def reset(self, num_steps: int | None = None) -> None:
         """Forget all anchors; a run of `num_steps` may follow."""

@@ -9,7 +9,8 @@ the ladder is extended only from step `warmup_steps - 1` on. Before it an anchor
 extending it, so after a warm-up of 3 steps (0, 1, 2) the first difference is F(2) - F(1) and F(0) is forgotten.
 Without the gate (`warmup_steps=None`) every anchor extends it.
 
-Frames live in buffers that are allocated once per shape and reused from one generation to the next.
+Frames live in buffers that are allocated once per shape and reused from one generation to the next, on the device of
+the values or, with `place="cpu"`, in pinned host memory that is copied to and from without blocking.
 """
 
 from __future__ import annotations
@@ -27,11 +28,19 @@ __all__ = ["HISTORIES", "Differences", "History", "Snapshots"]
 class History(ABC):
     """Frames of past anchors, oldest first, and the coefficients that forecast from them."""
 
-    def __init__(self, basis: Basis, order: int, warmup_steps: int | None, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        basis: Basis,
+        order: int,
+        warmup_steps: int | None,
+        dtype: torch.dtype | None = None,
+        place: str = "device",
+    ) -> None:
         self.basis = basis
         self.order = order
         self.warmup_steps = warmup_steps
         self.dtype = dtype
+        self.place = place
         self.times: list[int] = []
         self.frames: list[Tensor] = []
         self._spare: list[Tensor] = []
@@ -43,11 +52,13 @@ class History(ABC):
     def slot(self, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
         """An uninitialised buffer for the next anchor; fill it, then `push` it."""
         dtype = self.dtype or dtype
+        pinned = self.place == "cpu" and device.type == "cuda"
+        device = torch.device("cpu") if self.place == "cpu" and device.type != "meta" else device
         while self._spare:
             buffer = self._spare.pop()
             if buffer.shape == shape and buffer.dtype == dtype and buffer.device == device:
                 return buffer
-        return torch.empty(shape, dtype=dtype, device=device)
+        return torch.empty(shape, dtype=dtype, device=device, pin_memory=pinned)
 
     @abstractmethod
     def push(self, step: int, value: Tensor) -> None:

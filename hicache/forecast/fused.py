@@ -1,0 +1,119 @@
+r"""The estimate of a whole stack of modules as one reduction over sites and anchors.
+
+    h[b, n, d] = h_in[b, n, d] + sum_s gate[s, b, d] * sum_j w_j[s, b] F_j[s, b, n, d]
+
+Every frame is read once and nothing else of its size is written, so a cached step costs one pass over the
+history. `triton_gated_sum` does it in one kernel on CUDA; `combine.gated_sum`, plain PyTorch, is the reference and
+serves everywhere else. Both accumulate in float32 and cast once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hicache.forecast.combine import gated_sum
+
+__all__ = ["fast_gated_sum", "kernel_for", "triton_gated_sum"]
+
+MAX_FRAMES = 7
+"""Pointers that the kernel takes: order 6 and below."""
+
+
+def kernel_for(base: Tensor, frames: Sequence[Tensor]) -> str:
+    """`triton` where the fast kernel serves these tensors, else `torch`."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    on_device = all(frame.device == base.device and frame.is_contiguous() for frame in frames)
+    small = base.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    fits = len(frames) <= MAX_FRAMES and on_device and small
+    return "triton" if fits and (base.is_cuda or interpreted) and _kernel() is not None else "torch"
+
+
+def fast_gated_sum(base: Tensor, gates: Tensor, weights: Sequence[float | Tensor], frames: Sequence[Tensor]) -> Tensor:
+    """`gated_sum` by the fastest kernel that serves these tensors; arguments as there."""
+    if kernel_for(base, frames) == "triton":
+        return triton_gated_sum(base, gates, weights, frames)
+    return gated_sum(base, gates, weights, frames)
+
+
+def triton_gated_sum(
+    base: Tensor, gates: Tensor, weights: Sequence[float | Tensor], frames: Sequence[Tensor]
+) -> Tensor:
+    """`gated_sum` as one Triton kernel (see the module docstring)."""
+    kernel = _kernel()
+    assert kernel is not None
+    sites, batch, tokens, width = frames[0].shape
+    rows = [
+        w.to(torch.float32) if isinstance(w, Tensor) else torch.full((sites, batch), w, device=base.device)
+        for w in weights
+    ]
+    table = torch.stack([row.expand(sites, batch) for row in rows]).contiguous()
+    base, gates = base.contiguous(), gates.contiguous()
+    out = torch.empty_like(base)
+    pointers = [frames[min(j, len(frames) - 1)] for j in range(MAX_FRAMES)]
+    block_tokens, block_width = 16, 128
+    grid = (-(-tokens // block_tokens), -(-width // block_width), batch)
+    kernel[grid](
+        base, gates, table, *pointers, out, sites, batch, tokens, width,
+        FRAMES=len(frames), BLOCK_N=block_tokens, BLOCK_D=block_width,
+    )  # fmt: skip
+    return out
+
+
+@cache
+def _kernel() -> Any:
+    """The compiled kernel, or None where Triton is not installed."""
+    try:
+        import triton
+        import triton.language as tl
+    except ImportError:
+        return None
+
+    @triton.jit
+    def gated_sum_kernel(
+        base, gates, table, f0, f1, f2, f3, f4, f5, f6, out, sites, batch, tokens, width,
+        FRAMES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    ):  # fmt: skip
+        n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+        d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+        b = tl.program_id(2)
+        inside = (n < tokens)[:, None] & (d < width)[None, :]
+        place = n.to(tl.int64)[:, None] * width + d[None, :]
+        size = tokens.to(tl.int64) * width
+        total = tl.load(base + b * size + place, mask=inside, other=0.0).to(tl.float32)
+        for s in range(sites):
+            row = s * batch + b
+            at = row * size + place
+            value = tl.load(table + row) * tl.load(f0 + at, mask=inside, other=0.0).to(tl.float32)
+            if FRAMES > 1:
+                value += tl.load(table + sites * batch + row) * tl.load(f1 + at, mask=inside, other=0.0).to(tl.float32)
+            if FRAMES > 2:
+                value += tl.load(table + 2 * sites * batch + row) * tl.load(f2 + at, mask=inside, other=0.0).to(
+                    tl.float32
+                )
+            if FRAMES > 3:
+                value += tl.load(table + 3 * sites * batch + row) * tl.load(f3 + at, mask=inside, other=0.0).to(
+                    tl.float32
+                )
+            if FRAMES > 4:
+                value += tl.load(table + 4 * sites * batch + row) * tl.load(f4 + at, mask=inside, other=0.0).to(
+                    tl.float32
+                )
+            if FRAMES > 5:
+                value += tl.load(table + 5 * sites * batch + row) * tl.load(f5 + at, mask=inside, other=0.0).to(
+                    tl.float32
+                )
+            if FRAMES > 6:
+                value += tl.load(table + 6 * sites * batch + row) * tl.load(f6 + at, mask=inside, other=0.0).to(
+                    tl.float32
+                )
+            gate = tl.load(gates + row * width + d, mask=d < width, other=0.0).to(tl.float32)
+            total += gate[None, :] * value
+        tl.store(out + b * size + place, total.to(out.dtype.element_ty), mask=inside)
+
+    return gated_sum_kernel
