@@ -37,6 +37,7 @@ def jobs(config: DictConfig) -> None:
 def main(config: DictConfig) -> None:
     """Hydra composes; errors become a line and an exit code."""
     outcome.guard(lambda: jobs(config))
+    outcome.hand_over()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ written · 130 interrupted.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -19,7 +20,11 @@ from experiments.compose import explain, row_configs
 from experiments.config import Settings, resolve, to_dataclass
 from experiments.errors import ConfigError
 
-__all__ = ["Exit", "settings_of"]
+__all__ = ["Exit", "JobError", "settings_of"]
+
+
+class JobError(RuntimeError):
+    """A job in another process failed; its own output has said why."""
 
 
 class Exit:
@@ -27,6 +32,7 @@ class Exit:
 
     def __init__(self) -> None:
         self.code = 0
+        self.process = os.getpid()
 
     def guard(self, job: Callable[[], object]) -> None:
         """Do a job; what goes wrong becomes a line and a code."""
@@ -42,9 +48,14 @@ class Exit:
         except Exception as error:
             from experiments.runner import RunError
 
-            if not isinstance(error, RunError):
+            if not isinstance(error, (RunError, JobError)):
                 raise
             self.report(f"run failed: {error}", 1)
+
+    def hand_over(self) -> None:
+        """In a process that a launcher started, the code is lost unless it is raised."""
+        if self.code and os.getpid() != self.process:
+            raise JobError(f"a job ended with code {self.code}, see its log")
 
     def report(self, line: str, code: int) -> None:
         """Print the line and keep the worst code."""

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 from hydra import compose as hydra_compose
@@ -31,8 +32,12 @@ __all__ = ["CONF", "compose", "explain", "expand", "options", "set_up"]
 CONF = Path(__file__).parents[1] / "conf"
 
 
+@cache
 def scratch() -> str:
-    """A folder for what Hydra insists on writing in a sweep; it goes when the process ends."""
+    """A folder for what Hydra insists on writing in a sweep; it goes when the process ends.
+
+    Launchers that start other processes need one that stays and is shared: `hydra.sweep.dir=results/sweep`.
+    """
     folder = tempfile.mkdtemp(prefix="hicache-sweep-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
