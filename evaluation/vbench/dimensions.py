@@ -121,6 +121,8 @@ class TemporalFlickering(_VideoMetric):
 class _Dino(nn.Module):
     """DINO's class token for pictures of any size; the position embedding is resized as in DINO's code."""
 
+    trained: Tensor
+
     def __init__(self, folder: Path) -> None:
         from transformers import ViTConfig, ViTModel
 
@@ -142,27 +144,23 @@ class _Dino(nn.Module):
         if not isinstance(config.patch_size, int):
             raise EvaluationError(f"{folder}: patch_size must be a whole number, got {config.patch_size}")
         self.cell = config.patch_size
-        self.trained = self.model.embeddings.position_embeddings.detach().clone()
+        self.register_buffer("trained", self.model.embeddings.position_embeddings.detach().clone())
+        self.model.embeddings.interpolate_pos_encoding = self._positions
 
-    def _set_size(self, height: int, width: int) -> None:
+    def _positions(self, embeddings: Tensor, height: int, width: int) -> Tensor:
         tokens, side = self.trained[:, 1:], math.isqrt(self.trained.shape[1] - 1)
         rows, columns = height // self.cell, width // self.cell
-        positions = self.trained
-        if (rows, columns) != (side, side):
-            grid = tokens.reshape(1, side, side, -1).permute(0, 3, 1, 2)
-            # DINO adds 0.1 so that the rounded-down output size is right; this moves the sampling points.
-            scale = ((rows + 0.1) / side, (columns + 0.1) / side)
-            grid = interpolate(grid, scale_factor=scale, mode="bicubic")
-            positions = torch.cat([self.trained[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
-        embeddings = self.model.embeddings
-        embeddings.position_embeddings = nn.Parameter(positions.to(self.model.device), requires_grad=False)
-        embeddings.patch_embeddings.image_size = (height, width)
+        if (rows, columns) == (side, side):
+            return self.trained
+        grid = tokens.reshape(1, side, side, -1).permute(0, 3, 1, 2)
+        # DINO adds 0.1 so that the rounded-down output size is right; this moves the sampling points.
+        scale = ((rows + 0.1) / side, (columns + 0.1) / side)
+        grid = interpolate(grid, scale_factor=scale, mode="bicubic")
+        return torch.cat([self.trained[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        height, width = pixels.shape[-2:]
-        self._set_size(height, width)
         # The patch convolution drops incomplete patches at the right and bottom.
-        return self.model(pixels).last_hidden_state[:, 0]
+        return self.model(pixels, interpolate_pos_encoding=True).last_hidden_state[:, 0]
 
 
 @dataclass(frozen=True, kw_only=True)
