@@ -64,113 +64,110 @@ def hub(repository: str, files: tuple[str, ...] = _TRANSFORMERS_CLIP, megabytes:
     )
 
 
-def _table() -> dict[str, Weight]:
-    torchvision, openai = "https://download.pytorch.org/models/", "openai/clip-vit-"
-    fidelity = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
-    rows = [
-        Weight(
-            name="lpips_alex",
-            files=("alexnet-owt-7be5be79.pth",),
-            megabytes=233,
-            licence="BSD-3-Clause",
-            url=torchvision + "alexnet-owt-7be5be79.pth",
-        ),
-        Weight(
-            name="lpips_vgg",
-            files=("vgg16-397923af.pth",),
-            megabytes=528,
-            licence="BSD-3-Clause",
-            url=torchvision + "vgg16-397923af.pth",
-        ),
-        Weight(
-            name="inception",
-            files=("weights-inception-2015-12-05-6726825d.pth",),
-            megabytes=91,
-            licence="Apache-2.0",
-            url=fidelity + "weights-inception-2015-12-05-6726825d.pth",
-        ),
-        Weight(
-            name="image_reward",
-            files=("ImageReward.pt",),
-            megabytes=1790,
-            licence="Apache-2.0",
-            repository="zai-org/ImageReward",
-        ),
-        Weight(
-            name="bert_vocabulary",
-            files=("vocab.txt",),
-            megabytes=1,
-            licence="Apache-2.0",
-            repository="google-bert/bert-base-uncased",
-        ),
-        Weight(
-            name="clip_l14",
-            files=_TRANSFORMERS_CLIP,
-            megabytes=1710,
-            licence="MIT",
-            repository=openai + "large-patch14",
-        ),
-        Weight(
-            name="clip_b32",
-            files=_TRANSFORMERS_CLIP,
-            megabytes=605,
-            licence="MIT",
-            repository=openai + "base-patch32",
-        ),
-        Weight(
-            name="pickscore",
-            files=("model.safetensors", "config.json"),
-            megabytes=3940,
-            licence="MIT",
-            repository="yuvalkirstain/PickScore_v1",
-        ),
-        Weight(
-            name="pickscore_processor",
-            files=_TRANSFORMERS_CLIP[2:],
-            megabytes=4,
-            licence="MIT",
-            repository="laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
-        ),
-        Weight(
-            name="hpsv2",
-            files=("HPS_v2_compressed.pt",),
-            megabytes=1970,
-            licence="Apache-2.0",
-            repository="xswu/HPSv2",
-        ),
-        Weight(
-            name="hpsv2_1",
-            files=("HPS_v2.1_compressed.pt",),
-            megabytes=1970,
-            licence="Apache-2.0",
-            repository="xswu/HPSv2",
-        ),
-        Weight(
-            name="dino_b16",
-            files=("model.safetensors", "config.json"),
-            megabytes=343,
-            licence="Apache-2.0",
-            repository="facebook/dino-vitb16",
-        ),
-        Weight(
-            name="aesthetic_linear",
-            files=("sa_0_4_vit_l_14_linear.pth",),
-            megabytes=1,
-            licence="MIT",
-            url="https://github.com/LAION-AI/aesthetic-predictor/raw/main/sa_0_4_vit_l_14_linear.pth",
-        ),
-        Weight(
-            name="vbench_info",
-            files=("VBench_full_info.json",),
-            megabytes=1,
-            licence="Apache-2.0",
-            url="https://raw.githubusercontent.com/Vchitect/VBench/master/vbench/VBench_full_info.json",
-        ),
-    ]
-    return {row.name: row for row in rows}
+_TORCHVISION = "https://download.pytorch.org/models/"
+_FIDELITY = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+_ROWS = (
+    Weight(
+        name="lpips_alex",
+        files=("alexnet-owt-7be5be79.pth",),
+        megabytes=233,
+        licence="BSD-3-Clause",
+        url=_TORCHVISION + "alexnet-owt-7be5be79.pth",
+    ),
+    Weight(
+        name="lpips_vgg",
+        files=("vgg16-397923af.pth",),
+        megabytes=528,
+        licence="BSD-3-Clause",
+        url=_TORCHVISION + "vgg16-397923af.pth",
+    ),
+    Weight(
+        name="inception",
+        files=("weights-inception-2015-12-05-6726825d.pth",),
+        megabytes=91,
+        licence="Apache-2.0",
+        url=_FIDELITY + "weights-inception-2015-12-05-6726825d.pth",
+    ),
+    Weight(
+        name="image_reward",
+        files=("ImageReward.pt",),
+        megabytes=1790,
+        licence="Apache-2.0",
+        repository="zai-org/ImageReward",
+    ),
+    Weight(
+        name="bert_vocabulary",
+        files=("vocab.txt",),
+        megabytes=1,
+        licence="Apache-2.0",
+        repository="google-bert/bert-base-uncased",
+    ),
+    Weight(
+        name="clip_l14",
+        files=_TRANSFORMERS_CLIP,
+        megabytes=1710,
+        licence="MIT",
+        repository="openai/clip-vit-large-patch14",
+    ),
+    Weight(
+        name="clip_b32",
+        files=_TRANSFORMERS_CLIP,
+        megabytes=605,
+        licence="MIT",
+        repository="openai/clip-vit-base-patch32",
+    ),
+    Weight(
+        name="pickscore",
+        files=("model.safetensors", "config.json"),
+        megabytes=3940,
+        licence="MIT",
+        repository="yuvalkirstain/PickScore_v1",
+    ),
+    Weight(
+        name="pickscore_processor",
+        files=_TRANSFORMERS_CLIP[2:],
+        megabytes=4,
+        licence="MIT",
+        repository="laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+    ),
+    Weight(
+        name="hpsv2",
+        files=("HPS_v2_compressed.pt",),
+        megabytes=1970,
+        licence="Apache-2.0",
+        repository="xswu/HPSv2",
+    ),
+    Weight(
+        name="hpsv2_1",
+        files=("HPS_v2.1_compressed.pt",),
+        megabytes=1970,
+        licence="Apache-2.0",
+        repository="xswu/HPSv2",
+    ),
+    Weight(
+        name="dino_b16",
+        files=("model.safetensors", "config.json"),
+        megabytes=343,
+        licence="Apache-2.0",
+        repository="facebook/dino-vitb16",
+    ),
+    Weight(
+        name="aesthetic_linear",
+        files=("sa_0_4_vit_l_14_linear.pth",),
+        megabytes=1,
+        licence="MIT",
+        url="https://github.com/LAION-AI/aesthetic-predictor/raw/main/sa_0_4_vit_l_14_linear.pth",
+    ),
+    Weight(
+        name="vbench_info",
+        files=("VBench_full_info.json",),
+        megabytes=1,
+        licence="Apache-2.0",
+        url="https://raw.githubusercontent.com/Vchitect/VBench/master/vbench/VBench_full_info.json",
+    ),
+)
 
-
-WEIGHTS: dict[str, Weight] = _table()
+WEIGHTS: dict[str, Weight] = {row.name: row for row in _ROWS}
 
 
 def root() -> Path:

@@ -263,10 +263,10 @@ while state.count < total:
     x = torch.randn(500, POOL + SPATIAL + CLASSES, generator=generator)
     pool, spatial, logits = x.split([POOL, SPATIAL, CLASSES], dim=1)
     state.add(Features(pool, spatial, logits.double().log_softmax(1)), None)
-    if state.count == total // 2 :
+    if state.count == total // 5:
         state.save(); state = Sweep.load(folder, "cpu")
     peak[state.count] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-early = peak[total // 2 + 500]
+early = peak[total // 5 + 5000]
 print(round(early), round(peak[total]), state.count, state.pool.count)
 """
 
@@ -276,6 +276,6 @@ def test_memory_of_50000_images_worth_of_features_is_constant(tmp_path):
     command = [sys.executable, "-c", MEMORY, str(tmp_path), "50000"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     early, late, count, _ = (int(word) for word in output.split())
-    print(f"peak memory {early} MB after 25,500 images, {late} MB after 50,000")
+    print(f"peak memory {early} MB after 15,000 images, {late} MB after 50,000")
     assert count == 50_000
-    assert late - early < 16
+    assert late - early < 64  # the features of 35,000 images alone would be 287 MB
