@@ -14,7 +14,6 @@ import torch
 import hicache
 from experiments import runner
 from experiments.backends import load_backend
-from experiments.backends.base import Backend
 from experiments.compose import compose, options
 from experiments.config import Settings, resolve
 from experiments.runner import RunError, execute, folder_of, items_of
@@ -38,7 +37,7 @@ def lines(of: Settings) -> list[str]:
 
 @pytest.fixture
 def count(monkeypatch):
-    """Numbers of items of the generations that were not for timing."""
+    """Numbers of items of the generations; timing and pictures, which take most of a tiny run, are left out."""
     sizes: list[int] = []
     original = runner.generate_batch
 
@@ -47,6 +46,7 @@ def count(monkeypatch):
         return original(backend, of, batch)
 
     monkeypatch.setattr(runner, "generate_batch", counted)
+    monkeypatch.setattr(runner, "draw_comparison", lambda *args: None)
     monkeypatch.setattr(runner, "timing", lambda *args: {"latency": {}, "reference_latency": {}, "wall_speedup": 1.0})
     return sizes
 
@@ -193,7 +193,7 @@ def test_noise_depends_on_seed_and_item_only(small):
 def test_a_failure_keeps_what_was_done_and_exits_with_one(small, run_py, monkeypatch, capsys):
     of = settings(*small, "method=none")
     backend = load_backend(of.backend)
-    original, calls = Backend.generate, []
+    calls = []
 
     def breaks(items, sampling):
         calls.append(1)
@@ -201,7 +201,6 @@ def test_a_failure_keeps_what_was_done_and_exits_with_one(small, run_py, monkeyp
             raise RuntimeError("out of luck")
         return type(backend).generate(backend, items, sampling)
 
-    del original
     monkeypatch.setattr(backend, "generate", breaks)
     assert run_py(*small, "method=none") == 1
     folder = folder_of(of)
