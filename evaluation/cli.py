@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,8 @@ def _evaluate(words: Sequence[str]) -> int:
         raise EvaluationError("run, images: exactly one of them must be given")
     if request.logger not in (None, "wandb"):
         raise EvaluationError(f"logger: must be wandb, got {request.logger!r}")
+    if request.logger == "wandb" and find_spec("wandb") is None:
+        raise EvaluationError("logger: needs the library wandb; get it with: pip install '.[wandb]'")
     prompts = media.read_prompts(Path(request.prompts), request.unquote) if request.prompts else None
     if request.run is not None:
         run = read_run(Path(request.run))
@@ -143,19 +146,18 @@ def _doctor(words: Sequence[str]) -> int:
     from evaluation.doctor import check, report
 
     data = parse(words)
-    for key in data:
-        if key not in ("metrics", "weights"):
-            raise EvaluationError(f"{key}: unknown key; doctor knows metrics and weights")
-    weights = {name: Path(str(path)) for name, path in data.get("weights", {}).items()}
-    if "metrics" not in data:
+    request, options, weights = _request(data)
+    other = [key for key in data if key not in ("metrics", "weights", *options)]
+    if other:
+        raise EvaluationError(f"{other[0]}: unknown key; doctor knows metrics, their options and weights")
+    if not request.metrics:
         print(report(weights))
         return 0
-    metrics = data["metrics"]
-    lines = check([metrics] if isinstance(metrics, str) else metrics, weights=weights)
+    lines = check(request.metrics, options, weights)
     for line in lines:
         print(f"error: {line}", file=sys.stderr)
     if not lines:
-        print(f"ready: {', '.join(metrics) if isinstance(metrics, list) else metrics}")
+        print(f"ready: {', '.join(request.metrics)}")
     return 2 if lines else 0
 
 

@@ -282,6 +282,8 @@ def test_doctor_and_check(capsys, folders, tmp_path):
     assert "weights-inception-2015-12-05-6726825d.pth" in problems[0]
     assert "nonsense" in evaluation.check(["nonsense"])[0]
     refused(["doctor", "metrics=[fid]"], capsys, "fid", "curl")
+    refused(["doctor", "metrics=[lpips]", "lpips.net=vgg"], capsys, "vgg16-397923af.pth")
+    refused(["doctor", "images=x"], capsys, "images", "unknown key")
     assert main(["doctor", "metrics=[psnr]"]) == 0
 
 
