@@ -9,6 +9,11 @@
     hicache           interval    hermite        constant    arXiv 2508.16984
     hicache_adaptive  interval    hermite        adaptive    arXiv 2508.16984, Table 7
     newton            interval    newton         -           none: the unbiased ladder
+    foca              interval    foca           -           arXiv 2508.16211
+    chebyshev         interval    chebyshev      -           Spectrum, arXiv 2603.01623 (its policy: growing)
+    pade              interval    pade           -           HiCache++, micro-benchmark
+    dmd               interval    dmd            constant    HiCache++
+    auto              interval    auto           constant    HiCache++, backend auto
 
 Every entry is a composition, so any knob may be turned: `method("hicache", policy="mask", mask=[0, 1, 5, 20])`,
 `method("taylorseer", basis="hermite")`, any scope with any of them.
@@ -18,13 +23,23 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import torch
 
-from hicache.forecast import BASES, HISTORIES, SIGMA_SCHEDULES, Forecaster, SigmaSchedule
-from hicache.policy import POLICIES, Algorithm1, Every, Interval, Mask, Policy
+from hicache.forecast import (
+    BASES,
+    HISTORIES,
+    SIGMA_SCHEDULES,
+    Basis,
+    Elementwise,
+    ElementwiseBasis,
+    Forecaster,
+    LadderBasis,
+    SigmaSchedule,
+)
+from hicache.policy import POLICIES, Policy
 from hicache.tree import SCOPES
 
 __all__ = ["MAX_ORDER", "METHODS", "CacheMethod", "Knobs", "MethodSpec", "lookup", "method"]
@@ -47,9 +62,11 @@ class Knobs:
         warmup_steps: w, leading full steps; the ladder of differences starts at step w - 1.
         sigma_schedule: `constant`, `adaptive`, `horizon` or `linear`.
         sigma_options: further parameters of the schedule (`alpha`, `beta`, `c`, `sigma_end`, ...).
-        policy: `interval`, `algorithm1`, `mask` or `every`.
+        policy: `interval`, `algorithm1`, `mask`, `growing` or `every`.
+        policy_options: further parameters of the policy (`window`, `alpha`).
         mask: the full steps of policy `mask`.
         basis: overrides the basis of the method.
+        basis_options: parameters of the basis (`variant`, `degree`, `ridge`, `mix`, `rank`, `holdout`, ...).
         history: `snapshots`, or `differences` in the feature dtype.
         gate: the published warm-up gate of the ladder; False builds differences from the first pair.
         numerics: `clean`, or `reference` for the in-dtype arithmetic of the published code.
@@ -67,8 +84,10 @@ class Knobs:
     sigma_schedule: str = "constant"
     sigma_options: Mapping[str, Any] = field(default_factory=dict)
     policy: str = "interval"
+    policy_options: Mapping[str, Any] = field(default_factory=dict)
     mask: Sequence[int] | None = None
     basis: str = "reuse"
+    basis_options: Mapping[str, Any] = field(default_factory=dict)
     history: str = "snapshots"
     gate: bool = True
     numerics: str = "clean"
@@ -96,9 +115,12 @@ class Knobs:
             raise ValueError(f"mask: must be given exactly when policy is mask, got {self.mask}")
         if self.numerics == "reference" and self.history != "differences":
             raise ValueError(f"history: must be differences with numerics=reference, got {self.history!r}")
-        if self.history == "differences" and self.basis == "newton":
-            raise ValueError("history: newton has no ladder of differences, must be snapshots, got 'differences'")
+        if self.history == "differences" and not isinstance(BASES[self.basis], LadderBasis):
+            raise ValueError(
+                f"history: {self.basis} has no ladder of differences, must be snapshots, got 'differences'"
+            )
         self.build_sigma()
+        self.build_basis()
 
     def build_sigma(self) -> SigmaSchedule:
         """A fresh sigma schedule."""
@@ -110,13 +132,26 @@ class Knobs:
 
     def build_policy(self) -> Policy:
         """The policy."""
-        if self.policy == "mask":
-            return Mask(steps=tuple(self.mask or ()))
-        if self.policy == "algorithm1":
-            return Algorithm1(interval=self.interval)
-        if self.policy == "every":
-            return Every()
-        return Interval(interval=self.interval, warmup_steps=self.warmup_steps)
+        kind: Any = POLICIES[self.policy]
+        shared = {"interval": self.interval, "warmup_steps": self.warmup_steps, "steps": tuple(self.mask or ())}
+        names = [f.name for f in fields(kind)]
+        check_options("policy_options", self.policy, self.policy_options, [n for n in names if n not in shared])
+        given = {n: shared[n] for n in names if n in shared} | dict(self.policy_options)
+        try:
+            return kind(**given)
+        except TypeError as error:
+            raise ValueError(f"policy_options: {error}") from error
+
+    def build_basis(self) -> Basis:
+        """The basis with its options."""
+        basis: Any = BASES[self.basis]
+        names = [f.name for f in fields(type(basis))] if is_dataclass(type(basis)) else []
+        check_options("basis_options", self.basis, self.basis_options, names)
+        shared = {"interval": self.interval} if "interval" in names and self.policy == "interval" else {}
+        try:
+            return replace(basis, **{**shared, **self.basis_options}) if names else basis
+        except TypeError as error:
+            raise ValueError(f"basis_options: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,9 +168,9 @@ class CacheMethod:
         """A fresh forecaster; `lead` and `channel` as in `Forecaster`."""
         knobs = self.knobs
         warmup = knobs.warmup_steps if knobs.gate else None
-        history = HISTORIES[knobs.history](
-            BASES[knobs.basis], knobs.order, warmup, DTYPES[knobs.history_dtype], knobs.history_place
-        )
+        basis, dtype = knobs.build_basis(), DTYPES[knobs.history_dtype]
+        kind = Elementwise if isinstance(basis, ElementwiseBasis) else HISTORIES[knobs.history]
+        history = kind(basis, knobs.order, warmup, dtype, knobs.history_place, lead)
         return Forecaster(history, knobs.build_sigma(), knobs.numerics, lead, channel)
 
 
@@ -182,8 +217,29 @@ METHODS: dict[str, MethodSpec] = {
         fixed={"basis": "hermite", "sigma_schedule": "adaptive"},
     ),
     "newton": MethodSpec(title="Newton (not published)", paper="", uses=_LADDER, fixed={"basis": "newton"}),
+    "foca": MethodSpec(title="FoCa", paper="arXiv 2508.16211", uses=_POLICY, fixed={"basis": "foca", "gate": False}),
+    "chebyshev": MethodSpec(
+        title="Spectrum", paper="arXiv 2603.01623", uses=_POLICY, fixed={"basis": "chebyshev", "gate": False}
+    ),
+    "pade": MethodSpec(
+        title="Padé", paper="HiCache++, micro-benchmark", uses=_POLICY, fixed={"basis": "pade", "gate": False}
+    ),
+    "dmd": MethodSpec(title="HiCache++ (DMD)", paper="HiCache++", uses=_SCALED, fixed={"basis": "dmd", "gate": False}),
+    "auto": MethodSpec(
+        title="HiCache++ (auto)", paper="HiCache++", uses=_SCALED, fixed={"basis": "auto", "gate": False}
+    ),
 }
 """Every method by its name in `method=`. Adding one: a line here."""
+
+
+def check_options(key: str, owner: str, options: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Raise a `ValueError` for the first option that `owner` does not have."""
+    if not isinstance(options, Mapping):
+        raise ValueError(f"{key}: must be names and values, got {options!r}")
+    for name in options:
+        if not known:
+            raise ValueError(f"{key}: {owner} has none, got {name!r}")
+        lookup(key, name, known)
 
 
 def lookup(key: str, value: str, known: Iterable[str]) -> str:

@@ -1,10 +1,12 @@
 """Forecasting: bases (scalar weights), histories (anchors), sigma schedules, and the forecaster that joins them."""
 
-from hicache.forecast.basis import BASES, Basis, ladder
+from hicache.forecast.bases import BASES
+from hicache.forecast.basis import Basis, LadderBasis, ladder
 from hicache.forecast.combine import combine, gated_sum
 from hicache.forecast.forecaster import Forecaster
-from hicache.forecast.history import HISTORIES, Differences, History, Snapshots
+from hicache.forecast.history import HISTORIES, Differences, Elementwise, History, Snapshots
 from hicache.forecast.scale import SIGMA_SCHEDULES, SigmaSchedule
+from hicache.forecast.window import ElementwiseBasis, GramBasis
 
 __all__ = [
     "BASES",
@@ -12,8 +14,12 @@ __all__ = [
     "SIGMA_SCHEDULES",
     "Basis",
     "Differences",
+    "Elementwise",
+    "ElementwiseBasis",
     "Forecaster",
+    "GramBasis",
     "History",
+    "LadderBasis",
     "SigmaSchedule",
     "Snapshots",
     "combine",

@@ -1,7 +1,7 @@
 r"""Bases: the scalar weights with which past anchors forecast a later step.
 
-Every forecaster here is a linear combination of its last anchors, `F^(s) = sum_j w_j F(s_j)`, so a basis is a
-rule for a few scalars. The polynomial ones expand around the last anchor `a` on the *ladder* of one-sided difference
+Almost every forecaster is a linear combination of its last anchors, `F^(s) = sum_j w_j F(s_j)`, so a basis is a
+rule for a few scalars. Those of this file expand around the last anchor `a` on the *ladder* of one-sided difference
 quotients (TaylorSeer Eq. 1-2, HiCache Definition 1): with `g_n = s_n - s_{n-1}` the actual gap,
 
     D_0(n) = F(s_n),        D_{i+1}(n) = (D_i(n) - D_i(n-1)) / g_n,
@@ -30,7 +30,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-__all__ = ["BASES", "Basis", "Hermite", "LadderBasis", "Newton", "Reuse", "ScaledTaylor", "Taylor", "ladder"]
+__all__ = ["Basis", "Hermite", "LadderBasis", "Newton", "Reuse", "ScaledTaylor", "Taylor", "ladder"]
 
 Scalar = float | Tensor
 """A Python float, or a tensor of per-site, per-sample values (the adaptive sigma); formulas accept both."""
@@ -40,6 +40,7 @@ class Basis(ABC):
     """A rule for the weights of past anchors."""
 
     uses_sigma: bool = False
+    uses_gram: bool = False
 
     @abstractmethod
     def weights(
@@ -158,13 +159,3 @@ class Newton(Basis):
             math.prod((target - other) / (node - other) for other in nodes if other != node) for node in nodes
         ]
         return [0.0] * (len(times) - len(nodes)) + found
-
-
-BASES: dict[str, Basis] = {
-    "reuse": Reuse(),
-    "taylor": Taylor(),
-    "scaled_taylor": ScaledTaylor(),
-    "hermite": Hermite(),
-    "newton": Newton(),
-}
-"""Every basis by its name in `forecaster=`. Adding one: a class above, a line here."""

@@ -88,7 +88,8 @@ class Forecaster:
         k = step - self.last_anchor
         if k <= 0:
             raise ValueError(f"step: must be later than the last anchor {self.last_anchor}, got {step}")
-        return self.history.coefficients(step, self.sigma.at(step, k, self.num_steps))
+        found = self.history.coefficients(step, self.sigma.at(step, k, self.num_steps))
+        return [w.to(self._device, non_blocking=True) if isinstance(w, Tensor) else w for w in found]
 
     def predict(self, step: int) -> Tensor:
         """The forecast at `step`, in the dtype of the observed values."""
@@ -114,9 +115,9 @@ class Forecaster:
             for gate, value in zip(gates, self.predict(step), strict=True):
                 base = gate[:, None] * value + base
             return base
-        frames = self._frames()
+        weights, frames = self.coefficients(step), self._frames()
         self.kernel = kernel_for(base, frames)
-        return fast_gated_sum(base, gates, self.coefficients(step), frames)
+        return fast_gated_sum(base, gates, weights, frames)
 
     def _frames(self) -> list[Tensor]:
         """The frames on the device of the observed values."""

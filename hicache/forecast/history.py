@@ -1,10 +1,11 @@
 """Histories: what a forecaster remembers of its anchors.
 
 `Snapshots` keeps the last anchors as they are and leaves all arithmetic to the weights. It is the default: nothing
-is lost to rounding before the final cast. `Differences` keeps the ladder `D_0..D_m` in the feature dtype, as the
-published code does.
+is lost to rounding before the final cast. For bases that ask for it, it keeps the Gram matrix of the anchors too, and
+what was fitted to them until the next one comes. `Elementwise` is the same for bases without weights. `Differences`
+keeps the ladder `D_0..D_m` in the feature dtype, as the published code does.
 
-Both hold *frames*, tensors that a list of scalars combines to the forecast, and both have the published *warm-up gate*:
+All hold *frames*, tensors that a list of scalars combines to the forecast, and all have the published *warm-up gate*:
 the ladder is extended only from step `warmup_steps - 1` on. Before it an anchor replaces the history instead of
 extending it, so after a warm-up of 3 steps (0, 1, 2) the first difference is F(2) - F(1) and F(0) is forgotten.
 Without the gate (`warmup_steps=None`) every anchor extends it.
@@ -16,13 +17,15 @@ the values or, with `place="cpu"`, in pinned host memory that is copied to and f
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hicache.forecast.basis import Basis, LadderBasis, Scalar
+from hicache.forecast.window import ElementwiseBasis, GramBasis, extend_gram
 
-__all__ = ["HISTORIES", "Differences", "History", "Snapshots"]
+__all__ = ["HISTORIES", "Differences", "Elementwise", "History", "Snapshots"]
 
 
 class History(ABC):
@@ -35,12 +38,14 @@ class History(ABC):
         warmup_steps: int | None,
         dtype: torch.dtype | None = None,
         place: str = "device",
+        lead: int = 1,
     ) -> None:
         self.basis = basis
         self.order = order
         self.warmup_steps = warmup_steps
         self.dtype = dtype
         self.place = place
+        self.lead = lead
         self.times: list[int] = []
         self.frames: list[Tensor] = []
         self._spare: list[Tensor] = []
@@ -84,12 +89,17 @@ class History(ABC):
 
 
 class Snapshots(History):
-    """The last `order + 1` anchors themselves; the oldest makes room when the next slot is asked for."""
+    """The last anchors themselves; the oldest makes room when the next slot is asked for."""
+
+    gram: Tensor | None = None
+    """Inner products of the frames, `[*leading, K, K]`, where the basis uses them."""
+    _fitted: Any = None
 
     def slot(self, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
         if len(self.frames) == self.basis.anchors(self.order):
             self.times.pop(0)
             self._spare.append(self.frames.pop(0))
+            self._fitted, self.gram = None, None if self.gram is None else self.gram[..., 1:, 1:]
         return super().slot(shape, dtype, device)
 
     def push(self, step: int, value: Tensor) -> None:
@@ -99,14 +109,69 @@ class Snapshots(History):
             self.reset()
         self.times.append(step)
         self.frames.append(value)
+        if self.basis.uses_gram:
+            self._fitted, self.gram = None, extend_gram(self.gram, self.frames, self.lead)
 
     def coefficients(self, step: int, sigma: Scalar) -> list[Scalar]:
-        return self.basis.weights(self.times, step, self.order, sigma)
+        if not isinstance(self.basis, GramBasis):
+            return self.basis.weights(self.times, step, self.order, sigma)
+        assert self.gram is not None
+        if self._fitted is None:
+            self._fitted = self.basis.fit(self.times, step, self.order, sigma, self.gram)
+        return self.basis.advance(self._fitted, step, sigma)
+
+    def reset(self) -> None:
+        super().reset()
+        self._fitted, self.gram = None, None
 
     def slope(self) -> tuple[Tensor, Tensor, float] | None:
         if len(self.frames) < 2:
             return None
         return self.frames[-1], self.frames[-2], float(self.times[-1] - self.times[-2])
+
+
+class Elementwise(History):
+    """The last anchors of a basis without weights; the only frame is the forecast, written when it is asked for."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.anchors: list[Tensor] = []
+
+    def slot(self, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+        if len(self.anchors) == self.basis.anchors(self.order):
+            self.times.pop(0)
+            self._spare.append(self.anchors.pop(0))
+        return super().slot(shape, dtype, device)
+
+    def push(self, step: int, value: Tensor) -> None:
+        if self.times and step <= self.times[-1]:
+            raise ValueError(f"step: must grow, got {step} after {self.times[-1]}")
+        if self.gated(step):
+            self.reset()
+        self.times.append(step)
+        self.anchors.append(value)
+        if not self.frames:
+            self.frames = [super().slot(value.shape, value.dtype, value.device)]
+
+    def coefficients(self, step: int, sigma: Scalar) -> list[Scalar]:
+        del sigma
+        assert isinstance(self.basis, ElementwiseBasis)
+        self.basis.evaluate(self.times, self.anchors, step, self.frames[0])
+        return [1.0]
+
+    def reset(self) -> None:
+        super().reset()
+        self._spare.extend(self.anchors)
+        self.anchors = []
+
+    def slope(self) -> tuple[Tensor, Tensor, float] | None:
+        if len(self.anchors) < 2:
+            return None
+        return self.anchors[-1], self.anchors[-2], float(self.times[-1] - self.times[-2])
+
+    @property
+    def bytes(self) -> int:
+        return super().bytes + sum(t.numel() * t.element_size() for t in self.anchors)
 
 
 class Differences(History):

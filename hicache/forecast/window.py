@@ -1,0 +1,97 @@
+r"""What the snapshot bases share: equally spaced windows, Gram matrices, and the two ways to go beyond scalar weights.
+
+`DMD` needs the inner products of the anchors, `Pade` the anchors themselves:
+
+    GramBasis         weights from times and from G_ij = <F_i, F_j>, fitted once per window of anchors
+    ElementwiseBasis  no weights: a function of the anchors, element by element
+
+`G` is kept per leading index (site, sample): a sample's weights never depend on the batch that it is in. A new anchor
+adds one row, `G_nj = <F_n, F_j>`, accumulated in float64 over chunks, so no float64 copy of a frame is made.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hicache.forecast.basis import Basis, Scalar
+
+__all__ = ["ElementwiseBasis", "GramBasis", "extend_gram", "uniform_tail"]
+
+CHUNK = 1 << 22
+"""Elements that are held in float64 at a time."""
+
+
+class GramBasis(Basis):
+    """A basis whose weights depend on the values, through the Gram matrix of the anchors."""
+
+    uses_gram = True
+
+    @abstractmethod
+    def fit(self, times: Sequence[int], target: int, order: int, sigma: Scalar, gram: Tensor) -> Any:
+        """What every forecast of this window needs; `target` is the first of them. Arguments as for `weights`."""
+
+    @abstractmethod
+    def advance(self, fitted: Any, target: int, sigma: Scalar) -> list[Scalar]:
+        """The weights for step `target` from what `fit` found."""
+
+    def weights(
+        self, times: Sequence[int], target: int, order: int, sigma: Scalar = 1.0, gram: Tensor | None = None
+    ) -> list[Scalar]:
+        if gram is None:
+            raise ValueError(f"gram: {type(self).__name__} needs the inner products of the anchors, got None")
+        return self.advance(self.fit(times, target, order, sigma, gram), target, sigma)
+
+
+class ElementwiseBasis(Basis):
+    """A basis that is no weighted sum of anchors: every element has its own formula."""
+
+    @abstractmethod
+    def evaluate(self, times: Sequence[int], anchors: Sequence[Tensor], target: int, out: Tensor) -> None:
+        """Write the forecast at step `target` from the anchors (oldest first) into `out`."""
+
+    def weights(
+        self, times: Sequence[int], target: int, order: int, sigma: Scalar = 1.0, gram: Tensor | None = None
+    ) -> list[Scalar]:
+        raise ValueError(f"basis: {type(self).__name__} is element-wise and has no scalar weights")
+
+
+def uniform_tail(times: Sequence[int]) -> int:
+    """Length of the longest run of equally spaced anchors that ends with the newest.
+
+    >>> uniform_tail([0, 1, 2, 9, 16, 23])
+    4
+    """
+    length = min(len(times), 2)
+    while length < len(times) and times[-length] - times[-length - 1] == times[-1] - times[-2]:
+        length += 1
+    return length
+
+
+def extend_gram(gram: Tensor | None, frames: Sequence[Tensor], lead: int) -> Tensor:
+    """The Gram matrix of `frames`, `[*leading, K, K]` in float64, from that of all but the newest.
+
+    Args:
+        gram: inner products of `frames[:-1]`, None if there are none.
+        frames: anchors of one shape, oldest first.
+        lead: number of leading dimensions kept apart.
+    """
+    shape = frames[-1].shape[:lead]
+    rows = math.prod(shape)
+    flat = [frame.reshape(rows, -1) for frame in frames]
+    width = max(1, CHUNK // rows)
+    new = torch.zeros(rows, len(frames), dtype=torch.float64, device=frames[-1].device)
+    for start in range(0, flat[-1].shape[1], width):
+        newest = flat[-1][:, start : start + width].double()
+        for j, frame in enumerate(flat):
+            new[:, j] += (frame[:, start : start + width].double() * newest).sum(-1)
+    new = new.reshape(*shape, len(frames))
+    if gram is None:
+        return new[..., None]
+    top = torch.cat([gram, new[..., :-1, None]], dim=-1)
+    return torch.cat([top, new[..., None, :]], dim=-2)
