@@ -88,11 +88,15 @@ class MethodConfig:
 
     name: str = MISSING
     policy: str | None = None
-    """interval, algorithm1, mask, every."""
+    """interval, algorithm1, mask, growing, every."""
+    policy_options: Any = None
+    """Further parameters of the policy: window and alpha of growing."""
     mask: list[int] | None = None
     """The full steps of policy mask."""
     basis: str | None = None
-    """reuse, taylor, scaled_taylor, hermite, newton."""
+    """reuse, taylor, scaled_taylor, hermite, newton, foca, chebyshev, pade, dmd, auto."""
+    basis_options: Any = None
+    """Parameters of the basis, such as variant of foca, degree of chebyshev, rank of dmd, holdout of auto."""
     history: str | None = None
     """snapshots, or differences in the feature dtype."""
     gate: bool | None = None

@@ -16,7 +16,17 @@ from hicache.cost import Cost, measure
 
 __all__ = ["caching", "check_method", "count_flops", "describe_method", "method_of"]
 
-COMPOSITION = ("policy", "mask", "basis", "history", "gate", "numerics", "history_dtype")
+COMPOSITION = (
+    "policy",
+    "policy_options",
+    "mask",
+    "basis",
+    "basis_options",
+    "history",
+    "gate",
+    "numerics",
+    "history_dtype",
+)
 """Fields of every method's group that the library takes as they are; null leaves the method's own choice."""
 
 
