@@ -69,6 +69,10 @@ class BackendConfig:
     """auto = cuda where there is one, else cpu."""
     recommended: Recommended = field(default_factory=Recommended, metadata={"semantic": False})
 
+    def contents(self) -> dict[str, Any]:
+        """What identifies the run besides the fields: digests of the files that it reads."""
+        return {}
+
 
 @dataclass(kw_only=True)
 class DigitsConfig(BackendConfig):
@@ -166,6 +170,8 @@ class MetricsConfig:
     """What is measured at the end of a run, and how its uncertainty is estimated."""
 
     names: list[str] = MISSING
+    reference: str | None = None
+    """Real images for fid, sfid, precision and recall: a folder, or their statistics as .npz."""
     level: float = 0.95
     resamples: int = 2000
     bootstrap_seed: int = 0
@@ -330,10 +336,12 @@ class Settings:
 
 def register() -> None:
     """Put the schemas into Hydra's store, where `conf/` finds them."""
+    from experiments.backends.config import CONFIGS
+
     store = ConfigStore.instance()
     store.store(name="schema", node=RunConfig)
     groups: dict[str, dict[str, type]] = {
-        "backend": {"digits": DigitsConfig},
+        "backend": {"digits": DigitsConfig, **CONFIGS},
         "method": {"plain": MethodConfig, "steps": StepsConfig, "adaptive": AdaptiveConfig},
         "sigma_schedule": {
             "plain": SigmaScheduleConfig,

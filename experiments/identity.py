@@ -38,7 +38,7 @@ def canonical(settings: Settings) -> dict[str, Any]:
     uses = hicache.METHODS[settings.method.name].uses
     described: dict[str, Any] = {
         "version": VERSION,
-        "backend": semantic(settings.backend),
+        "backend": semantic(settings.backend) | settings.backend.contents(),
         "method": semantic(settings.method),
         "num_steps": settings.num_steps,
         "num_items": settings.num_items,

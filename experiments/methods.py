@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 from collections.abc import Iterator
 from typing import Any
 
 import hicache
 from experiments.backends.base import Backend, sampling_of
 from experiments.config import AdaptiveConfig, AdaptiveScheduleConfig, Settings, SigmaScheduleConfig, StepsConfig
-from experiments.errors import ConfigError, choose
+from experiments.errors import ConfigError, check, choose
 from hicache import CacheMethod, Handle
+from hicache.adapters import ADAPTERS, Adapter
 from hicache.cost import Cost, measure
 
 __all__ = ["caching", "check_method", "count_flops", "describe_method", "method_of"]
@@ -53,9 +55,19 @@ def options(values: Any, schema: type[SigmaScheduleConfig]) -> dict[str, Any]:
     return {f.name: getattr(values, f.name) for f in dataclasses.fields(schema) if f.name != "name"}
 
 
-def check_method(settings: Settings) -> None:
-    """Fail now, not after the model is loaded."""
-    method_of(settings)
+def check_method(settings: Settings, backend: type[Backend]) -> None:
+    """Fail now, not after the model is loaded: for wrong values, and for what the backend does not support."""
+    chosen, name, pair = method_of(settings), settings.backend.name, f"backend {settings.backend.name} with method"
+    if isinstance(settings.method, StepsConfig) and settings.method.solver is not None:
+        rule = f"must be null for backend {name}, which has one solver"
+        check(bool(backend.solvers), "method.solver", rule, settings.method.solver)
+        choose("method.solver", settings.method.solver, backend.solvers)
+    kind = backend.transformer_class
+    if not chosen.caches or kind is None:
+        return
+    check(kind in ADAPTERS, "method", f"must be none or steps: {kind} of backend {name} has no adapter", chosen.name)
+    scopes = adapter_class(kind).scopes
+    check(chosen.scope in scopes, "scope", f"{pair} {chosen.name} has {', '.join(scopes)}", chosen.scope)
 
 
 def describe_method(settings: Settings) -> str:
@@ -68,6 +80,12 @@ def describe_method(settings: Settings) -> str:
     if "scope" in spec.uses and settings.scope != "modules":
         parts.append(settings.scope)
     return f"{spec.title} ({', '.join(parts)})" if parts else spec.title
+
+
+def adapter_class(kind: str) -> type[Adapter]:
+    """The adapter of a transformer class, found without loading a model."""
+    module, _, name = ADAPTERS[kind].partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 @contextlib.contextmanager
@@ -84,4 +102,5 @@ def caching(backend: Backend, settings: Settings) -> Iterator[Handle | None]:
 def count_flops(backend: Backend, settings: Settings) -> Cost:
     """FLOPs of one item, from shapes."""
     steps = sampling_of(settings).num_steps
-    return measure(backend.transformer, method_of(settings), num_steps=steps, batch=backend.model_batch(1))
+    batch = backend.model_batch(1)
+    return measure(backend.transformer, method_of(settings), num_steps=steps, batch=batch, **backend.shape())

@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import evaluation
 from evaluation.fidelity import psnr, ssim
 from evaluation.statistics import bootstrap_mean
 from experiments.backends.base import Backend, Item
 from experiments.config import MetricsConfig, Settings
 from experiments.errors import ConfigError, choose
+from experiments.quality import assess, check_quality, is_paired
 
 __all__ = ["METRICS", "TITLES", "Evidence", "check_metrics", "compute", "mean_over_items", "over_set"]
 
@@ -139,18 +141,25 @@ TITLES: dict[str, str] = {
 
 def applicable(settings: Settings) -> list[str]:
     """The requested metrics that exist for this run: a reference is not compared with itself."""
-    is_reference = settings.method.name == "none"
-    return [name for name in settings.metrics.names if not (is_reference and name in PAIRED)]
+    if settings.method.name != "none":
+        return settings.metrics.names
+    return [name for name in settings.metrics.names if name not in PAIRED and not is_paired(name)]
 
 
 def check_metrics(settings: Settings, backend: type[Backend]) -> None:
     """Every requested metric must exist and make sense for the backend."""
     for name in settings.metrics.names:
-        choose("metrics.names", name, METRICS)
+        choose("metrics.names", name, {*METRICS, *evaluation.METRICS})
         if name not in PAIRED and name not in backend.metrics:
             raise ConfigError(f"metrics.names: must fit backend {settings.backend.name}, got {name!r}")
+    check_quality(settings, backend, [name for name in settings.metrics.names if name not in METRICS])
 
 
 def compute(evidence: Evidence, known: dict[str, Any]) -> dict[str, Summary]:
     """The requested metrics; those in `known` are kept as they are."""
-    return {name: known.get(name) or METRICS[name](evidence) for name in applicable(evidence.settings)}
+    return {name: known.get(name) or value_of(name, evidence) for name in applicable(evidence.settings)}
+
+
+def value_of(name: str, evidence: Evidence) -> Summary:
+    """A metric of this module, or of the `evaluation` package."""
+    return METRICS[name](evidence) if name in METRICS else assess(evidence, name)

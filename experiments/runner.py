@@ -25,7 +25,7 @@ from experiments import environment
 from experiments.backends import backend_class, load_backend
 from experiments.backends.base import Backend, Item, sampling_of
 from experiments.config import Settings
-from experiments.errors import choose
+from experiments.errors import ConfigError, choose
 from experiments.identity import canonical, run_id
 from experiments.loggers import Logger, make_logger
 from experiments.methods import caching, check_method, count_flops
@@ -55,10 +55,21 @@ def check(settings: Settings) -> None:
     """All that can be wrong with the settings, found before anything is loaded or written."""
     backend = backend_class(settings.backend.name)
     check_metrics(settings, backend)
-    check_method(settings)
+    check_method(settings, backend)
     check_device(settings.backend.device)
+    check_batch(settings, backend)
+    items_of(settings)
     backend.check(settings.backend)
     ensure_writable(settings.results)
+
+
+def check_batch(settings: Settings, backend: type[Backend]) -> None:
+    """Batches must fit the pipeline."""
+    given = {"batch_size": settings.batch_size, "metrics.latency_batch": settings.metrics.latency_batch}
+    for key, size in given.items():
+        if backend.max_batch is not None and size > backend.max_batch:
+            rule = f"must be at most {backend.max_batch} for backend {settings.backend.name}"
+            raise ConfigError(f"{key}: {rule}, got {size}")
 
 
 def check_device(name: str) -> None:

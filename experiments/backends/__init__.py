@@ -16,6 +16,12 @@ __all__ = ["BACKENDS", "backend_class", "load_backend"]
 
 BACKENDS: dict[str, str] = {
     "digits": "experiments.backends.digits:DigitsBackend",
+    "flux": "experiments.backends.flux:FluxBackend",
+    "flux_schnell": "experiments.backends.flux:SchnellBackend",
+    "dit": "experiments.backends.dit:DiTBackend",
+    "hunyuan_video": "experiments.backends.hunyuan_video:HunyuanVideoBackend",
+    "qwen_image": "experiments.backends.qwen_image:QwenImageBackend",
+    "qwen_image_edit": "experiments.backends.qwen_image:QwenImageEditBackend",
 }
 """Name -> module:class; imported on use, because a backend brings its libraries along."""
 

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from experiments.config import BackendConfig, Settings, StepsConfig
+from experiments.config import SOLVERS, BackendConfig, Settings, StepsConfig
 
 __all__ = ["Backend", "Item", "Sampling", "item_seed", "sampling_of"]
 
@@ -60,7 +60,13 @@ class Backend(ABC):
 
     media: ClassVar[Literal["image", "video"]]
     metrics: ClassVar[tuple[str, ...]] = ()
-    """Names in `experiments.metrics.METRICS` that make sense for this backend besides psnr and ssim."""
+    """Names in `experiments.metrics.METRICS` or `evaluation.METRICS` that make sense besides psnr and ssim."""
+    transformer_class: ClassVar[str | None] = None
+    """Class name of the denoiser, so that a method it does not support is refused before it is loaded."""
+    solvers: ClassVar[tuple[str, ...]] = SOLVERS
+    """What `method.solver` may be."""
+    max_batch: ClassVar[int | None] = None
+    """Most items per pipeline call, where the pipeline has a limit."""
 
     pipe: Any
     """The diffusers pipeline, which `hicache.enable` is given."""
@@ -91,6 +97,10 @@ class Backend(ABC):
     @abstractmethod
     def model_batch(self, num_items: int) -> int:
         """Batch that the transformer sees for so many items (guidance may double it)."""
+
+    def shape(self) -> dict[str, int]:
+        """What `hicache.cost.measure` needs to know of the size of a call; empty = the adapter's own."""
+        return {}
 
     @property
     def transformer(self) -> torch.nn.Module:

@@ -1,0 +1,73 @@
+"""DiT-XL/2 on ImageNet at 256 x 256: 28 blocks, classifier-free guidance in one doubled batch, DDIM."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from diffusers import AutoencoderKL
+
+from experiments.backends.base import Item, Sampling
+from experiments.backends.config import DiTConfig
+from experiments.backends.dit_sampler import ClassPipeline, scheduler
+from experiments.backends.pipeline import PipelineBackend
+from experiments.backends.weights import DTYPES, Hub
+from experiments.config import SOLVERS, BackendConfig
+from experiments.tiny import dit
+
+__all__ = ["DiTBackend"]
+
+
+class DiTBackend(PipelineBackend):
+    """Items have i.i.d. classes, drawn from the run seed and the index, or cycle over `backend.classes`."""
+
+    transformer_class = "DiTTransformer2DModel"
+    solvers = SOLVERS
+    config: DiTConfig
+
+    @classmethod
+    def hub(cls, config: DiTConfig) -> Hub:
+        return Hub(repository="facebook/DiT-XL-2-256", gigabytes=3.4, terms="CC BY-NC 4.0")
+
+    @classmethod
+    def pipeline(cls, config: DiTConfig) -> Any:
+        return ClassPipeline
+
+    def random(self) -> Any:
+        return dit.build(self.config.size, DTYPES[str(self.config.dtype)], self.device)
+
+    def pretrained(self) -> Any:
+        pipe = super().pretrained()
+        if self.config.vae is not None:
+            options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
+            pipe.vae = AutoencoderKL.from_pretrained(
+                self.config.vae, torch_dtype=DTYPES[str(self.config.dtype)], **options
+            )
+        return pipe
+
+    @classmethod
+    def items(cls, config: BackendConfig, num_items: int, seed: int) -> list[Item]:
+        if not isinstance(config, DiTConfig):
+            raise TypeError(f"{cls.__name__} needs a DiTConfig, got {type(config).__name__}")
+        found = []
+        for index in range(num_items):
+            drawn = random.Random(f"{seed}/{index}").randrange(1000)
+            label = config.classes[index % len(config.classes)] if config.classes else drawn
+            inputs = {"class_labels": label, "format": config.format}
+            found.append(Item(name=f"{index:05d}", title=f"class {label}", seed=seed + index, inputs=inputs))
+        return found
+
+    def prepare(self, sampling: Sampling) -> None:
+        self.pipe.scheduler = scheduler(self.config.sampler, sampling.solver or "ddim")
+
+    def arguments(self, items: Sequence[Item]) -> dict[str, Any]:
+        channels = 3 if self.config.sampler == "official" else self.pipe.transformer.config.in_channels
+        return {
+            "class_labels": [item.inputs["class_labels"] for item in items],
+            "guidance_scale": self.config.guidance,
+            "guided_channels": channels,
+        }
+
+    def model_batch(self, num_items: int) -> int:
+        return num_items * (2 if self.config.guidance > 1 else 1)

@@ -1,0 +1,73 @@
+"""FLUX.1 [dev] and [schnell]: 19 double and 38 single blocks, one call per step, rectified flow.
+
+dev: 50 steps, shift by resolution, embedded guidance 3.5. schnell: 4 steps, no shift, no guidance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from diffusers import FluxPipeline
+
+from experiments.backends.base import Item
+from experiments.backends.config import FluxConfig
+from experiments.backends.pipeline import PromptedBackend
+from experiments.backends.weights import DTYPES, Hub
+from experiments.tiny import flux
+
+__all__ = ["FluxBackend", "SchnellBackend"]
+
+
+class FluxBackend(PromptedBackend):
+    """FLUX.1 [dev]."""
+
+    transformer_class = "FluxTransformer2DModel"
+    guided = True
+    config: FluxConfig
+
+    @classmethod
+    def hub(cls, config: FluxConfig) -> Hub:
+        name, terms = ("dev", "gated, non-commercial") if cls.guided else ("schnell", "Apache-2.0")
+        single = (f"flux1-{name}.safetensors", "ae.safetensors")
+        return Hub(repository=f"black-forest-labs/FLUX.1-{name}", gigabytes=33.7, terms=terms, exclude=single)
+
+    @classmethod
+    def pipeline(cls, config: FluxConfig) -> Any:
+        return FluxPipeline
+
+    def random(self) -> Any:
+        config = self.config
+        return flux.build(config.size, self.guided, DTYPES[str(config.dtype)], self.device)
+
+    def arguments(self, items: Sequence[Item]) -> dict[str, Any]:
+        config = self.config
+        given: dict[str, Any] = {
+            "prompt": self.prompts(items),
+            "guidance_scale": config.guidance,
+            "height": config.height,
+            "width": config.width,
+            "max_sequence_length": config.text_tokens,
+        }
+        if config.true_cfg > 1:
+            given |= {"true_cfg_scale": config.true_cfg, "negative_prompt": [config.negative_prompt] * len(items)}
+        return given
+
+    def model_batch(self, num_items: int) -> int:
+        return num_items * (2 if self.config.true_cfg > 1 else 1)
+
+    def shape(self) -> dict[str, int]:
+        # The adapter counts 16 pixels per token side; a tiny VAE has fewer.
+        scale = 8 // self.pipe.vae_scale_factor
+        config = self.config
+        return {
+            "height": scale * (config.height or 0),
+            "width": scale * (config.width or 0),
+            "text": config.text_tokens or 0,
+        }
+
+
+class SchnellBackend(FluxBackend):
+    """FLUX.1 [schnell]."""
+
+    guided = False

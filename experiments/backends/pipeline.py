@@ -1,0 +1,149 @@
+"""What the backends around a published diffusers pipeline share: loading, placing, prompts, files.
+
+A subclass names its pipeline class and hub entry, builds the random counterpart, and says how items become
+arguments of a call. Noise comes from one CPU generator per item, seeded with run seed + index, so it does
+not depend on the device or the batch.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from experiments.backends import media
+from experiments.backends.base import Backend, Item, Sampling
+from experiments.backends.config import PipelineConfig, PromptedConfig
+from experiments.backends.placement import check_placement, place
+from experiments.backends.weights import DTYPES, Hub, locate
+from experiments.config import BackendConfig
+from experiments.errors import check
+
+__all__ = ["PipelineBackend", "PromptedBackend", "generators"]
+
+IMAGE_METRICS = ("psnr_u8wrap", "ssim_skimage7", "lpips", "fid", "sfid", "inception_score", "precision", "recall")
+TEXT_METRICS = ("image_reward", "clip_score", "hpsv2", "pickscore")
+
+
+def generators(items: Sequence[Item]) -> list[torch.Generator]:
+    """The source of each item's noise."""
+    return [torch.Generator().manual_seed(item.seed) for item in items]
+
+
+class PipelineBackend(Backend):
+    """A pretrained pipeline, or a random one of the same classes."""
+
+    media = "image"
+    metrics = IMAGE_METRICS
+    solvers = ()
+    config: Any
+
+    def __init__(self, config: BackendConfig) -> None:
+        super().__init__(config)
+        self.pipe = self.random() if self.config.weights == "random" else self.pretrained()
+        for part in self.pipe.components.values():
+            if isinstance(part, torch.nn.Module):
+                part.eval().requires_grad_(False)
+        place(self.pipe, self.config, self.device)
+
+    @classmethod
+    @abstractmethod
+    def hub(cls, config: Any) -> Hub:
+        """The published weights."""
+
+    @classmethod
+    @abstractmethod
+    def pipeline(cls, config: Any) -> Any:
+        """The diffusers pipeline class."""
+
+    @abstractmethod
+    def random(self) -> Any:
+        """The pipeline with random weights, in the configured size and dtype."""
+
+    @abstractmethod
+    def arguments(self, items: Sequence[Item]) -> dict[str, Any]:
+        """What the pipeline is called with, besides steps and noise."""
+
+    def pretrained(self) -> Any:
+        """The pipeline from its folder."""
+        config = self.config
+        folder = locate(config.path, self.hub(config), config.revision)
+        options = {"torch_dtype": DTYPES[config.dtype], "use_safetensors": True, "local_files_only": True}
+        return self.pipeline(config).from_pretrained(folder, **options)
+
+    @classmethod
+    def check(cls, config: BackendConfig) -> None:
+        """Weights and devices must be there before anything is written."""
+        if not isinstance(config, PipelineConfig):
+            raise TypeError(f"{cls.__name__} needs a PipelineConfig, got {type(config).__name__}")
+        check_placement(config)
+        if config.weights == "pretrained":
+            locate(config.path, cls.hub(config), config.revision)
+
+    def prepare(self, sampling: Sampling) -> None:
+        del sampling  # the pipeline's scheduler is the published one
+
+    def generate(self, items: Sequence[Item], sampling: Sampling) -> list[Tensor]:
+        output = self.pipe(
+            **self.arguments(items),
+            num_inference_steps=sampling.num_steps,
+            generator=generators(items),
+            output_type="pt",
+            return_dict=False,
+        )
+        return list(output[0].float().cpu())
+
+    def model_batch(self, num_items: int) -> int:
+        return num_items
+
+    @classmethod
+    def save(cls, media_: Tensor, folder: Path, item: Item) -> list[Path]:
+        return media.write_image(media_, folder, item.name, item.inputs["format"])
+
+    @classmethod
+    def load_media(cls, folder: Path, item: Item) -> Tensor:
+        return media.read_image(folder, item.name, item.inputs["format"])
+
+
+class PromptedBackend(PipelineBackend):
+    """Items are the prompts of a set, `samples` of each, in their order."""
+
+    metrics: ClassVar[tuple[str, ...]] = IMAGE_METRICS + TEXT_METRICS
+
+    @classmethod
+    def items(cls, config: BackendConfig, num_items: int, seed: int) -> list[Item]:
+        """The first `num_items` of the set; item i has seed + i."""
+        if not isinstance(config, PromptedConfig):
+            raise TypeError(f"{cls.__name__} needs a PromptedConfig, got {type(config).__name__}")
+        prompts = config.read()
+        pairs = [(prompt, sample) for prompt in prompts for sample in range(config.samples)]
+        rule = f"must be at most the {len(prompts)} prompts x {config.samples} samples"
+        check(num_items <= len(pairs), "num_items", rule, num_items)
+        return [
+            Item(
+                name=cls.name_of(index, prompt.text, sample),
+                title=prompt.text,
+                seed=seed + index,
+                inputs={"prompt": prompt.text, "images": prompt.images, **cls.file_options(config)},
+            )
+            for index, (prompt, sample) in enumerate(pairs[:num_items])
+        ]
+
+    @classmethod
+    def name_of(cls, index: int, prompt: str, sample: int) -> str:
+        """The item's name, which is its file's."""
+        del prompt, sample
+        return f"{index:05d}"
+
+    @classmethod
+    def file_options(cls, config: Any) -> dict[str, Any]:
+        """What `save` needs to know."""
+        return {"format": config.format}
+
+    def prompts(self, items: Sequence[Item]) -> list[str]:
+        """The texts of the items."""
+        return [item.inputs["prompt"] for item in items]
