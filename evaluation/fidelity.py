@@ -16,6 +16,7 @@ Every function takes two float tensors `[B, C, H, W]` in [0, 1] and returns one 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -110,7 +111,9 @@ def load_lpips(net: Backbone, weights: Path, device: str = "cpu") -> nn.Module:
 
     from evaluation.weights import load_state
 
-    model = package.LPIPS(net=net, pnet_rand=True, verbose=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="torchvision")  # lpips builds backbones by an old signature
+        model = package.LPIPS(net=net, pnet_rand=True, verbose=False)
     load_backbone(model, load_state(weights))
     return model.eval().requires_grad_(False).to(device)
 

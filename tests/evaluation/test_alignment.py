@@ -229,28 +229,6 @@ def test_package_backend_asks_its_own_interpreter(tmp_path, monkeypatch, small_i
 # CLIP and its descendants
 
 
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory) -> Path:
-    """A small transformers CLIP with a tokenizer of letters."""
-    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
-
-    vocabulary = {letter: index for index, letter in enumerate(string.ascii_lowercase)}
-    vocabulary |= {letter + "</w>": 26 + index for index, letter in enumerate(string.ascii_lowercase)}
-    vocabulary |= {"<|startoftext|>": 52, "<|endoftext|>": 53}
-    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    torch.manual_seed(0)
-    config = CLIPConfig(
-        text_config=size | {"vocab_size": 54, "eos_token_id": 53, "bos_token_id": 52},
-        vision_config=size | {"image_size": 32, "patch_size": 8},
-        projection_dim=16,
-        logit_scale_init_value=2.0,
-    )
-    folder = tmp_path_factory.mktemp("clip")
-    CLIPModel(config).save_pretrained(folder)
-    CLIPTokenizer(vocab=vocabulary, merges=[]).save_pretrained(folder)
-    return folder
-
-
 def clip_cosines(folder: Path, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
     """The same through transformers' own forward."""
     from transformers import CLIPModel, CLIPTokenizer

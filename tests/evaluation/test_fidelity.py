@@ -105,7 +105,9 @@ def test_small_images_are_refused_by_windows():
     assert ssim_skimage7(a, b).shape == (1,)
 
 
-@pytest.mark.parametrize(("net", "builder"), [("alex", "alexnet"), ("vgg", "vgg16")])
+@pytest.mark.parametrize(
+    ("net", "builder"), [("alex", "alexnet"), pytest.param("vgg", "vgg16", marks=pytest.mark.slow)]
+)
 def test_lpips_on_the_real_architecture(net, builder, tmp_path):
     torch.manual_seed(0)
     torchvision_model = getattr(torchvision.models, builder)(weights=None)

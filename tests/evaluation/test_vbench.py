@@ -188,6 +188,32 @@ def test_subject_consistency_on_videos(videos, dino, tmp_path):
     assert result["subject_consistency"]["mean"] < 1
 
 
+def test_clip_dimensions_by_hand(videos, clip_folder, tmp_path):
+    from transformers import CLIPModel, CLIPTokenizer
+
+    name = f"{TWICE}-0.mp4"
+    for path in videos.iterdir():
+        if path.name != name:
+            path.unlink()
+    torch.save({"weight": torch.linspace(-1, 1, 16)[None], "bias": torch.tensor([5.0])}, tmp_path / "linear.pth")
+    weights = {"clip_b32": clip_folder, "clip_l14": clip_folder, "aesthetic_linear": tmp_path / "linear.pth"}
+    names = ["background_consistency", "aesthetic_quality", "appearance_style"]
+    result = evaluation.evaluate(videos, None, ["oil"], names, weights=weights)
+    model = CLIPModel.from_pretrained(clip_folder).eval()
+    frames = torch.from_numpy(iio.imread(videos / name)).permute(0, 3, 1, 2).float() / 255
+    tokens = CLIPTokenizer.from_pretrained(clip_folder)(["oil"], return_tensors="pt")
+    with torch.no_grad():
+        output = model(pixel_values=dimensions.clip_frame_inputs(frames, 32), **tokens)
+    features = output.image_embeds
+    expected = {
+        "background_consistency": float(dimensions.consistency(features)),
+        "aesthetic_quality": float((features @ torch.linspace(-1, 1, 16) + 5).mean() / 10),
+        "appearance_style": float(output.logits_per_image.mean() / 100),
+    }
+    for key, value in expected.items():
+        assert result[key]["mean"] == pytest.approx(value, abs=1e-5)
+
+
 def test_own_and_ingested_dimensions_make_the_metric(videos, info, tmp_path):
     results = tmp_path / "results"
     results.mkdir()
