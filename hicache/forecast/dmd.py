@@ -115,7 +115,7 @@ class Dmd(GramBasis):
             served[:, -found.shape[1] :] = found
             found = torch.where(fitted.chosen[:, None], served, self.hermite(fitted, target, sigma))
         unused = [0.0] * (len(times) - found.shape[1])
-        return [*unused, *(column.reshape(fitted.shape) for column in found.unbind(-1))]
+        return [*unused, *(c.reshape(fitted.shape) if c.any() else 0.0 for c in found.unbind(-1))]
 
     def hermite(self, fitted: Window, target: int, sigma: Scalar) -> Tensor:
         """Hermite's weights of all anchors, `[L, K]`."""
