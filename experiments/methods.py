@@ -102,5 +102,5 @@ def caching(backend: Backend, settings: Settings) -> Iterator[Handle | None]:
 def count_flops(backend: Backend, settings: Settings) -> Cost:
     """FLOPs of one item, from shapes."""
     steps = sampling_of(settings).num_steps
-    batch = backend.model_batch(1)
-    return measure(backend.transformer, method_of(settings), num_steps=steps, batch=batch, **backend.shape())
+    options: dict[str, Any] = {"num_steps": steps, "batch": backend.model_batch(1), **backend.shape()}
+    return measure(backend.transformer, method_of(settings), **options)

@@ -215,7 +215,7 @@ def finish(
         "num_full_steps": statistics.mean(len(plan) for plan in plans),
         "num_steps": sampling_of(settings).num_steps,
     }
-    metrics |= cost(backend, settings, records)
+    metrics |= cost(backend, settings, records, reference)
     metrics |= known.get("latency") and {k: known[k] for k in TIMES} or timing(backend, settings, items)
     metrics |= {"reference": reference.folder.id if reference else None, "run": folder.id}
     write_json(folder.metrics_file, metrics)
@@ -225,18 +225,21 @@ def finish(
     folder.write_status("done", items=len(records))
 
 
-def cost(backend: Backend, settings: Settings, records: list[dict[str, Any]]) -> dict[str, Any]:
+def cost(
+    backend: Backend, settings: Settings, records: list[dict[str, Any]], reference: Outcome | None
+) -> dict[str, Any]:
     """FLOPs per item and the cache: counted from shapes; the bytes as measured for a whole batch."""
-    counted, base = count_flops(backend, settings), count_flops(backend, settings.reference())
+    counted = count_flops(backend, settings)
+    base = counted.total if reference is None else reference.metrics["flops"]["total"]
     return {
         "flops": {
             "full_step": counted.full,
             "estimated_step": counted.estimated,
             "overhead": counted.overhead,
             "total": counted.total,
-            "reference": base.total,
+            "reference": base,
         },
-        "flops_speedup": base.total / counted.total,
+        "flops_speedup": base / counted.total,
         "cache_bytes": max(r["cache_bytes"] for r in records),
     }
 
