@@ -1,0 +1,80 @@
+"""What the benchmarks share: arguments, the machine's description, and the dated result file."""
+
+from __future__ import annotations
+
+import json
+import platform
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+__all__ = ["arguments", "machine", "markdown", "publish"]
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def arguments(argv: list[str], defaults: dict[str, Any]) -> dict[str, Any]:
+    """`key=value` or `--key value` arguments over typed defaults.
+
+    Raises:
+        SystemExit: with code 2 for an unknown key or a value of the wrong type.
+    """
+    words = list(argv)
+    pairs = []
+    while words:
+        word = words.pop(0)
+        pairs.append(f"{word[2:]}={words.pop(0)}" if word.startswith("--") and "=" not in word and words else word)
+    given = OmegaConf.to_container(OmegaConf.from_dotlist([pair.lstrip("-") for pair in pairs]))
+    assert isinstance(given, dict)
+    for key, value in list(given.items()):
+        if isinstance(defaults.get(str(key)), str) and isinstance(value, int | float):
+            value = given[key] = str(value)
+        if key not in defaults:
+            raise SystemExit(f"error: {key}: must be one of {', '.join(defaults)}, got {value!r}")
+        if not isinstance(value, type(defaults[str(key)])):
+            kind = type(defaults[str(key)]).__name__
+            raise SystemExit(f"error: {key}: must be of type {kind}, got {value!r}")
+    return {**defaults, **{str(key): value for key, value in given.items()}}
+
+
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """What the numbers were measured on."""
+    model = next(
+        (line.split(":")[1].strip() for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")),
+        platform.processor(),
+    )
+    return {
+        "date": date.today().isoformat(),
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else model,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def publish(name: str, title: str, rows: list[dict[str, Any]], about: dict[str, Any], folder: Path = RESULTS) -> Path:
+    """Print the table and write it as markdown and JSON under `name-date`."""
+    table = markdown(rows)
+    facts = ", ".join(f"{key} {value}" for key, value in about.items())
+    text = f"# {title}\n\n{facts}\n\n{table}\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-{about['date']}.md"
+    path.write_text(text)
+    path.with_suffix(".json").write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+    print(text)
+    return path
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """A markdown table of rows that share their keys."""
+    heads = list(rows[0])
+    cells = [[f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
+    lines = [heads, ["---"] * len(heads), *cells]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _read(path: str) -> str:
+    return Path(path).read_text() if Path(path).exists() else ""

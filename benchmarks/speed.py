@@ -1,0 +1,204 @@
+"""Speed and memory of the true-size transformers with random weights (speed does not depend on their values).
+
+    python -m benchmarks.speed backend=flux                              # one GPU, bf16, 50 steps
+    python -m benchmarks.speed backend=hunyuan_video intervals=6
+    python -m benchmarks.speed backend=flux device=cpu size=small        # the script itself, anywhere
+
+One process measures the un-cached model, fewer steps, every method at every scope, and the caches of diffusers and
+cache-dit. Times are medians over the repeats after a warm-up, by CUDA events on a GPU; memory is the peak over
+that of the un-cached run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import statistics
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+import hicache
+from benchmarks.common import arguments, machine, markdown, publish
+from hicache.adapters import Adapter, adapter_for
+from hicache.report import Stopwatch
+
+__all__ = ["main"]
+
+DEFAULTS = {
+    "backend": "flux", "device": "cuda", "size": "full", "intervals": "5,7,9", "scopes": "modules,stack,output",
+    "steps": 50, "order": 2, "repeats": 5, "save": True,
+}  # fmt: skip
+FULL: dict[str, tuple[str, dict[str, Any], int]] = {  # class, constructor values, warm-up steps
+    "flux": ("FluxTransformer2DModel", {"guidance_embeds": True}, 3),
+    "dit": ("DiTTransformer2DModel", {"out_channels": 8, "num_embeds_ada_norm": 1000}, 2),
+    "hunyuan_video": ("HunyuanVideoTransformer3DModel", {"text_embed_dim": 4096, "guidance_embeds": True}, 1),
+    "qwen_image": ("QwenImageTransformer2DModel", {}, 3),
+}
+SMALL: dict[str, dict[str, Any]] = {
+    "flux": {"num_layers": 2, "num_single_layers": 2, "num_attention_heads": 2},
+    "dit": {"num_layers": 3, "num_attention_heads": 2},
+    "hunyuan_video": {"num_layers": 1, "num_single_layers": 2, "num_attention_heads": 2},
+    "qwen_image": {"num_layers": 2, "num_attention_heads": 2},
+}
+SMALL_SHAPE = {"height": 128, "width": 128, "frames": 5, "text": 16}
+
+
+def build(config: dict[str, Any]) -> nn.Module:
+    """The transformer with random weights on the device; bfloat16 on a GPU."""
+    import diffusers
+
+    name, values, _ = FULL[config["backend"]]
+    values = {**values, **(SMALL[config["backend"]] if config["size"] == "small" else {})}
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16 if config["device"].startswith("cuda") else torch.float32)
+    try:
+        torch.manual_seed(0)
+        with torch.device(config["device"]):
+            return getattr(diffusers, name)(**values).eval().requires_grad_(False)
+    finally:
+        torch.set_default_dtype(before)
+
+
+@torch.no_grad()
+def denoise(model: Any, call: dict[str, Any], steps: int) -> tuple[float, list[float]]:
+    """Seconds of a loop of `steps` calls with falling timesteps, and of each call."""
+    device = call["hidden_states"].device
+    top = 1000.0 if call["timestep"].dtype == torch.long else 1.0
+    context = getattr(model, "cache_context", lambda name: contextlib.nullcontext())
+    times = [torch.full_like(call["timestep"], top * (1 - s / steps)) for s in range(steps)]
+    total, watches = Stopwatch(device), []
+    for timestep in times:
+        watch = Stopwatch(device)
+        with context("cond"):
+            model(**{**call, "timestep": timestep}, return_dict=False)
+        watch.stop()
+        watches.append(watch)
+    total.stop()
+    return total.seconds, [watch.seconds for watch in watches]
+
+
+@contextlib.contextmanager
+def ours(model: nn.Module, method: hicache.CacheMethod, steps: int) -> Iterator[None]:
+    """One of our methods."""
+    with hicache.cached(model, method) as cache:
+        cache.begin(steps)
+        yield
+
+
+@contextlib.contextmanager
+def diffusers_taylorseer(model: Any, interval: int, order: int) -> Iterator[None]:
+    """diffusers' TaylorSeer in lite mode, its own schedule with full steps every `interval`."""
+    from diffusers import TaylorSeerCacheConfig
+
+    config = TaylorSeerCacheConfig(cache_interval=interval, max_order=order, use_lite_mode=True)
+    model.enable_cache(config)
+    try:
+        yield
+    finally:
+        model.disable_cache()
+
+
+@contextlib.contextmanager
+def cache_dit_dbcache(model: Any, interval: int, warmup: int, steps: int) -> Iterator[None]:
+    """cache-dit's DBCache (F1B0) made to compute every `interval`-th step."""
+    import cache_dit
+
+    config = cache_dit.DBCacheConfig(
+        Fn_compute_blocks=1, Bn_compute_blocks=0, residual_diff_threshold=1.0, max_warmup_steps=warmup,
+        max_continuous_cached_steps=interval - 1, num_inference_steps=steps,
+    )  # fmt: skip
+    cache_dit.enable_cache(model, cache_config=config)
+    try:
+        yield
+    finally:
+        cache_dit.disable_cache(model)
+
+
+def candidates(config: dict[str, Any], model: Any) -> list[dict[str, Any]]:
+    """What is measured: label, context, number of calls, full steps and, for ours, the method."""
+    steps, warmup = config["steps"], FULL[config["backend"]][2]
+    rows: list[dict[str, Any]] = [{"method": "none", "N": 1, "scope": "", "calls": steps, "full": list(range(steps))}]
+    for interval in map(int, str(config["intervals"]).split(",")):
+        full = hicache.full_steps(steps, interval, warmup)
+        rows.append({"method": "steps", "N": interval, "scope": "", "calls": len(full), "full": list(range(len(full)))})
+        for scope in config["scopes"].split(","):
+            for name in ("fora", "taylorseer", "hicache"):
+                knobs = {"interval": interval, "order": config["order"], "warmup_steps": warmup, "scope": scope}
+                method = hicache.method(name, **knobs)
+                row = {"method": name, "N": interval, "scope": scope, "calls": steps, "full": full, "ours": method}
+                rows.append({**row, "context": lambda m=method: ours(model, m, steps)})
+        if hasattr(model, "enable_cache"):
+            theirs = [s for s in range(steps) if s < 3 or (s - 4) % interval == 0]
+            row = {"method": "diffusers TaylorSeer", "N": interval, "scope": "lite", "calls": steps, "full": theirs}
+            rows.append({**row, "context": lambda n=interval: diffusers_taylorseer(model, n, config["order"])})
+        if importlib.util.find_spec("cache_dit") and config["device"].startswith("cuda"):
+            row = {"method": "cache-dit DBCache", "N": interval, "scope": "span", "calls": steps, "full": full}
+            rows.append({**row, "context": lambda n=interval: cache_dit_dbcache(model, n, warmup, steps)})
+    return rows
+
+
+def measure(row: dict[str, Any], model: nn.Module, call: dict[str, Any], repeats: int) -> dict[str, Any]:
+    """Median seconds of the loop, of a full and of a cached call, and peak memory."""
+    loops, full, cached, memory = [], [], [], 0
+    for repeat in range(repeats + 1):
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        with row.get("context", contextlib.nullcontext)():
+            total, calls = denoise(model, call, row["calls"])
+        if repeat:
+            loops.append(total)
+            full += [t for s, t in enumerate(calls) if s in row["full"]]
+            cached += [t for s, t in enumerate(calls) if s not in row["full"]]
+            memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    return {
+        "seconds": statistics.median(loops),
+        "full": statistics.median(full),
+        "cached": statistics.median(cached) if cached else float("nan"),
+        "memory": memory,
+    }
+
+
+def main(argv: list[str]) -> list[dict[str, Any]]:
+    """Measure all rows; returns them."""
+    config = arguments(argv, DEFAULTS)
+    if config["backend"] not in FULL:
+        raise SystemExit(f"error: backend: must be one of {', '.join(FULL)}, got {config['backend']!r}")
+    if config["device"].startswith("cuda") and not torch.cuda.is_available():
+        raise SystemExit(f"error: device: must be one of this machine, got {config['device']!r} without a GPU")
+    model = build(config)
+    adapter: Adapter = adapter_for(model)
+    shape = SMALL_SHAPE if config["size"] == "small" and config["backend"] != "dit" else {}
+    call = adapter.example(2 if config["backend"] == "dit" else 1, torch.device(config["device"]), **shape)
+    rows, base = [], None
+    for row in candidates(config, model):
+        found = measure(row, model, call, config["repeats"])
+        base = base or found
+        speedup = config["steps"] / len(row["full"])
+        if "ours" in row:
+            batch = call["hidden_states"].shape[0]
+            speedup = hicache.cost.measure(model, row["ours"], config["steps"], batch, **shape).speedup
+        wall = base["seconds"] / found["seconds"]
+        rows.append({
+            "method": row["method"], "N": row["N"], "scope": row["scope"], "full steps": len(row["full"]),
+            "full ms": 1000 * found["full"], "cached ms": 1000 * found["cached"],
+            "cached/full": found["cached"] / found["full"], "seconds": found["seconds"], "wall speed-up": wall,
+            "FLOPs speed-up": speedup, "wall/FLOPs": wall / speedup,
+            "extra memory GB": (found["memory"] - base["memory"]) / 1e9,
+        })  # fmt: skip
+        print(f"{row['method']} N={row['N']} {row['scope']}: {wall:.2f}x", file=sys.stderr, flush=True)
+    if not config["save"]:
+        print(markdown(rows))
+    else:
+        name = f"speed-{config['backend']}-{config['size']}"
+        publish(
+            name, f"{config['backend']} ({config['size']}), {config['steps']} steps", rows, machine(config["device"])
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
