@@ -8,12 +8,13 @@ With time mapped to `tau(s) = (2 s - span) / span`, the basis `phi(s) = [T_0(tau
 `F^_linear` being the line through the last two anchors. `Y` need not be touched: the weights of the anchors are
 `phi(s) (Phi^T Phi + lambda R)^-1 Phi^T`, from the times alone.
 
-Published are M = 4, lambda = 0.1, `span` = 50 for every number of steps, up to 100 anchors, mix = 1 in the paper and
-0.5 to 1 in the later advice of its code. Two things differ here. The code rounds tau, phi and C to bfloat16, which is
+Published are M = 4, lambda = 0.1, `span` = 50 for every number of steps, mix = 1 in the paper and 0.5 to 1 in the later
+advice of its code. Two things differ here. The code rounds tau, phi and C to bfloat16, which is
 not done. And it penalises the constant too (`R = I`), which shrinks all forecasts towards zero, features that do not
 change included; the default leaves it free (`R = diag(0, 1, ..., 1)`), `penalise_constant=True` is as published.
 
-All anchors since the first step are kept, up to `history`: at module scope that is the memory of that many frames.
+All anchors since the first step are kept, up to `history`: at module scope that is the memory of that many frames. The
+code stops at 100; the default of 16 is more than its schedules compute (14 of 50).
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Chebyshev(Basis):
     ridge: float = 0.1
     mix: float = 1.0
     span: int = 50
-    history: int = 100
+    history: int = 16
     penalise_constant: bool = False
 
     def __post_init__(self) -> None:
