@@ -1,5 +1,7 @@
 """FLOPs and bytes from shapes: the published numbers of DiT-XL/2, and a count by hand of a tiny model."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -48,3 +50,56 @@ def test_tiny_dit_by_hand(dit_pipeline):
         assert cost.speedup == pytest.approx(20 * full / (6 * full + 14 * estimated))
     none = hicache.cost.measure(model, hicache.method("none"), 20, batch)
     assert (none.total, none.speedup, none.cache_bytes) == (20 * full, 1.0, 0)
+
+
+TRUE_SIZE = {  # class, constructor values, interval, warm-up
+    "flux": ("FluxTransformer2DModel", {"guidance_embeds": True}, 7, 3),
+    "schnell": ("FluxTransformer2DModel", {"guidance_embeds": False}, 3, 2),
+    "hunyuan_video": ("HunyuanVideoTransformer3DModel", {"text_embed_dim": 4096, "guidance_embeds": True}, 6, 1),
+    "qwen_image": ("QwenImageTransformer2DModel", {}, 6, 3),
+}
+
+
+@pytest.fixture(scope="module")
+def published():
+    """Cost of each true-size model as the tables count, at its first published interval; T = 50."""
+    import diffusers
+
+    found = {}
+    for name, (kind, values, interval, warmup) in TRUE_SIZE.items():
+        with torch.device("meta"):
+            model = getattr(diffusers, kind)(**values)
+        method = hicache.method("hicache", interval=interval, order=2, warmup_steps=warmup)
+        steps = 4 if name == "schnell" else 50
+        found[name] = hicache.cost.measure(model, method, steps, convention="published")
+    return found
+
+
+def plan(cost, interval, warmup, steps=50):
+    """The same model under another interval, in T."""
+    full = len(hicache.full_steps(steps, interval, warmup))
+    return dataclasses.replace(cost, full_steps=full, num_steps=steps).total / 1e12
+
+
+@pytest.mark.slow
+def test_published_flops(published):
+    """Every reproducible cell within 0.1 %: FLUX, FLUX-schnell, HunyuanVideo, Qwen-Image."""
+    flux, close = published["flux"], lambda value: pytest.approx(value, rel=1e-3)
+    assert flux.full / 1e12 == close(74.39)
+    assert flux.estimated / 1e9 == pytest.approx(22.66, abs=0.01)
+    assert flux.baseline / 1e12 == close(3719.50)
+    assert [plan(flux, n, 3) for n in (7, 9)] == [close(670.44), close(596.07)]
+    assert [steps * flux.full / 1e12 for steps in (25, 20, 17)] == [close(1859.75), close(1487.80), close(1264.63)]
+    schnell = published["schnell"]
+    assert [2 * schnell.full / 1e12, 4 * schnell.full / 1e12] == [close(148.78), close(297.56)]
+    assert schnell.full_steps == 2
+    assert schnell.total / 1e12 == close(148.81)
+    hunyuan = published["hunyuan_video"]
+    assert hunyuan.full / 1e12 == close(595.46)
+    assert plan(hunyuan, 6, 1) == pytest.approx(5359, rel=2e-3)  # the table leaves the estimated steps out
+    assert 9 * hunyuan.full / 1e12 == close(5359)
+    qwen = published["qwen_image"]
+    for n, printed in {3: 2.78, 6: 5.00, 7: 5.56, 8: 6.25}.items():  # the table leaves the estimated steps out here too
+        alone = dataclasses.replace(qwen, estimated=0.0, full_steps=len(hicache.full_steps(50, n, 3)))
+        assert round(alone.speedup, 2) == printed
+        assert qwen.baseline / 1e12 / plan(qwen, n, 3) == pytest.approx(printed, rel=2e-3)
