@@ -45,7 +45,7 @@ class PipelineConfig(BackendConfig):
     weights: str | None = None
     """pretrained, or random (speed does not depend on values); null = pretrained at size full."""
     dtype: str | None = None
-    """bf16, fp16, fp32; null = bf16 at size full, fp32 at size tiny."""
+    """bf16, fp16, fp32; null = bf16 (fp32 for DiT) at size full, fp32 at size tiny."""
     attention: str = "sdpa"
     """Kernel of the attention; see `experiments.backends.placement.ATTENTION`."""
     compile: bool = False
@@ -216,7 +216,9 @@ class HunyuanVideoConfig(PromptedConfig):
 
 @dataclass(kw_only=True)
 class DiTConfig(PipelineConfig):
-    """DiT-XL/2 on ImageNet classes; the size of its images is that of the weights."""
+    """DiT-XL/2 on ImageNet classes; the size of its images is that of the weights. Published in fp32."""
+
+    FULL: ClassVar[dict[str, Any]] = {"dtype": "fp32"}
 
     guidance: float = 1.5
     sampler: str = "official"

@@ -105,18 +105,20 @@ class ClassPipeline(DiTPipeline):
         if guided:
             labels = torch.cat([labels, torch.full_like(labels, config.num_embeds_ada_norm)])
         shape = (len(class_labels), channels, config.sample_size, config.sample_size)
-        sample = randn_tensor(shape, generator=generator, device=device, dtype=self.transformer.dtype)
+        dtype = self.transformer.dtype
+        sample = randn_tensor(shape, generator=generator, device=device, dtype=dtype).float()
         self.scheduler.set_timesteps(num_inference_steps)
         bar: Any = self.progress_bar
         for t in bar(self.scheduler.timesteps):
             pair = self.scheduler.scale_model_input(torch.cat([sample, sample]) if guided else sample, t)
             timestep = t.to(device).expand(len(pair))
-            predicted = self.transformer(pair, timestep=timestep, class_labels=labels, return_dict=False)[0]
-            noise = predicted[:, :channels]  # the other half is the learned variance, which DDIM has no use for
+            predicted = self.transformer(pair.to(dtype), timestep=timestep, class_labels=labels, return_dict=False)[0]
+            noise = predicted[:, :channels].float()  # the other half is the learned variance, which DDIM has no use for
             if guided:
                 noise = guide(*noise.chunk(2), guidance_scale, guided_channels)
-            sample = self.scheduler.step(noise, t, sample, return_dict=False)[0].to(sample.dtype)
-        images: Any = self.vae.decode(sample / self.vae.config.scaling_factor).sample
+            sample = self.scheduler.step(noise, t, sample, return_dict=False)[0]
+        latents = (sample / self.vae.config.scaling_factor).to(self.vae.dtype)
+        images: Any = self.vae.decode(latents).sample
         images = (images / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":
             images = images.cpu().permute(0, 2, 3, 1).float().numpy()

@@ -1,0 +1,488 @@
+"""The pipeline backends: prompt sets, identity, weights, files, samplers, placement, and what is refused."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiTPipeline
+
+import evaluation
+import hicache
+from experiments import runner
+from experiments.backends import BACKENDS, load_backend, media
+from experiments.backends import weights as weights_module
+from experiments.backends.dit_sampler import ChainDDIM, guide, scheduler
+from experiments.backends.prompts import fingerprint, read_prompts
+from experiments.backends.weights import Hub, locate
+from experiments.compose import compose, options
+from experiments.config import resolve
+from experiments.errors import ConfigError
+from experiments.identity import run_id
+from experiments.methods import count_flops
+from experiments.runner import execute, folder_of, items_of
+
+ROOT = Path(__file__).parents[2]
+PUBLISHED = [name for name in options("backend") if name != "digits"]
+
+
+def settings(*overrides: str):
+    return resolve(compose(list(overrides)))
+
+
+def checked(tmp_path, *overrides: str):
+    made = settings(f"results={tmp_path / 'results'}", *overrides)
+    runner.check(made)
+    return made
+
+
+def refused(tmp_path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        checked(tmp_path, *overrides)
+    assert list(tmp_path.glob("results*")) == []
+    return str(error.value)
+
+
+def test_every_backend_has_code_a_group_option_and_metrics():
+    assert set(options("backend")) == set(BACKENDS) <= set(options("metrics"))
+
+
+# Prompts
+
+
+def test_lines_lose_one_pair_of_quotes_unless_told_otherwise(tmp_path):
+    path = tmp_path / "p.txt"
+    path.write_text('"a red "big" cat"\na dog\n')
+    assert [p.text for p in read_prompts(str(path))] == ['a red "big" cat', "a dog"]
+    assert [p.text for p in read_prompts(str(path), unquote=False)] == ['"a red "big" cat"', "a dog"]
+
+
+def test_json_lines_name_images_beside_them(tmp_path):
+    path = tmp_path / "p.jsonl"
+    (tmp_path / "a.png").write_bytes(b"a")
+    path.write_text('{"prompt": "blue", "image": "a.png"}\n\n{"prompt": "red", "image": ["a.png", "a.png"]}\n')
+    assert [len(p.images) for p in read_prompts(str(path))] == [1, 2]
+    for bad, said in {
+        "{": "must be JSON",
+        '{"image": "a.png"}': "must be an object with a text prompt",
+        '{"prompt": "x", "image": 3}': "image must be a path or a list",
+        '{"prompt": "x", "image": "b.png"}': "image must be a file",
+    }.items():
+        path.write_text(bad)
+        with pytest.raises(ConfigError, match=f"p.jsonl:1 {said}"):
+            read_prompts(str(path))
+
+
+def test_vbench_prompts_are_taken_once_and_name_the_files(tmp_path):
+    path = tmp_path / "VBench_full_info.json"
+    entry = {"prompt_en": "a cat, running", "dimension": ["subject_consistency"]}
+    path.write_text(json.dumps([entry, entry | {"dimension": ["color"]}, entry | {"prompt_en": "a dog"}]))
+    of = settings("backend=hunyuan_video", "backend.size=tiny", f"backend.prompts={path}", "backend.samples=2")
+    assert of.num_items == 4
+    names = [item.name for item in items_of(of)]
+    assert names == ["a cat, running-0", "a cat, running-1", "a dog-0", "a dog-1"]
+
+
+def test_videos_of_one_prompt_twice_would_share_a_file(tmp_path):
+    path = tmp_path / "p.txt"
+    path.write_text("a cat\na cat\n")
+    video = ["backend=hunyuan_video", "backend.size=tiny", f"backend.prompts={path}"]
+    assert refused(tmp_path, *video) == "backend.prompts: must not repeat a prompt, got 'a cat'"
+
+
+@pytest.mark.parametrize("name", ["images.txt", "videos.txt", "edits.jsonl"])
+def test_shipped_lists_have_twenty_prompts(name):
+    assert len({p.text for p in read_prompts(name)}) == 20
+
+
+def test_the_whole_set_is_the_default_and_seeds_count_up(tmp_path):
+    path = tmp_path / "p.txt"
+    path.write_text("\n".join(f"prompt {i}" for i in range(7)))
+    of = settings("backend=flux", f"backend.prompts={path}", "backend.samples=2", "seed=10")
+    items = items_of(of)
+    assert [item.seed for item in items] == list(range(10, 24))
+    assert [item.name for item in items][:2] == ["00000", "00001"] and items[2].title == "prompt 1"
+
+
+# Identity
+
+
+def test_identity_follows_the_contents_of_the_prompt_set_not_its_name(tmp_path):
+    one, two = tmp_path / "one.txt", tmp_path / "two.txt"
+    one.write_text("a cat\n")
+    two.write_text('"a cat"\n')
+
+    def identity(*more: str) -> str:
+        return run_id(settings("backend=flux", "num_items=1", *more))
+
+    assert identity(f"backend.prompts={one}") == identity(f"backend.prompts={two}")
+    assert identity(f"backend.prompts={two}", "backend.unquote=false") != identity(f"backend.prompts={two}")
+    before = identity(f"backend.prompts={one}")
+    assert before != identity()
+    one.write_text("a dog\n")
+    assert identity(f"backend.prompts={one}") != before
+
+
+def test_identity_follows_the_bytes_of_images_to_edit(tmp_path):
+    path, image = tmp_path / "p.jsonl", tmp_path / "a.png"
+    path.write_text('{"prompt": "blue", "image": "a.png"}')
+    image.write_bytes(b"1")
+    before = fingerprint(read_prompts(str(path)))
+    image.write_bytes(b"2")
+    assert fingerprint(read_prompts(str(path))) != before
+
+
+@pytest.mark.parametrize(
+    ("change", "matters"),
+    [
+        ("backend.height=512", True),
+        ("backend.height=1024", False),
+        ("backend.guidance=3.5", False),
+        ("backend.guidance=2", True),
+        ("backend.dtype=fp32", True),
+        ("backend.dtype=bf16", False),
+        ("backend.size=tiny", True),
+        ("backend.weights=random", True),
+        ("backend.attention=math", True),
+        ("backend.compile=true", True),
+        ("backend.format=jpeg95", True),
+        ("backend.offload=model", False),
+        ("backend.device=cpu", False),
+        ("backend.path=/elsewhere", True),
+    ],
+)
+def test_what_changes_the_pictures_is_part_of_it(change, matters):
+    ids = [run_id(settings("backend=flux", "num_items=4", *more)) for more in ([], [change])]
+    assert (ids[0] != ids[1]) == matters
+
+
+# Weights
+
+
+@pytest.mark.parametrize("backend", PUBLISHED)
+def test_missing_weights_are_one_line_with_size_and_command(backend, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    said = refused(tmp_path, f"backend={backend}")
+    assert "\n" not in said and "GB on disk" in said
+    assert said.startswith("backend.path: must be a folder or be in the Hugging Face cache, got nothing there; get ")
+    assert f"hf download {said.split('get ')[1].split(' ')[0]}" in said
+
+
+def test_missing_weights_end_the_program_with_code_2_and_write_nothing(tmp_path, run_py, capfd):
+    results = tmp_path / "results"
+    assert run_py("backend=flux", f"results={results}", "backend.path=/nowhere") == 2
+    out, err = capfd.readouterr()
+    assert out == "" and len(err.strip().splitlines()) == 1 and "got no folder '/nowhere'" in err
+    assert not results.exists()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A tiny FLUX pipeline as a folder of safetensors."""
+    folder = tmp_path_factory.mktemp("saved") / "flux"
+    load_backend(settings("backend=flux", "backend.size=tiny").backend).pipe.save_pretrained(folder)
+    return folder
+
+
+def test_a_pipeline_loaded_from_its_folder_equals_the_one_in_memory(saved, tmp_path):
+    small = ["num_items=1", "num_steps=2", "metrics=none", "method=none", "metrics.latency_repeats=1"]
+    shape = ["backend.height=32", "backend.width=32", "backend.text_tokens=128", "backend.dtype=fp32"]
+    here = checked(tmp_path, "backend=flux", f"backend.path={saved}", *shape, *small)
+    memory = checked(tmp_path, "backend=flux", "backend.size=tiny", *small)
+    digests = [[r["sha256"] for r in execute(of).folder.records().values()] for of in (here, memory)]
+    assert digests[0] == digests[1]
+
+
+def test_a_folder_must_be_complete_and_in_safetensors(saved, tmp_path):
+    hub = Hub(repository="some/model", gigabytes=1)
+    assert locate(str(saved), hub, "main") == saved
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", saved, copy], check=True)
+    weights = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.rename(copy / "vae" / "diffusion_pytorch_model.bin")
+    with pytest.raises(ConfigError, match=r"only .bin files \(convert them once with: python -m .* in vae"):
+        locate(str(copy), hub, "main")
+    (copy / "vae" / "diffusion_pytorch_model.bin").unlink()
+    with pytest.raises(ConfigError, match="no safetensors in vae"):
+        locate(str(copy), hub, "main")
+    index = {"weight_map": {"a": "one-of-two.safetensors", "b": "two-of-two.safetensors"}}
+    (copy / "vae" / "x.safetensors.index.json").write_text(json.dumps(index))
+    (copy / "vae" / "one-of-two.safetensors").touch()
+    with pytest.raises(ConfigError, match="no two-of-two.safetensors in vae"):
+        locate(str(copy), hub, "main")
+    (copy / "model_index.json").unlink()
+    with pytest.raises(ConfigError, match="no model_index.json"):
+        locate(str(copy), hub, "main")
+
+
+def test_bin_files_are_converted_to_the_same_values(saved, tmp_path):
+    pipe = load_backend(settings("backend=dit", "backend.size=tiny").backend).pipe
+    plain = DiTPipeline(transformer=pipe.transformer, vae=pipe.vae, scheduler=DDIMScheduler())
+    plain.save_pretrained(tmp_path / "old", safe_serialization=False)
+    with pytest.raises(ConfigError, match="only .bin files"):
+        locate(str(tmp_path / "old"), Hub(repository="some/model"), "main")
+    weights_module.convert(tmp_path / "old", tmp_path / "new")
+    found = locate(str(tmp_path / "new"), Hub(repository="some/model"), "main")
+    again = DiTPipeline.from_pretrained(found, use_safetensors=True)
+    for mine, theirs in zip(again.transformer.parameters(), pipe.transformer.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    {
+        "backend=flux backend.size=huge": "backend.size: must be one of full, tiny",
+        "backend=flux backend.size=tiny backend.weights=pretrained": "backend.weights: must be random at size tiny",
+        "backend=flux backend.size=tiny backend.dtype=int8": "backend.dtype: must be one of",
+        "backend=flux backend.size=tiny backend.height=40": "backend.height: must be a multiple of 16, got 40",
+        "backend=flux backend.size=tiny backend.text_tokens=600": "backend.text_tokens: must be from 1 to 512",
+        "backend=flux backend.size=tiny backend.offload=model backend.device=cpu": "backend.offload: must be none without",
+        "backend=flux backend.size=tiny backend.attention=fast": "backend.attention: must be one of .*sdpa",
+        "backend=flux backend.size=tiny backend.attention=cudnn backend.device=cpu": "backend.attention: must be sdpa, math",
+        "backend=flux backend.size=tiny num_items=21": "num_items: must be at most the 20 prompts x 1 samples, got 21",
+        "backend=flux backend.prompts=/none.txt": "backend.prompts: must be a .txt, .jsonl or VBench .json file",
+        "backend=flux backend.size=tiny method=steps method.solver=unipc": "method.solver: must be null for backend flux",
+        "backend=hunyuan_video backend.size=tiny backend.frames=8": "backend.frames: must be 4 k . 1, got 8",
+        "backend=qwen_image_edit backend.size=tiny batch_size=2": "batch_size: must be at most 1 for backend qwen_image_edit",
+        "backend=qwen_image_edit backend.size=tiny backend.prompts=images.txt": "backend.prompts: must have an image per line",
+        "backend=dit backend.size=tiny backend.classes=[3,1000]": "backend.classes: must be from 0 to 999, got 1000",
+        "backend=flux backend.size=tiny metrics.names=[class_accuracy]": "metrics.names: must fit backend flux",
+        "backend=flux backend.size=tiny metrics.names=[fid]": "metrics.reference: must be a folder of real images",
+    }.items(),
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(given, said, tmp_path):
+    with pytest.raises(ConfigError, match=said):
+        checked(tmp_path, *given.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_metric_without_its_weights_is_refused_before_generation(tmp_path, monkeypatch):
+    monkeypatch.setenv("EVALUATION_WEIGHTS", str(tmp_path / "none"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "none"))
+    said = refused(tmp_path, "backend=flux", "backend.size=tiny", "metrics.names=[psnr,lpips]")
+    assert said.startswith("metrics.names: lpips: weights.lpips_alex:") and "get it with: curl" in said
+
+
+def test_a_pair_of_method_and_backend_that_has_no_adapter_is_refused(tmp_path, monkeypatch):
+    monkeypatch.delitem(hicache.adapters.ADAPTERS, "FluxTransformer2DModel")
+    tiny = ["backend=flux", "backend.size=tiny"]
+    rule = "must be none or steps: FluxTransformer2DModel of backend flux has no adapter"
+    assert refused(tmp_path, *tiny) == f"method: {rule}, got 'hicache'"
+    checked(tmp_path, *tiny, "method=steps")
+
+
+def test_a_scope_that_the_backend_lacks_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(hicache.adapters.dit.DiTAdapter, "scopes", ("modules", "output"))
+    said = refused(tmp_path, "backend=dit", "backend.size=tiny", "scope=stack")
+    assert said == "scope: backend dit with method hicache has modules, output, got 'stack'"
+
+
+# Media
+
+
+@pytest.mark.parametrize(("form", "error"), [("png", 0.5 / 255 + 1e-6), ("jpeg95", 0.1)])
+def test_images_come_back_as_they_were_written(form, error, tmp_path):
+    image = torch.linspace(0, 1, 3 * 32 * 48).reshape(3, 32, 48)
+    (path,) = media.write_image(image, tmp_path, "x", form)
+    assert path.name == {"png": "x.png", "jpeg95": "x.jpg"}[form]
+    assert float((media.read_image(tmp_path, "x", form) - image).abs().max()) <= error
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+def test_videos_have_all_frames_and_the_mp4_always_exists(lossless, tmp_path):
+    ramp = torch.linspace(0, 1, 9)[:, None, None, None].expand(9, 3, 32, 48)
+    files = media.write_video(ramp, tmp_path, "a cat-0", 24, lossless)
+    assert [f.name for f in files] == ["a cat-0.mp4", "a cat-0.npy"][: 1 + lossless]
+    back = media.read_video(tmp_path, "a cat-0", lossless)
+    assert back.shape == ramp.shape
+    assert float((back - ramp).abs().max()) < (0.5 / 255 + 1e-6 if lossless else 0.03)
+
+
+def test_evaluation_reads_a_runs_videos_and_agrees_with_its_metrics(tmp_path):
+    tiny = ["backend=hunyuan_video", "backend.size=tiny", "backend.lossless=false", "num_items=2", "num_steps=4"]
+    brief = ["metrics.latency_repeats=1", "interval=2", "metrics.names=[psnr,ssim,psnr_u8wrap,ssim_skimage7]"]
+    outcome = execute(checked(tmp_path, *tiny, *brief))
+    assert outcome.reference is not None
+    names = sorted(path.name for path in outcome.folder.media.iterdir())
+    prompts = [p.text for p in read_prompts("videos.txt")][:2]
+    assert names == sorted(f"{text}-0.mp4" for text in prompts)
+    pair = {"images": outcome.folder.media, "reference": outcome.reference.folder.media, "out": tmp_path / "e"}
+    values = evaluation.evaluate(**pair, metrics=["psnr", "ssim", "ssim_skimage7"])
+    for name, value in values.items():
+        assert outcome.metrics[name]["mean"] == pytest.approx(value["mean"], rel=1e-5)
+    assert outcome.metrics["psnr_u8wrap"]["n"] == 2
+
+
+def test_metrics_of_the_package_get_prompts_and_keep_values(tmp_path, monkeypatch):
+    """A stub stands for the network of CLIP score: what is tested is what reaches it."""
+    from evaluation.alignment import ClipScore
+
+    seen: list[list[str]] = []
+
+    def load(self, device, weights):
+        return lambda batch: seen.append(batch.prompts) or [float(len(p)) for p in batch.prompts]
+
+    monkeypatch.setattr(ClipScore, "load", load)
+    monkeypatch.setattr(ClipScore, "weights", lambda self: ())
+    monkeypatch.setattr(ClipScore, "modules", ())
+    tiny = ["backend=flux_schnell", "backend.size=tiny", "num_items=3", "metrics.latency_repeats=1"]
+    outcome = execute(checked(tmp_path, *tiny, "method=none", "metrics.names=[psnr,clip_score]"))
+    prompts = [p.text for p in read_prompts("images.txt")][:3]
+    assert sum(seen, []) == prompts and "psnr" not in outcome.metrics
+    assert outcome.metrics["clip_score"]["mean"] == pytest.approx(np.mean([len(p) for p in prompts]))
+    assert (outcome.folder.path / "evaluation" / "values.jsonl").is_file()
+
+
+# Samplers
+
+
+def test_the_official_chain_of_fifty_steps():
+    solver = ChainDDIM()
+    solver.set_timesteps(50)
+    chain = solver.timesteps.tolist()
+    assert chain[:3] == [999, 979, 958] and chain[-4:] == [61, 41, 20, 0] and len(set(chain)) == 50
+    solver.set_timesteps(1)
+    assert solver.timesteps.tolist() == [0]
+
+
+@pytest.mark.parametrize("steps", [8, 20, 50])
+def test_the_chain_ends_at_the_clean_sample_when_the_noise_is_known(steps):
+    """Every step lands on the marginal of the *next* time step; diffusers' DDIM with this spacing does not."""
+    solver = ChainDDIM()
+    solver.set_timesteps(steps)
+    clean, noise = torch.randn(2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    alphas = solver.alphas_cumprod
+    times = solver.timesteps.tolist()
+    sample = alphas[times[0]].sqrt() * clean + (1 - alphas[times[0]]).sqrt() * noise
+    for t, following in zip(times, [*times[1:], None], strict=True):
+        (sample,) = solver.step(noise, t, sample)
+        alpha = alphas[following] if following is not None else torch.tensor(1.0)
+        torch.testing.assert_close(sample, alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, atol=1e-9, rtol=0)
+    theirs = DDIMScheduler(beta_schedule="linear", clip_sample=False, timestep_spacing="linspace", beta_start=1e-4)
+    theirs.set_timesteps(50)
+    at = alphas[999].sqrt() * clean + (1 - alphas[999]).sqrt() * noise
+    landed = theirs.step(noise, 999, at).prev_sample
+    mine = alphas[979].sqrt() * clean + (1 - alphas[979]).sqrt() * noise
+    assert theirs.timesteps[1] == 979 and float((landed - mine).abs().max()) < 1e-2
+
+
+def test_guidance_moves_three_channels_only():
+    conditional, unconditional = torch.randn(2, 1, 4, 2, 2)
+    guided = guide(conditional, unconditional, 1.5, 3)
+    assert torch.equal(guided[:, 3:], conditional[:, 3:])
+    torch.testing.assert_close(guided[:, :3], (1.5 * conditional - 0.5 * unconditional)[:, :3])
+
+
+def test_the_diffusers_sampler_is_diffusers_own_pipeline(tmp_path):
+    of = checked(
+        tmp_path, "backend=dit", "backend.size=tiny", "backend.sampler=diffusers", "num_items=2", "num_steps=5"
+    )
+    backend, items = load_backend(of.backend), items_of(of)
+    (ours, facts) = runner.generate_batch(backend, settings("backend=dit", "method=none", "num_steps=5"), items)
+    assert facts["full_steps"] == [0, 1, 2, 3, 4]
+    theirs = DiTPipeline(backend.pipe.transformer, backend.pipe.vae, scheduler("diffusers", "ddim"))
+    theirs.set_progress_bar_config(disable=True)
+    expected = theirs(
+        [item.inputs["class_labels"] for item in items],
+        guidance_scale=1.5,
+        num_inference_steps=5,
+        generator=[torch.Generator().manual_seed(item.seed) for item in items],
+        output_type="pt",
+    ).images
+    torch.testing.assert_close(torch.stack(ours), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp", "unipc"])
+def test_dit_has_fewer_steps_with_every_solver(solver, tmp_path):
+    brief = ["backend=dit", "backend.size=tiny", "num_items=1", "metrics.latency_repeats=1", "num_steps=8"]
+    of = checked(tmp_path, *brief, "method=steps", "method.steps=4", f"method.solver={solver}")
+    assert execute(of).metrics["flops_speedup"] == pytest.approx(2)
+
+
+def test_classes_are_independent_of_how_many_there_are_or_cycle_through_a_list():
+    many = [i.inputs["class_labels"] for i in items_of(settings("backend=dit", "num_items=300"))]
+    few = [i.inputs["class_labels"] for i in items_of(settings("backend=dit", "num_items=5"))]
+    assert few == many[:5] and len(set(many)) > 200 and max(many) > 900 and min(many) < 100
+    listed = items_of(settings("backend=dit", "num_items=5", "backend.classes=[207,360]"))
+    assert [i.inputs["class_labels"] for i in listed] == [207, 360, 207, 360, 207]
+
+
+# Calls
+
+
+@pytest.mark.parametrize(
+    ("backend", "more", "calls"),
+    [
+        ("flux", [], 3),
+        ("flux", ["backend.true_cfg=2"], 6),
+        ("flux_schnell", [], 3),
+        ("dit", [], 3),
+        ("hunyuan_video", [], 3),
+        ("qwen_image", [], 6),
+        ("qwen_image", ["backend.true_cfg=1"], 3),
+        ("qwen_image_edit", [], 6),
+        ("qwen_image_edit", ["backend.plus=true"], 6),
+    ],
+)
+def test_calls_per_step_and_the_shape_that_is_counted(backend, more, calls, tmp_path):
+    """The FLOPs of a run are counted for the tokens that its calls really have."""
+    of = checked(
+        tmp_path, f"backend={backend}", "backend.size=tiny", "num_items=1", "num_steps=3", "method=none", *more
+    )
+    loaded, seen = load_backend(of.backend), []
+
+    def note(module, args, kwargs):
+        hidden = kwargs.get("hidden_states", args[0] if args else None)
+        seen.append(tuple(hidden.shape))
+
+    hook = loaded.transformer.register_forward_pre_hook(note, with_kwargs=True)
+    runner.generate_batch(loaded, of, items_of(of))
+    hook.remove()
+    assert len(seen) == calls
+    adapter = hicache.adapters.adapter_for(loaded.transformer)
+    example = adapter.example(seen[0][0], torch.device("meta"), **loaded.shape())
+    assert tuple(example["hidden_states"].shape) == seen[0]
+    assert count_flops(loaded, of).total > 0
+    assert loaded.model_batch(1) * 3 == calls * seen[0][0]
+
+
+def test_batches_and_prompts_reach_the_pictures(tmp_path):
+    """In a batch an item has the noise and the prompt that it has alone."""
+    of = checked(tmp_path, "backend=qwen_image", "backend.size=tiny", "num_items=2", "num_steps=3", "method=none")
+    backend, items = load_backend(of.backend), items_of(of)
+    together, _ = runner.generate_batch(backend, of, items)
+    for item, image in zip(items, together, strict=True):
+        (alone,), _ = runner.generate_batch(backend, of, [item])
+        torch.testing.assert_close(alone, image, atol=1e-4, rtol=0)
+    swapped = [type(i)(name=i.name, title=i.title, seed=items[0].seed, inputs=i.inputs) for i in items]
+    same_noise, _ = runner.generate_batch(backend, of, swapped)
+    assert not torch.equal(same_noise[0], same_noise[1])
+
+
+def test_compiled_blocks_only(tmp_path):
+    of = settings("backend=flux", "backend.size=tiny", "backend.compile=true")
+    transformer = load_backend(of.backend).transformer
+    blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+    assert all(block._compiled_call_impl is not None for block in blocks)
+    assert transformer._compiled_call_impl is None
+
+
+def test_one_run_from_the_command_line(tmp_path):
+    command = [sys.executable, "run.py", "backend=hunyuan_video", "backend.size=tiny", "num_items=1", "num_steps=4"]
+    done = subprocess.run(
+        [*command, "interval=2", f"results={tmp_path}", "metrics.latency_repeats=1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    folder = Path(done.stdout.strip().splitlines()[-1].removeprefix("run: "))
+    assert list(folder.glob("media/*-0.mp4")) and (folder / "metrics.json").is_file()
+    assert folder_of(settings(*command[2:], "interval=2", f"results={tmp_path}")).path == folder
