@@ -17,14 +17,18 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from experiments.errors import ConfigError, check, choose
+from experiments.preset import PaperConfig, PresetConfig, RowConfig
 from hicache.methods import MAX_ORDER
 
 __all__ = [
     "BackendConfig",
+    "ClusterConfig",
     "DigitsConfig",
     "MethodConfig",
     "MetricsConfig",
+    "PaperConfig",
     "PresetConfig",
+    "RowConfig",
     "RunConfig",
     "Settings",
     "Shard",
@@ -212,42 +216,6 @@ class LoggerConfig:
 
 
 @dataclass(kw_only=True)
-class RowConfig:
-    """One row of a preset: overrides of the command line, and the published row it stands beside."""
-
-    label: str = MISSING
-    set: list[str] = field(default_factory=list)
-    paper: str | None = None
-    """Value of the preset's `paper.key` column that names the published row; null = the paper has none."""
-
-
-@dataclass(kw_only=True)
-class PaperConfig:
-    """The published table that a preset mirrors."""
-
-    table: str = MISSING
-    file: str = MISSING
-    """CSV under results/paper."""
-    key: str = "method"
-    columns: list[str] = field(default_factory=list)
-    note: str = ""
-
-
-@dataclass(kw_only=True)
-class PresetConfig:
-    """A table of the paper as a list of runs: explicit `rows`, then the Cartesian product of `grid`."""
-
-    name: str = MISSING
-    title: str = MISSING
-    columns: list[str] = field(default_factory=list)
-    axis: str = "flops_speedup"
-    """Horizontal axis of the plot: flops_speedup, or a top-level key such as sigma."""
-    rows: list[RowConfig] = field(default_factory=list)
-    grid: dict[str, list[Any]] = field(default_factory=dict)
-    paper: PaperConfig | None = None
-
-
-@dataclass(kw_only=True)
 class RunConfig:
     """Everything that the command line can say. Null top-level keys take the backend's recommended value."""
 
@@ -337,6 +305,7 @@ class Settings:
 def register() -> None:
     """Put the schemas into Hydra's store, where `conf/` finds them."""
     from experiments.backends.config import CONFIGS
+    from experiments.cluster import SlurmConfig
 
     store = ConfigStore.instance()
     store.store(name="schema", node=RunConfig)
@@ -350,7 +319,7 @@ def register() -> None:
             "linear": LinearScheduleConfig,
         },
         "metrics": {"plain": MetricsConfig},
-        "cluster": {"plain": ClusterConfig},
+        "cluster": {"plain": ClusterConfig, "slurm": SlurmConfig},
         "logger": {"plain": LoggerConfig},
     }
     for group, nodes in groups.items():

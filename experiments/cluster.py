@@ -1,0 +1,55 @@
+"""Schema of a Slurm cluster: the facts that `slurm/array.sbatch` is filled with, and nothing about what is run.
+
+A value that reaches an `#SBATCH` line is one word, so no configuration can add a line to the script. `setup` is
+shell code of the user's own, run in each job before the worker.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from experiments.config import ClusterConfig
+from experiments.errors import check
+
+__all__ = ["SlurmConfig"]
+
+WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,:=+\-\[\]]*")
+
+
+@dataclass(kw_only=True)
+class SlurmConfig(ClusterConfig):
+    """Where and how array elements run."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    gpus: str | None = "1"
+    """Value of --gpus, such as 1 or a100:1; null asks for none and computes on the CPU."""
+    cpus: int = 8
+    memory: str = "64G"
+    time: str = "24:00:00"
+    grace: int = 300
+    """Seconds before the time limit at which an element is told to finish its batch and go back to the queue."""
+    parallel: int | None = None
+    """Elements at work at one time; null = as many as the cluster allows."""
+    chunk: int = 1
+    """Tasks per element, done in turn with the model kept loaded."""
+    shards: int = 1
+    """Parts that each row is cut into, each a task of its own."""
+    max_array: int | None = None
+    """Most elements of an array; null = ask the cluster (MaxArraySize)."""
+    setup: list[str] = field(default_factory=list)
+    """Lines of shell before the worker: modules, environment, paths of weights."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("partition", "account", "qos", "constraint", "gpus", "memory", "time"):
+            value = getattr(self, key)
+            check(value is None or bool(WORD.fullmatch(value)), f"cluster.{key}", "must be one plain word", value)
+        for key in ("cpus", "grace", "chunk", "shards"):
+            check(getattr(self, key) >= 1, f"cluster.{key}", "must be an integer >= 1", getattr(self, key))
+        for key in ("parallel", "max_array"):
+            value = getattr(self, key)
+            check(value is None or value >= 1, f"cluster.{key}", "must be an integer >= 1", value)
