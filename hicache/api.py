@@ -43,8 +43,9 @@ class Handle:
         self.executor = Executor(adapter, cache_method, getattr(self.model, name))
         self._patch(self.model, name, self._forward(self.executor.forward))
         self._patch(self.model, MARK, self)
-        if hasattr(self.model, "cache_context"):
-            self._patch(self.model, "cache_context", self._context(getattr(self.model, "cache_context")))
+        context = getattr(self.model, "cache_context", None)
+        if context is not None:
+            self._patch(self.model, "cache_context", self._context(context))
         self._scheduler: Any = None
         self._follow_scheduler()
         if self.pipe is not None and hasattr(self.pipe, "maybe_free_model_hooks"):

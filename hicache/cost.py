@@ -118,7 +118,7 @@ def measure(
                 num_steps=num_steps,
                 cache_bytes=0,
             )
-        history = executor.fill_history()
+        history = executor.fill_history(len(steps))
         estimated = _count(executor, example)
     if convention == "published" and method.scope == "modules":
         estimated = adapter.published_estimate(example)

@@ -221,12 +221,12 @@ class Executor:
             extra = sorted(set(clock.anchors) - set(planned))
             raise PlanError(f"branch {clock.branch!r}: planned full steps not executed {missing}, not planned {extra}")
 
-    def fill_history(self) -> History:
-        """Repeat the only anchor so far until the history is full (for counting costs, not for forecasts)."""
+    def fill_history(self, anchors: int) -> History:
+        """Repeat the only anchor so far until the history is full or holds `anchors` (to count costs)."""
         branch = self._branches[self.branch]
         forecaster, history = branch.forecaster, branch.forecaster.history
         start, frame = max(branch.clock.step + 1, history.warmup_steps or 0), history.frames[0]
-        for extra in range(history.basis.anchors(history.order)):
+        for extra in range(min(anchors, history.basis.anchors(history.order))):
             forecaster.commit(start + extra, forecaster.slot(frame.shape, frame.dtype, frame.device))
         branch.clock.step = start + extra
         branch.clock.num_steps = None

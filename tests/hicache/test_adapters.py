@@ -41,7 +41,10 @@ def test_a_sample_does_not_depend_on_its_batch_nor_on_the_past(name, scope):
         together, _ = denoise(model, call)
         again, _ = denoise(model, call)
         assert cache.report.full_steps == [0, 1, 5, 9]
-        one = {k: v[1:2] if isinstance(v, (torch.Tensor, list)) and len(v) == 3 and k not in ("img_ids", "txt_ids") else v for k, v in call.items()}
+        one = {
+            k: v[1:2] if isinstance(v, (torch.Tensor, list)) and len(v) == 3 and k not in ("img_ids", "txt_ids") else v
+            for k, v in call.items()
+        }
         alone, _ = denoise(model, one)
     assert all(torch.equal(a, b) for a, b in zip(together, again, strict=True))
     for a, b in zip(together, alone, strict=True):
@@ -275,7 +278,10 @@ def test_storage_options(storage):
 def test_block_residuals_from_outside_are_refused():
     model = build("flux")
     call = inputs(model, "flux")
-    with hicache.cached(model, method("hicache")), pytest.raises(ValueError, match="controlnet_block_samples: must be None"):
+    with (
+        hicache.cached(model, method("hicache")),
+        pytest.raises(ValueError, match="controlnet_block_samples: must be None"),
+    ):
         model(**call, controlnet_block_samples=[torch.zeros(1)])
 
 
@@ -310,6 +316,9 @@ print("agree")
 def test_gates_from_slices_equal_the_whole_modulation():
     model = build("flux")
     adapter, condition = adapter_for(model), torch.randn(2, 32)
-    whole = [part.modulation(F.silu(condition)).chunk(6 if part.site.module != "fused" else 3, dim=1)[part.chunk] for part in adapter.parts()]
+    whole = [
+        part.modulation(F.silu(condition)).chunk(6 if part.site.module != "fused" else 3, dim=1)[part.chunk]
+        for part in adapter.parts()
+    ]
     adapter.condition = lambda call, hidden: condition
     torch.testing.assert_close(adapter.gates({}, torch.zeros(2, 1, 32)), torch.stack(whole))
