@@ -2,40 +2,45 @@
 
 import pytest
 import torch
-from diffusers import (
-    DiffusionPipeline,
-    DiTTransformer2DModel,
-    FluxTransformer2DModel,
-    HunyuanVideoTransformer3DModel,
-    QwenImageTransformer2DModel,
-)
+from diffusers import DiffusionPipeline
 
+from experiments.backends import backend_class
+from experiments.compose import compose
+from experiments.config import resolve
+from experiments.methods import count_flops
 from experiments.tiny import dit, flux, hunyuan_video, qwen_image, text
 
-PARAMETERS = {"flux": 11.901, "flux_schnell": 11.891, "hunyuan_video": 12.821, "qwen_image": 20.430, "dit": 0.750}
+META = (torch.bfloat16, "meta")
+FULL = {
+    "flux": lambda: flux.build("full", True, *META),
+    "flux_schnell": lambda: flux.build("full", False, *META),
+    "hunyuan_video": lambda: hunyuan_video.build("full", *META),
+    "qwen_image": lambda: qwen_image.build("full", *META),
+    "qwen_image_edit": lambda: qwen_image.build_edit("full", False, *META),
+    "dit": lambda: dit.build("full", *META),
+}
+PUBLISHED = {  # billions of parameters of the transformer; 1e12 FLOPs of a step
+    "flux": (11.901, 74.3847),
+    "flux_schnell": (11.891, 74.3846),
+    "hunyuan_video": (12.821, 595.4282),
+    "qwen_image": (20.430, 2 * 131.0),
+    "qwen_image_edit": (20.430, 2 * 195.5),
+    "dit": (0.750, 0.47467),
+}
 
 
-def full(name: str):
-    """The transformer at its published size, without memory."""
-    if name == "dit":
-        return DiTTransformer2DModel(
-            **dit.TRANSFORMER["full"], norm_type="ada_norm_zero", num_embeds_ada_norm=1000, **DIT
-        )
-    if name == "hunyuan_video":
-        return HunyuanVideoTransformer3DModel(**hunyuan_video.TRANSFORMER["full"], guidance_embeds=True)
-    if name == "qwen_image":
-        return QwenImageTransformer2DModel(**qwen_image.TRANSFORMER["full"])
-    return FluxTransformer2DModel(**flux.TRANSFORMER["full"], guidance_embeds=name == "flux")
-
-
-DIT = {"patch_size": 2, "in_channels": 4, "out_channels": 8, "attention_bias": True}
-
-
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_full_size_is_the_published_size(name):
-    with torch.device("meta"):
-        billions = sum(p.numel() for p in full(name).parameters()) / 1e9
-    assert billions == pytest.approx(PARAMETERS[name], rel=1e-3)
+@pytest.mark.parametrize("name", FULL)
+def test_full_size_has_the_published_parameters_and_flops(name):
+    """Built without memory; the FLOPs are those that a run at the default settings reports."""
+    of = resolve(compose([f"backend={name}", "backend.weights=random", "method=none"]))
+    backend = object.__new__(backend_class(name))
+    backend.config, backend.pipe = of.backend, FULL[name]()
+    parameters, flops = PUBLISHED[name]
+    assert sum(p.numel() for p in backend.transformer.parameters()) / 1e9 == pytest.approx(parameters, rel=1e-3)
+    step = count_flops(backend, of).full / 1e12
+    assert step == pytest.approx(
+        flops, rel=0.02 if name.startswith("qwen") else 1e-4
+    )  # Qwen's text has no fixed length
 
 
 BUILDERS = {
