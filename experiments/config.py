@@ -114,6 +114,10 @@ class MethodConfig:
     history_dtype: str | None = None
     """feature, fp32, bf16."""
 
+    def defaults(self) -> dict[str, Any]:
+        """Values of top-level keys that the method prefers to the backend's."""
+        return {}
+
 
 @dataclass(kw_only=True)
 class AdaptiveConfig(MethodConfig):
@@ -305,13 +309,19 @@ class Settings:
 def register() -> None:
     """Put the schemas into Hydra's store, where `conf/` finds them."""
     from experiments.backends.config import CONFIGS
+    from experiments.calibrate_config import CalibratedConfig
     from experiments.cluster import SlurmConfig
 
     store = ConfigStore.instance()
     store.store(name="schema", node=RunConfig)
     groups: dict[str, dict[str, type]] = {
         "backend": {"digits": DigitsConfig, **CONFIGS},
-        "method": {"plain": MethodConfig, "steps": StepsConfig, "adaptive": AdaptiveConfig},
+        "method": {
+            "plain": MethodConfig,
+            "steps": StepsConfig,
+            "adaptive": AdaptiveConfig,
+            "calibrated": CalibratedConfig,
+        },
         "sigma_schedule": {
             "plain": SigmaScheduleConfig,
             "adaptive": AdaptiveScheduleConfig,
@@ -336,12 +346,12 @@ def to_dataclass(config: DictConfig) -> RunConfig:
 
 
 def resolve(config: RunConfig) -> Settings:
-    """Fill the open keys with the backend's recommended values."""
-    recommended = config.backend.recommended
+    """Fill the open keys with the method's own defaults, else with the backend's recommended values."""
+    recommended, own = config.backend.recommended, config.method.defaults()
     filled: dict[str, Any] = {}
     for f in dataclasses.fields(Recommended):
         given = getattr(config, f.name)
-        filled[f.name] = getattr(recommended, f.name) if given is None else given
+        filled[f.name] = own.get(f.name, getattr(recommended, f.name)) if given is None else given
     return Settings(
         backend=config.backend,
         method=config.method,

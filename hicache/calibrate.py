@@ -8,8 +8,9 @@ to compute are a shortest path:
     error     e(s | A) = G_ss - 2 w^T G_As + w^T G_AA w                   >= 0, of un-cached trajectories (open loop)
     anchors   min sum_s c_s sqrt(e(s | last m anchors)) over all sets of K steps that start with 0
 
-`c_s = |d x_{s+1} / d prediction_s|` is the sampler's (`hicache.sampler`). The cost of the steps between two neighbouring
-anchors depends on the last m anchors alone, so the minimum is found exactly by dynamic programming over them.
+`c_s = |d x_{s+1} / d prediction_s|` is the sampler's (`hicache.sampler`). The cost of the steps between two
+neighbouring anchors depends on the last m anchors alone, so the minimum is found exactly by dynamic programming
+over them.
 
 With several sites every site has its own weights; the error is then the mean relative one, times the size of the
 guided prediction. The ridge is relative to the trace, so weights do not depend on the unit of the values.
@@ -29,7 +30,7 @@ from torch import Tensor
 from hicache.forecast import BASES
 from hicache.forecast.table import Row
 
-__all__ = ["Plan", "best_scale", "build_plan", "error_of", "fit", "place", "weigh"]
+__all__ = ["Plan", "best_scale", "build_plan", "error_of", "fit", "place", "solve", "total_error", "weigh"]
 
 RIDGE = 1e-8
 
@@ -96,10 +97,11 @@ def fit(gram: Tensor, anchors: Sequence[int], target: int, ridge: float = RIDGE)
     """Least-squares weights `[..., m]` of the anchors for step `target`, from `gram` `[..., T, T]`."""
     chosen = list(anchors)
     inner = gram[..., chosen, :][..., chosen]
-    return _solve(inner, gram[..., chosen, target], ridge)
+    return solve(inner, gram[..., chosen, target], ridge)
 
 
-def _solve(inner: Tensor, against: Tensor, ridge: float) -> Tensor:
+def solve(inner: Tensor, against: Tensor, ridge: float) -> Tensor:
+    """Weights `[..., m]` from the anchors' inner products `[..., m, m]` and those with the target `[..., m]`."""
     trace = inner.diagonal(dim1=-2, dim2=-1).sum(-1).clamp(min=torch.finfo(inner.dtype).tiny)
     eye = torch.eye(inner.shape[-1], dtype=inner.dtype)
     return torch.linalg.solve(inner + ridge * trace[..., None, None] * eye, against)
@@ -119,7 +121,7 @@ def _errors(gram: Tensor, memory: int, ridge: float, size: Tensor) -> Tensor:
     sets = torch.tensor([c for c in itertools.product(range(steps), repeat=memory) if list(c) == sorted(c)])
     inner = gram[:, sets[:, :, None], sets[:, None, :]]
     against = gram[:, sets, :]
-    weights = _solve(inner, against, ridge)
+    weights = solve(inner, against, ridge)
     explained = 2 * (weights * against).sum(-2) - (weights * (inner @ weights)).sum(-2)
     total = gram.diagonal(dim1=-2, dim2=-1)[:, None, :]
     relative = ((total - explained) / total.clamp(min=torch.finfo(gram.dtype).tiny)).clamp(min=0.0).mean(0)

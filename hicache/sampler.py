@@ -8,7 +8,7 @@ the T + 1 noise levels of a run (the last one is the clean end),
     DDIM, eps-prediction      a = alpha' / alpha,   b = sigma' - sigma alpha' / alpha
     flow matching, Euler      a = 1,                b = sigma' - sigma
     DPM-Solver++ 2M, eps      a = sigma' / sigma,   b = sigma alpha' / alpha (e^-h - 1) (1 + 1 / (2 r)),
-                              h = log-SNR step (half), r = h_previous / h; the last term is missing in first-order steps.
+                              h = log-SNR step (half), r = h_previous / h; first-order steps lack the factor of r.
 
 *Gaussian data.* If `x_0 ~ N(0, lambda)` in every direction, the ideal prediction is linear,
 

@@ -11,6 +11,7 @@ from hicache.forecast.chebyshev import Chebyshev
 from hicache.forecast.dmd import Dmd
 from hicache.forecast.foca import Foca
 from hicache.forecast.pade import Pade
+from hicache.forecast.table import Table
 
 __all__ = ["BASES"]
 
@@ -25,4 +26,5 @@ BASES: dict[str, Basis] = {
     "pade": Pade(),
     "dmd": Dmd(),
     "auto": Auto(),
+    "table": Table(),
 }

@@ -66,7 +66,7 @@ class Table(Basis):
     ) -> list[Scalar]:
         del order, sigma, gram
         if not self.rows:
-            return [0.0] * (len(times) - 1) + [1.0]
+            return [*(0.0 for _ in times[1:]), 1.0]
         row = self.rows.get(target)
         if row is None:
             raise ValueError(f"step: must be one that the plan estimates, got {target}")

@@ -1,0 +1,280 @@
+"""Record how the values of a model move over the steps of an un-cached run.
+
+    python -m experiments.trajectories backend=digits num_items=64 sites=output,stack
+    python -m experiments.trajectories backend=flux num_items=8 sites=modules tokens=64 keep=gram
+
+`sites` are `output` (the guided prediction, as the sampler is given it), `sample` (the sampler's state before each
+step), scopes of the adapter (`stack`, `final_hidden`, `blocks`, `modules`) or single modules (`3.attn.img`). With
+`keep=tensors` a shard holds the values `[items, T, ...]`, with `keep=gram` the inner products over the steps per
+element, `[items, T, T]`, and the means `[items, T]`: norms and the moments of differences follow from those. Both
+calls of two-call guidance are kept side by side. `tokens=64` keeps a seeded subset of the token rows.
+
+One batch is one shard, `shard-00000.safetensors`, written beside and renamed; `manifest.json` lists what is done and
+what the values belong to. The same command continues; other settings in the same folder are refused. Before each shard
+the space is checked: recording stops before less than `reserve` (GB) is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from experiments.backends import load_backend
+from experiments.backends.base import Backend, Item, sampling_of
+from experiments.calibrate_plans import keys_of
+from experiments.cli import Exit
+from experiments.compose import compose
+from experiments.config import Settings, resolve
+from experiments.errors import ConfigError, check
+from experiments.progress import Progress
+from experiments.runner import check as check_settings
+from experiments.runner import items_of
+from experiments.store import write_json
+from hicache.adapters import adapter_for
+from hicache.adapters.base import Adapter
+
+__all__ = ["Recorder", "Recording", "grams", "load", "record", "split_arguments"]
+
+SAMPLER_SITES = ("output", "sample")
+KEEPS = ("tensors", "gram")
+TOKEN_SEED = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recording:
+    """What to record and where to."""
+
+    sites: tuple[str, ...] = ("output",)
+    keep: str = "gram"
+    tokens: int | None = None
+    folder: Path | None = None
+    reserve: float = 2.0
+
+    def __post_init__(self) -> None:
+        check(bool(self.sites), "sites", "must name at least one site", self.sites)
+        check(self.keep in KEEPS, "keep", f"must be one of {', '.join(KEEPS)}", self.keep)
+        check(self.tokens is None or self.tokens >= 1, "tokens", "must be an integer >= 1", self.tokens)
+        check(self.reserve >= 0, "reserve", "must be a number >= 0", self.reserve)
+
+
+class Recorder:
+    """Collects the values of sites while a pipeline runs; `frames[site]` is a list over steps.
+
+    The hooks stand on the modules themselves, so a recorder works beside a method that is enabled: it then sees the
+    computed steps only.
+    """
+
+    def __init__(self, backend: Backend, sites: Sequence[str], tokens: int | None = None) -> None:
+        self.backend = backend
+        self.tokens = tokens
+        self.frames: dict[str, list[list[Tensor]]] = {}
+        self.step = 0
+        self._adapter = adapter_for(backend.transformer)
+        self._sampler = [site for site in sites if site in SAMPLER_SITES]
+        self._inner = [site for site in sites if site not in SAMPLER_SITES]
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Record inside; a generation at a time."""
+        self.frames, self.step = {}, 0
+        hooks = [hook for site in self._inner for hook in attach(self._adapter, site, self._keep)]
+        scheduler = self.backend.pipe.scheduler
+        original = scheduler.step
+
+        def step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+            for name, value in (("output", model_output), ("sample", sample)):
+                if name in self._sampler:
+                    self._keep(name, value)
+            self.step += 1
+            return original(model_output, timestep, sample, *args, **kwargs)
+
+        vars(scheduler)["step"] = step
+        try:
+            yield
+        finally:
+            del vars(scheduler)["step"]
+            for hook in hooks:
+                hook.remove()
+
+    def _keep(self, site: str, value: Tensor) -> None:
+        steps = self.frames.setdefault(site, [])
+        while len(steps) <= self.step:
+            steps.append([])
+        if self.tokens is not None and site not in SAMPLER_SITES and value.dim() == 3:
+            value = value[:, chosen_tokens(value.shape[1], self.tokens).to(value.device)]
+        steps[self.step].append(value.detach().to("cpu", copy=True))
+
+    def trajectories(self, num_items: int) -> dict[str, Tensor]:
+        """`[items, T, ...]` by site; what belongs to one item (its guided pair, two calls) is stacked behind T."""
+        found = {}
+        for site, steps in self.frames.items():
+            moved = [torch.cat(calls).float() for calls in steps]
+            pairs = torch.stack(moved, dim=1)
+            found[site] = pairs.reshape(-1, num_items, *pairs.shape[1:]).transpose(0, 1).movedim(2, 1).contiguous()
+        return found
+
+
+def attach(adapter: Adapter, site: str, keep: Callable[[str, Tensor], None]) -> list[Any]:
+    """Hooks for a scope or for a single module of it."""
+    blocks = len(adapter.blocks())
+    if site in adapter.scopes and site != "span":
+        names = [str(s) for s in adapter.sites(site)] if site in ("modules", "blocks") else [site]
+        return adapter.attach(site, (0, blocks), lambda index, value: keep(names[index], value))
+    modules = [str(s) for s in adapter.sites("modules")]
+    if site not in modules:
+        known = ", ".join([*SAMPLER_SITES, *(s for s in adapter.scopes if s not in ("span", "output")), modules[0]])
+        raise ConfigError(f"sites: must be one of {known}, ..., got {site!r}")
+
+    def sink(index: int, value: Tensor) -> None:
+        if modules[index] == site:
+            keep(site, value)
+
+    return adapter.attach("modules", (0, blocks), sink)
+
+
+def chosen_tokens(count: int, tokens: int) -> Tensor:
+    """The seeded subset of token rows."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(TOKEN_SEED))[:tokens].sort().values
+
+
+def grams(values: Tensor) -> Tensor:
+    """Inner products over the steps per element, `[items, T, T]` in float64, of values `[items, T, ...]`."""
+    flat = values.flatten(2).double()
+    return flat @ flat.mT / flat.shape[-1]
+
+
+def reduced(trajectories: dict[str, Tensor], keep: str) -> dict[str, Tensor]:
+    """What a shard holds."""
+    if keep == "tensors":
+        return trajectories
+    found = {f"{site}/gram": grams(values) for site, values in trajectories.items()}
+    return found | {f"{site}/mean": values.flatten(2).double().mean(-1) for site, values in trajectories.items()}
+
+
+def generate(
+    backend: Backend, settings: Settings, batch: list[Item], sites: Sequence[str], tokens: int | None = None
+) -> dict[str, Tensor]:
+    """Trajectories of a batch under the un-cached model."""
+    sampling = sampling_of(settings)
+    backend.prepare(sampling)
+    recorder = Recorder(backend, sites, tokens)
+    with recorder.watching():
+        backend.generate(batch, sampling)
+    return recorder.trajectories(len(batch))
+
+
+def record(settings: Settings, recording: Recording, folder: Path) -> dict[str, Any]:
+    """Record what is missing in `folder`; returns the manifest."""
+    manifest = opened(settings, recording, folder)
+    items, size = items_of(settings), settings.batch_size
+    batches = [items[start : start + size] for start in range(0, len(items), size)]
+    todo = [(i, batch) for i, batch in enumerate(batches) if shard_name(i) not in manifest["shards"]]
+    if not todo:
+        return manifest
+    backend = load_backend(settings.backend)
+    done = len(items) - sum(len(batch) for _, batch in todo)
+    with Progress(folder.name, len(items), done, settings.progress_every) as progress:
+        for index, batch in todo:
+            shard = reduced(generate(backend, settings, batch, recording.sites, recording.tokens), recording.keep)
+            size_now = sum(t.numel() * t.element_size() for t in shard.values())
+            left = sum(len(other) for i, other in todo if i >= index)
+            require_space(folder, size_now * left / len(batch), recording.reserve)
+            partial = folder / f".{shard_name(index)}"
+            save_file({name: tensor.contiguous() for name, tensor in shard.items()}, partial)
+            partial.replace(folder / shard_name(index))
+            manifest["shards"][shard_name(index)] = {"items": [item.name for item in batch], "bytes": size_now}
+            manifest["dtype"] = {name: str(t.dtype).removeprefix("torch.") for name, t in shard.items()}
+            manifest["bytes"] = sum(entry["bytes"] for entry in manifest["shards"].values())
+            write_json(folder / "manifest.json", manifest)
+            progress.advance(len(batch))
+    return manifest
+
+
+def shard_name(index: int) -> str:
+    return f"shard-{index:05d}.safetensors"
+
+
+def opened(settings: Settings, recording: Recording, folder: Path) -> dict[str, Any]:
+    """The folder's manifest, new or found; one that belongs to other settings is refused."""
+    wanted: dict[str, Any] = {
+        "keys": keys_of(settings),
+        "sites": list(recording.sites),
+        "keep": recording.keep,
+        "tokens": recording.tokens,
+        "seed": settings.seed,
+        "items": settings.num_items,
+        "batch_size": settings.batch_size,
+    }
+    path = folder / "manifest.json"
+    if path.is_file():
+        found = json.loads(path.read_text())
+        for key, value in wanted.items():
+            if found[key] != value:
+                raise ConfigError(f"folder: {folder} was recorded with {key}={found[key]!r}, got {value!r}")
+        return found
+    folder.mkdir(parents=True, exist_ok=True)
+    return wanted | {"dtype": {}, "bytes": 0, "shards": {}}
+
+
+def require_space(folder: Path, needed: float, reserve: float) -> None:
+    """Refuse to fill the disk."""
+    free = shutil.disk_usage(folder).free / 1e9
+    rule = f"{needed / 1e9:.2f} GB are needed and {reserve:g} GB stay free, {free:.2f} GB are there"
+    check(needed / 1e9 + reserve <= free, "reserve", f"must leave room for the recording ({rule})", reserve)
+
+
+def load(folder: Path) -> dict[str, Tensor]:
+    """All shards of a recording, joined over items."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    shards = [load_file(folder / name) for name in sorted(manifest["shards"])]
+    return {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
+
+
+def split_arguments(arguments: Sequence[str], own: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """`key=value` arguments of this command, and the overrides that are a run's."""
+    mine: dict[str, str] = {}
+    others = []
+    for argument in arguments:
+        key, separator, value = argument.partition("=")
+        check(bool(separator), "argument", "must read key=value", argument)
+        if key in own:
+            mine[key] = value
+        else:
+            others.append(argument)
+    return mine, others
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command line."""
+    own, overrides = split_arguments(arguments, ("sites", "keep", "tokens", "folder", "reserve"))
+    try:
+        recording = Recording(
+            sites=tuple(own.get("sites", "output").split(",")),
+            keep=own.get("keep", "tensors"),
+            tokens=int(own["tokens"]) if "tokens" in own else None,
+            reserve=float(own.get("reserve", 2.0)),
+        )
+    except ValueError as error:
+        raise error if isinstance(error, ConfigError) else ConfigError(f"argument: {error}") from error
+    settings = resolve(compose(["method=none", *overrides]))
+    check_settings(settings)
+    name = f"{settings.backend.name}-t{settings.num_steps}-n{settings.num_items}-{recording.keep}"
+    folder = Path(own["folder"]) if "folder" in own else settings.results / "trajectories" / name
+    manifest = record(settings, recording, folder)
+    print(f"trajectories: {folder} ({len(manifest['shards'])} shards, {manifest['bytes'] / 1e6:.1f} MB)")
+
+
+if __name__ == "__main__":
+    outcome = Exit()
+    outcome.guard(lambda: main(sys.argv[1:]))
+    sys.exit(outcome.code)

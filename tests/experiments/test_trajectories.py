@@ -1,0 +1,103 @@
+"""The recorder: what it sees is what the model and the sampler saw; it resumes, and refuses other settings."""
+
+import json
+
+import pytest
+import torch
+
+from experiments.backends import load_backend
+from experiments.compose import compose
+from experiments.config import resolve
+from experiments.errors import ConfigError
+from experiments.runner import items_of
+from experiments.trajectories import Recording, generate, grams, load, main, record, split_arguments
+
+
+@pytest.fixture
+def settings(small):
+    return resolve(compose([*small, "method=none"]))
+
+
+def test_values_are_those_of_the_model_and_the_sampler(settings):
+    backend, batch = load_backend(settings.backend), items_of(settings)[:3]
+    found = generate(backend, settings, batch, ["output", "sample", "stack", "1.mlp.img"])
+    assert found["output"].shape == (3, 8, 1, 1, 16, 16)
+    assert found["stack"].shape == found["1.mlp.img"].shape == (3, 8, 2, 64, 16)
+    noise = [torch.randn(1, 16, 16, generator=torch.Generator().manual_seed(item.seed)) for item in batch]
+    assert torch.allclose(found["sample"][:, 0, 0], torch.stack(noise), atol=1e-6)
+    labels = torch.tensor([item.inputs["class_labels"] for item in batch])
+    t = backend.pipe.scheduler.timesteps[4]
+    x = found["sample"][:, 4, 0]
+    cond, free = (
+        backend.transformer(x, timestep=t.expand(3), class_labels=c, return_dict=False)[0]
+        for c in (labels, torch.full_like(labels, 10))
+    )
+    assert torch.allclose(found["output"][:, 4, 0], free + 1.5 * (cond - free), atol=1e-5)
+
+
+def test_nothing_is_left_on_the_model(settings):
+    backend = load_backend(settings.backend)
+    before = backend.generate(items_of(settings)[:2], sampling(settings))
+    generate(backend, settings, items_of(settings)[:2], ["output", "modules"])
+    assert "step" not in vars(backend.pipe.scheduler)
+    assert not any(block.attn1._forward_hooks for block in backend.transformer.transformer_blocks)
+    after = backend.generate(items_of(settings)[:2], sampling(settings))
+    assert all(torch.equal(a, b) for a, b in zip(before, after))
+
+
+def sampling(settings):
+    from experiments.backends.base import sampling_of
+
+    return sampling_of(settings)
+
+
+def test_gram_shards_agree_with_tensor_shards_and_resume(settings, tmp_path):
+    sites = ("output", "modules")
+    tensors, reduced = tmp_path / "tensors", tmp_path / "gram"
+    record(settings, Recording(sites=sites, keep="tensors"), tensors)
+    manifest = record(settings, Recording(sites=sites, keep="gram"), reduced)
+    full, small = load(tensors), load(reduced)
+    assert full["0.attn.img"].shape == (9, 8, 2, 64, 16)
+    for site, values in full.items():
+        assert torch.allclose(small[f"{site}/gram"], grams(values), rtol=1e-9)
+        assert small[f"{site}/gram"].shape == (9, 8, 8)
+    first = reduced / "shard-00000.safetensors"
+    kept = first.stat().st_mtime_ns
+    (reduced / "shard-00001.safetensors").unlink()
+    manifest["shards"].pop("shard-00001.safetensors")
+    (reduced / "manifest.json").write_text(json.dumps(manifest))
+    record(settings, Recording(sites=sites, keep="gram"), reduced)
+    assert first.stat().st_mtime_ns == kept
+    assert all(torch.equal(a, b) for a, b in zip(load(reduced).values(), small.values()))
+    with pytest.raises(ConfigError, match="recorded with sites"):
+        record(settings, Recording(sites=("output",), keep="gram"), reduced)
+
+
+def test_tokens_are_a_seeded_subset(settings):
+    backend, batch = load_backend(settings.backend), items_of(settings)[:2]
+    whole = generate(backend, settings, batch, ["stack"])["stack"]
+    part = generate(backend, settings, batch, ["stack"], tokens=5)["stack"]
+    assert part.shape == (2, 8, 2, 5, 16)
+    from experiments.trajectories import chosen_tokens
+
+    assert torch.equal(part, whole[:, :, :, chosen_tokens(64, 5)])
+
+
+def test_the_disk_is_not_filled(settings, tmp_path):
+    with pytest.raises(ConfigError, match=r"reserve: must leave room .*GB are there"):
+        record(settings, Recording(sites=("output",), reserve=1e9), tmp_path / "r")
+    assert not list((tmp_path / "r").glob("*.safetensors"))
+
+
+def test_errors_name_the_key(small, tmp_path):
+    with pytest.raises(ConfigError, match="sites: must be one of output, sample, .*got 'outptu'"):
+        main([*small, "sites=outptu", f"folder={tmp_path / 'x'}"])
+    with pytest.raises(ConfigError, match="keep: must be one of tensors, gram"):
+        main([*small, "keep=grams"])
+    with pytest.raises(ConfigError, match="argument: must read key=value, got 'sites'"):
+        split_arguments(["sites"], ("sites",))
+
+
+def test_the_command_says_where_it_wrote(small, tmp_path, capsys):
+    main([*small, "sites=output", "keep=gram", f"folder={tmp_path / 'out'}"])
+    assert f"trajectories: {tmp_path / 'out'} (3 shards" in capsys.readouterr().out
