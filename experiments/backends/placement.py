@@ -46,8 +46,7 @@ def place(pipe: Any, config: PipelineConfig, device: str) -> None:
     pipe.set_progress_bar_config(disable=True)
     set_attention(pipe.transformer, config.attention)
     if config.compile:
-        for block in blocks_of(pipe.transformer):
-            block.compile()
+        compile_blocks(pipe.transformer)
     if getattr(config, "vae_tiling", False):
         pipe.vae.enable_tiling()
     if config.offload == "model":
@@ -64,6 +63,19 @@ def set_attention(transformer: Any, name: str) -> None:
     logging.set_verbosity_error()  # it calls the switch experimental every time
     transformer.set_attention_backend(ATTENTION[name][0])
     logging.set_verbosity(verbosity)
+
+
+def compile_blocks(transformer: nn.Module) -> None:
+    """Compile each block by itself.
+
+    A cache watches modules inside the blocks by hooks that come and go; torch must look at them again, or a block that
+    was compiled without hooks would never call them.
+    """
+    from torch._dynamo import config as dynamo
+
+    dynamo.skip_nnmodule_hook_guards = False
+    for block in blocks_of(transformer):
+        block.compile()
 
 
 def blocks_of(transformer: nn.Module) -> list[nn.Module]:

@@ -1,5 +1,6 @@
 """The pipeline backends: prompt sets, identity, weights, files, samplers, placement, and what is refused."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -472,6 +473,17 @@ def test_compiled_blocks_only(tmp_path):
     blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
     assert all(block._compiled_call_impl is not None for block in blocks)
     assert transformer._compiled_call_impl is None
+
+
+@pytest.mark.slow
+def test_a_cache_sees_inside_blocks_that_were_compiled_without_it(tmp_path):
+    brief = ["num_items=1", "num_steps=5", "interval=2", "metrics.latency_repeats=1", "metrics.latency_warmup=0"]
+    of = checked(tmp_path, "backend=flux", "backend.size=tiny", "backend.compile=true", "method=hicache", *brief)
+    plain = dataclasses.replace(of, backend=dataclasses.replace(of.backend, compile=False))
+    compiled, eager = execute(of), execute(plain)  # the reference runs first, without observers
+    assert compiled.metrics["full_steps"] == hicache.full_steps(5, 2, 3)
+    media = [type(load_backend(of.backend)).load_media(o.folder.media, items_of(of)[0]) for o in (compiled, eager)]
+    torch.testing.assert_close(*media, atol=3 / 255, rtol=0)
 
 
 def test_one_run_from_the_command_line(tmp_path):
