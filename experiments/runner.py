@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import hicache
-from experiments import environment
+from experiments import environment, stopping
 from experiments.backends import backend_class, load_backend
 from experiments.backends.base import Backend, Item, sampling_of
 from experiments.config import Settings
@@ -143,10 +143,9 @@ def generate_missing(settings: Settings, folder: RunFolder, items: list[Item], l
     write_json(folder.path / "env.json", environment.describe())
     backend = load_backend(settings.backend)
     total = sum(len(batch) for _, batch in mine)
-    with Progress(
-        folder.id, total, total - sum(len(batch) for _, batch in todo), settings.progress_every
-    ) as progress:
+    with Progress(folder.id, total, total - sum(len(batch) for _, batch in todo), settings.progress_every) as progress:
         for index, batch in todo:
+            stopping.check()
             media, facts = generate_batch(backend, settings, batch)
             missing = [(item, m) for item, m in zip(batch, media, strict=True) if item.name not in done]
             records = [record(backend, folder, item, m, {"batch": index, **facts}) for item, m in missing]
@@ -157,9 +156,7 @@ def generate_missing(settings: Settings, folder: RunFolder, items: list[Item], l
             progress.advance(len(batch))
 
 
-def generate_batch(
-    backend: Backend, settings: Settings, batch: list[Item]
-) -> tuple[list[Tensor], dict[str, Any]]:
+def generate_batch(backend: Backend, settings: Settings, batch: list[Item]) -> tuple[list[Tensor], dict[str, Any]]:
     """Media of a batch, and what the library reports about their generation."""
     sampling = sampling_of(settings)
     with caching(backend, settings) as cache:
@@ -169,18 +166,14 @@ def generate_batch(
         report = cache.report if cache is not None else None
     full = list(range(sampling.num_steps)) if report is None else list(report.full_steps)
     if report is not None and report.num_steps != sampling.num_steps:
-        raise hicache.PlanError(
-            f"the model was called for {report.num_steps} steps, planned were {sampling.num_steps}"
-        )
+        raise hicache.PlanError(f"the model was called for {report.num_steps} steps, planned were {sampling.num_steps}")
     if not all(bool(torch.isfinite(m).all()) for m in media):
         raise FloatingPointError("the generated media are not finite")
     facts = {"batch_size": len(batch), "batch_seconds": seconds, "full_steps": full}
     return media, facts | {"cache_bytes": 0 if report is None else report.cache_bytes}
 
 
-def record(
-    backend: Backend, folder: RunFolder, item: Item, media: Tensor, facts: dict[str, Any]
-) -> dict[str, Any]:
+def record(backend: Backend, folder: RunFolder, item: Item, media: Tensor, facts: dict[str, Any]) -> dict[str, Any]:
     """Save an item's media and describe it in one line."""
     files = backend.save(media, folder.media, item)
     digest = hashlib.sha256(media.contiguous().numpy().tobytes()).hexdigest()
@@ -194,9 +187,7 @@ def record(
     }
 
 
-def finish(
-    settings: Settings, folder: RunFolder, items: list[Item], reference: Outcome | None, logger: Logger
-) -> None:
+def finish(settings: Settings, folder: RunFolder, items: list[Item], reference: Outcome | None, logger: Logger) -> None:
     """Measure, draw, and mark the run as done."""
     backend = load_backend(settings.backend)
     records = list(folder.records().values())
@@ -270,9 +261,7 @@ def timing(backend: Backend, settings: Settings, items: list[Item]) -> dict[str,
 
 def spread(seconds: list[float], batch: int) -> dict[str, Any]:
     """Median and quartiles."""
-    q25, median, q75 = (
-        statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
-    )
+    q25, median, q75 = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
     return {"median": median, "q25": q25, "q75": q75, "n": len(seconds), "batch": batch}
 
 

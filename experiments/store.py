@@ -56,9 +56,7 @@ def ensure_writable(results: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ConfigError(
-            f"results: must be a writable folder, got {str(results)!r} ({error.strerror})"
-        ) from error
+        raise ConfigError(f"results: must be a writable folder, got {str(results)!r} ({error.strerror})") from error
 
 
 def complete_lines(path: Path) -> list[str]:
@@ -113,6 +111,18 @@ class RunFolder:
                 yield False
                 return
             yield True
+
+    def busy(self) -> bool:
+        """Whether another process works on this run, or on this shard of it."""
+        name = "lock" if self.shard.world == 1 else f"lock-{self.shard.rank}of{self.shard.world}"
+        if not (self.path / name).is_file():
+            return False
+        with open(self.path / name, "a+") as handle:
+            try:
+                fcntl.flock(handle.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
 
     def _acquire(self, descriptor: int, mode: int) -> None:
         told = False
@@ -172,6 +182,7 @@ class RunFolder:
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "heartbeat": time.time(),
+            "job": os.environ.get("SLURM_JOB_ID"),
             **more,
         }
         write_json(self.status_file, record)

@@ -1,0 +1,96 @@
+"""A backend without weights: its models at true size on the `meta` device, so that costs can be counted anywhere.
+
+Counts are kept per (model, size, method without its plan): rows that differ only in when they compute share one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from diffusers import DiTTransformer2DModel
+
+from experiments.backends import backend_class
+from experiments.backends.base import Backend, sampling_of
+from experiments.backends.digits import DigitsBackend, folder_of
+from experiments.backends.pipeline import PipelineBackend
+from experiments.config import BackendConfig, Settings
+from experiments.methods import method_of
+from hicache import CacheMethod
+from hicache.cost import Cost, measure
+
+__all__ = ["blueprint", "cost_of"]
+
+
+def blueprint(config: BackendConfig) -> Backend:
+    """The backend with its pipeline on the meta device."""
+    kind = backend_class(config.name)
+    backend: Any = object.__new__(kind)
+    backend.config, backend.device = config, "meta"
+    if issubclass(kind, PipelineBackend):
+        backend.pipe = backend.random()
+    elif issubclass(kind, DigitsBackend):
+        described: Any = DiTTransformer2DModel.load_config(str(folder_of(config) / "transformer"))
+        with torch.device("meta"):
+            backend.pipe = SimpleNamespace(transformer=DiTTransformer2DModel.from_config(described))
+    else:
+        raise TypeError(f"backend {config.name}: has no blueprint; its class must be a PipelineBackend")
+    return backend
+
+
+_blueprints: dict[str, Backend] = {}
+_costs: dict[str, Cost] = {}
+
+
+def blueprint_of(config: BackendConfig) -> Backend:
+    """The blueprint, built once."""
+    key = repr(config)
+    if key not in _blueprints:
+        with quiet():
+            _blueprints[key] = blueprint(config)
+    return _blueprints[key]
+
+
+def cost_of(settings: Settings, convention: str = "executed", full_steps: int | None = None) -> Cost | None:
+    """Cost of one item; None where the plan depends on the data and `full_steps` does not say how many there are."""
+    method, steps = method_of(settings), sampling_of(settings).num_steps
+    plan = method.policy.plan(steps)
+    if plan is None and full_steps is None:
+        return None
+    count = len(plan) if plan is not None else int(full_steps or 0)
+    one = per_step(settings, method, convention)
+    return dataclasses.replace(one, full_steps=count, num_steps=steps)
+
+
+def per_step(settings: Settings, method: CacheMethod, convention: str) -> Cost:
+    """Cost of a computed and of an estimated step, with histories that are full."""
+    always = {"policy": "every", "policy_options": {}, "mask": None}
+    knobs = dataclasses.replace(method.knobs, interval=1, warmup_steps=1, sigma=1.0, **always)
+    steps = sampling_of(settings).num_steps
+    key = repr((settings.backend, steps, convention, method.name, method.scope, knobs))
+    if key not in _costs:
+        backend = blueprint_of(settings.backend)
+        shape: dict[str, Any] = {"batch": backend.model_batch(1), **backend.shape()}
+        full = list(range(steps))
+        with quiet():
+            _costs[key] = measure(
+                backend.transformer, method, num_steps=steps, full_steps=full, convention=convention, **shape
+            )
+    return _costs[key]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """diffusers warns about casting models that have no values."""
+    logger = logging.getLogger("diffusers")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,146 @@
+"""A plan on disk: resolved runs, frozen.
+
+    results/plans/<name>-<hash>/  manifest.jsonl   one line per row: id, label, its reference, every setting
+                                  plan.json        what was planned, with which revision of the code
+                                  code.diff        changes that were not committed
+                                  logs/  submissions/
+
+Whoever executes a row reads its line and never `conf/`: editing configuration while rows wait changes nothing. The
+hash is that of the run ids in their order, so planning the same twice gives the same folder. A plan belongs to the
+results folder it lies in, wherever that is moved; runs are shared by all plans of the folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from experiments import config as schema
+from experiments.config import ClusterConfig, Settings, Shard
+from experiments.errors import ConfigError, check
+from experiments.identity import run_id
+from experiments.store import RunFolder
+
+__all__ = ["Plan", "PlanRow", "freeze", "thaw"]
+
+NOT_FROZEN = ("results", "shard", "cluster")
+"""Where and on what a row runs is decided when it runs."""
+
+GROUPS: dict[str, type] = {
+    "backend": schema.BackendConfig,
+    "method": schema.MethodConfig,
+    "sigma_schedule": schema.SigmaScheduleConfig,
+    "metrics": schema.MetricsConfig,
+    "logger": schema.LoggerConfig,
+}
+
+
+def family(kind: type) -> Iterator[type]:
+    """A class and all that derive from it."""
+    yield kind
+    for derived in kind.__subclasses__():
+        yield from family(derived)
+
+
+def freeze(settings: Settings) -> dict[str, Any]:
+    """Settings as plain data, with the schema class of each group."""
+    frozen: dict[str, Any] = {}
+    for f in dataclasses.fields(settings):
+        value = getattr(settings, f.name)
+        if f.name in GROUPS:
+            frozen[f.name] = {"schema": type(value).__name__, **dataclasses.asdict(value)}
+        elif f.name not in NOT_FROZEN:
+            frozen[f.name] = value
+    return frozen
+
+
+def thaw(frozen: dict[str, Any], results: Path) -> Settings:
+    """The settings that `freeze` wrote, to be run under `results`."""
+    given = dict(frozen)
+    for name, kind in GROUPS.items():
+        values = dict(given[name])
+        known = {derived.__name__: derived for derived in family(kind)}
+        chosen: Any = known.get(values.pop("schema"))
+        check(chosen is not None, f"manifest.{name}.schema", "must be a schema of this version", given[name]["schema"])
+        if "recommended" in values:
+            values["recommended"] = schema.Recommended(**values["recommended"])
+        try:
+            given[name] = chosen(**values)
+        except TypeError as error:
+            raise ConfigError(f"manifest.{name}: must fit the schema of this version, got {error}") from error
+    return Settings(**given, results=results, shard=Shard(), cluster=ClusterConfig(name="local"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRow:
+    """One line of the manifest."""
+
+    index: int
+    run: str
+    label: str
+    reference: str | None
+    """Run that this one is compared with; it goes first."""
+    block: str
+    paper: str | None
+    frozen: dict[str, Any]
+
+    def settings(self, results: Path) -> Settings:
+        """The typed settings; what they mean must still be what was planned."""
+        made = thaw(self.frozen, results)
+        found = run_id(made)
+        rule = f"row {self.index} must still mean {self.run} (did its prompts, or the code, change?)"
+        check(found == self.run, "manifest", rule, found)
+        return made
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan folder."""
+
+    folder: Path
+
+    @staticmethod
+    def open(path: str) -> Plan:
+        """The plan of that folder, or of that name under results/plans."""
+        for folder in (Path(path), Path("results/plans") / path):
+            if (folder / "manifest.jsonl").is_file() and folder.resolve().parent.name == "plans":
+                return Plan(folder.resolve())
+        known = sorted(p.name for p in Path("results/plans").glob("*") if (p / "manifest.jsonl").is_file())
+        raise ConfigError(f"plan: must be a folder that experiments.plan wrote ({', '.join(known)}), got {path!r}")
+
+    @property
+    def results(self) -> Path:
+        """The results folder that the plan lies in."""
+        return self.folder.parent.parent
+
+    @cached_property
+    def rows(self) -> list[PlanRow]:
+        """All rows in their order."""
+        rows: list[PlanRow] = []
+        for number, line in enumerate((self.folder / "manifest.jsonl").read_text().splitlines()):
+            try:
+                rows.append(PlanRow(**json.loads(line)))
+            except (json.JSONDecodeError, TypeError) as error:
+                where = f"{self.folder / 'manifest.jsonl'}:{number + 1}"
+                raise ConfigError(f"{where}: must be a row of a plan, got {line[:60]!r} ({error})") from error
+        return rows
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """plan.json."""
+        return json.loads((self.folder / "plan.json").read_text())
+
+    def run(self, row: PlanRow, shard: Shard | None = None) -> RunFolder:
+        """The folder of a row's run."""
+        return RunFolder(self.results, row.run, shard or Shard())
+
+
+def plan_name(title: str, runs: list[str]) -> str:
+    """Name of the folder."""
+    return f"{title}-{hashlib.sha256(json.dumps(runs).encode()).hexdigest()[:8]}"

@@ -1,0 +1,229 @@
+"""Plans executed by workers that come, go and die: every item once, the same bytes, a state that continues."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from plans import lines, media, planned, states
+
+from experiments import runner, stopping
+from experiments.config import Shard
+from experiments.execute import STOPPED, main
+from experiments.manifest import Plan
+from experiments.retry import main as retry
+from experiments.status import State, state_of
+from experiments.status import main as status
+from experiments.worker import DiskFull, Task, Worker, tasks_of
+
+METHODS = "method=hicache,taylorseer,fora"
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Timing and pictures take most of a tiny run."""
+    monkeypatch.setattr(runner, "draw_comparison", lambda *args: None)
+    monkeypatch.setattr(runner, "timing", lambda *args: {"latency": {}, "reference_latency": {}, "wall_speedup": 1.0})
+    monkeypatch.setattr(stopping, "listen", lambda: None)
+
+
+def start(plan: Plan, *arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "experiments.execute", str(plan.folder), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def until(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.02)
+
+
+def test_rows_run_after_their_reference_and_only_once(small, quick, capsys):
+    plan = planned(small, METHODS)
+    assert [row.reference for row in plan.rows] == [None] + [plan.rows[0].run] * 3
+    assert status([str(plan.folder)]) == 3
+    assert main([str(plan.folder), "--devices", "cpu"]) == 0
+    assert states(plan) == [State.DONE] * 4 and status([str(plan.folder)]) == 0
+    before, records = media(plan), lines(plan)
+    assert main([str(plan.folder), "--devices", "cpu"]) == 0
+    assert (media(plan), lines(plan)) == (before, records) and len(records) == 36
+
+
+@pytest.mark.slow
+def test_two_workers_two_executors_and_deaths_leave_the_bytes_of_one(small, quick, tmp_path):
+    """One worker here; elsewhere two executors of two workers each, one worker and one parent killed."""
+    single = planned(small, METHODS, "num_items=12")
+    assert main([str(single.folder), "--devices", "cpu"]) == 0
+    elsewhere = [word for word in small if not word.startswith("results=")] + [f"results={tmp_path / 'two'}"]
+    plan = planned(elsewhere, METHODS, "num_items=12")
+    assert [row.run for row in plan.rows] == [row.run for row in single.rows]
+    first = start(plan, "--devices", "cpu,cpu", "--shards", "2")
+    until(lambda: lines(plan))
+    children = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
+    assert len(children) == 2
+    os.kill(int(children[0]), signal.SIGKILL)
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+    until(lambda: not Path(f"/proc/{children[1]}").exists() or "Z" in Path(f"/proc/{children[1]}/stat").read_text())
+    kept = len(lines(plan))
+    assert kept > 0
+    executors = [start(plan, "--devices", "cpu"), start(plan, "--devices", "cpu", "--shards", "2")]
+    said = [executor.communicate(timeout=120) for executor in executors]
+    assert [executor.returncode for executor in executors] == [0, 0], said
+    assert media(plan) == media(single)
+    names = [
+        (path.parent.name, json.loads(line)["item"])
+        for path in sorted((plan.results / "runs").glob("*/items*.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
+    assert len(names) == len(set(names)) == 48
+
+
+def test_a_failed_row_is_seen_skipped_and_retried(small, quick, tmp_path, monkeypatch, capsys):
+    plan = planned(small, METHODS)
+    original = runner.generate_batch
+
+    def failing(backend, settings, batch):
+        if settings.method.name == "taylorseer":
+            raise RuntimeError("an interesting reason\nand more")
+        return original(backend, settings, batch)
+
+    monkeypatch.setattr(runner, "generate_batch", failing)
+    assert main([str(plan.folder), "--devices", "cpu"]) == 1
+    assert states(plan) == [State.DONE, State.DONE, State.FAILED, State.DONE]
+    capsys.readouterr()
+    assert status([str(plan.folder), "--failed"]) == 1
+    out = capsys.readouterr().out
+    assert "RuntimeError: an interesting reason" in out and "and more" not in out and "3 done, 1 failed" in out
+    assert main([str(plan.folder), "--devices", "cpu"]) == 1, "a failed row is not tried again by itself"
+    assert "failed before" in capsys.readouterr().err
+    monkeypatch.setattr(runner, "generate_batch", original)
+    retry([str(plan.folder)])
+    assert states(plan)[2] is State.WAITING
+    assert main([str(plan.folder), "--devices", "cpu"]) == 0
+    assert states(plan) == [State.DONE] * 4
+
+
+def test_rows_of_a_failed_reference_are_left(small, quick, monkeypatch, capsys):
+    plan = planned(small, "method=fora")
+
+    def failing(*args):
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(runner, "generate_batch", failing)
+    assert main([str(plan.folder), "--devices", "cpu"]) == 1
+    assert states(plan) == [State.FAILED, State.WAITING]
+    assert f"its reference {plan.rows[0].run} failed" in capsys.readouterr().err
+
+
+def test_told_to_stop_it_finishes_the_batch(small, quick, monkeypatch, capsys):
+    plan = planned(small, "method=none")
+    original = runner.generate_batch
+
+    def interrupted(backend, settings, batch):
+        stopping._asked.set()
+        return original(backend, settings, batch)
+
+    monkeypatch.setattr(runner, "generate_batch", interrupted)
+    try:
+        assert main([str(plan.folder), "--devices", "cpu"]) == STOPPED
+    finally:
+        stopping._asked.clear()
+    assert len(lines(plan)) == 3 and states(plan) == [State.INTERRUPTED]
+    monkeypatch.setattr(runner, "generate_batch", original)
+    assert main([str(plan.folder), "--devices", "cpu"]) == 0 and len(lines(plan)) == 9
+
+
+def test_a_locked_row_is_passed_over(small, quick):
+    plan = planned(small, METHODS)
+    worker = Worker(plan, "cpu", 1, wait=False)
+    tasks = tasks_of(plan, 1)
+    worker.run(tasks[:1])
+    with plan.run(plan.rows[2]).lock():
+        worker.run(tasks)
+        assert states(plan) == [State.DONE, State.DONE, State.WAITING, State.DONE]
+    worker.run(tasks)
+    assert states(plan) == [State.DONE] * 4
+
+
+def test_without_waiting_rows_need_a_finished_reference(small, quick):
+    plan = planned(small, METHODS)
+    worker = Worker(plan, "cpu", 1, wait=False)
+    worker.run([Task(row, Shard()) for row in plan.rows[1:]])
+    assert len(worker.left) == 3 and states(plan) == [State.WAITING] * 4
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of 1 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, text=True
+    )
+    if mount.returncode:
+        pytest.skip(f"needs the right to mount a tmpfs: {mount.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_stops_with_a_line_and_continues(small, quick, disk, capsys):
+    plan = planned(
+        [f"results={disk}" if word.startswith("results=") else word for word in small], "method=none", "num_items=30"
+    )
+    ballast = disk / "ballast"
+    free = os.statvfs(disk)
+    ballast.write_bytes(bytes(free.f_bavail * free.f_bsize - 40 * 4096))
+    assert main([str(plan.folder), "--devices", "cpu"]) == 1
+    said = capsys.readouterr().err
+    assert "no space left under" in said and "give the same command" in said
+    kept = lines(plan)
+    assert 0 < len(kept) < 30 and states(plan) != [State.FAILED]
+    ballast.unlink()
+    assert main([str(plan.folder), "--devices", "cpu"]) == 0
+    assert lines(plan)[: len(kept)] == kept and len(lines(plan)) == 30
+
+
+def test_only_a_lack_of_space_stops_the_worker(small):
+    worker = Worker(planned(small, "method=none"), "cpu", 1)
+    worker.stop_if_full(OSError(errno.EACCES, "no"))
+    nested = RuntimeError("outer")
+    nested.__cause__ = OSError(errno.ENOSPC, "full")
+    with pytest.raises(DiskFull, match="no space left"):
+        worker.stop_if_full(nested)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["nowhere"], "plan: must be a folder that experiments.plan wrote"),
+        (["PLAN", "--devices", "9"], "--devices: must be cpu or numbers of the"),
+        (["PLAN", "--shards", "0"], "--shards: must be an integer >= 1, got 0"),
+        (["PLAN", "--executor", "inline", "--devices", "cpu,cpu"], "--devices: must name one device"),
+        (["PLAN", "cluster=a100"], "argument: must be one of those in --help"),
+    ],
+)
+def test_wrong_arguments_are_said_in_one_line(arguments, line, small):
+    plan = planned(small, "method=none")
+    with pytest.raises(ValueError, match=line):
+        main([str(plan.folder) if word == "PLAN" else word for word in arguments])
+
+
+def test_a_process_that_is_gone_counts_as_interrupted(small):
+    plan = planned(small, "method=none")
+    folder = plan.run(plan.rows[0])
+    folder.path.mkdir(parents=True)
+    folder.write_status("running", items=3)
+    assert state_of(plan.results, folder.id).state is State.RUNNING
+    record = json.loads(folder.status_file.read_text())
+    for change in ({"pid": 2**22 + 1}, {"host": "elsewhere", "heartbeat": time.time() - 3600}):
+        folder.status_file.write_text(json.dumps(record | change))
+        assert state_of(plan.results, folder.id).state is State.INTERRUPTED
+    folder.status_file.write_text(json.dumps(record | {"host": "elsewhere"}))
+    assert "elsewhere" in state_of(plan.results, folder.id).detail

@@ -1,0 +1,148 @@
+"""Plans are frozen, deterministic and quick; what cannot be planned is said."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from plans import planned
+
+from experiments.compose import Composer, compose, options, row_configs
+from experiments.config import resolve
+from experiments.identity import run_id
+from experiments.manifest import Plan, freeze, thaw
+from experiments.plan import main, make_plan, sweeps
+from experiments.status import main as status
+from experiments.status import states_of
+from experiments.store import write_json
+
+BACKENDS = options("backend")
+
+
+def test_sweeps_multiply_in_order():
+    assert sweeps(["method=a,b", "seed=0", "sigma=range(1,3)"]) == [
+        ["method=a", "seed=0", "sigma=1"],
+        ["method=a", "seed=0", "sigma=2"],
+        ["method=b", "seed=0", "sigma=1"],
+        ["method=b", "seed=0", "sigma=2"],
+    ]
+
+
+def test_references_come_first_and_rows_mean_what_was_composed(small):
+    plan = planned(small, "method=hicache,fora", "seed=0,1")
+    assert [row.reference is None for row in plan.rows] == [True, True, False, False, False, False]
+    assert [row.frozen["seed"] for row in plan.rows if row.reference] == [0, 1, 0, 1]
+    for row in plan.rows:
+        assert run_id(row.settings(plan.results)) == row.run
+    assert plan.rows[2].label == "HiCache (N=3, m=4, σ=0.75), seed=0"
+    assert plan.facts["code"]["constraints"] and plan.facts["rows"] == 6
+
+
+def test_runs_that_are_the_same_are_one_row(small):
+    plan = planned(small, "method=taylorseer,none", "sigma=0.3,0.5")
+    assert [row.frozen["method"]["name"] for row in plan.rows] == ["none", "taylorseer"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_freezing_keeps_every_setting(backend, tmp_path):
+    made = resolve(compose([f"backend={backend}", "method=hicache_adaptive", "sigma_schedule=linear"]))
+    back = thaw(json.loads(json.dumps(freeze(made))), tmp_path)
+    for name in (
+        "backend",
+        "method",
+        "sigma_schedule",
+        "metrics",
+        "num_steps",
+        "sigma",
+        "batch_size",
+        "progress_every",
+    ):
+        assert getattr(back, name) == getattr(made, name)
+    assert run_id(back) == run_id(made) and back.results == tmp_path
+
+
+@pytest.mark.parametrize("preset", options("experiment"))
+def test_rows_composed_together_are_those_composed_alone(preset):
+    line = [f"experiment={preset}", "seed=3", "num_items=2"]
+    for row, config in list(row_configs(compose(line), line))[:6]:
+        alone = compose([*line, *row.set])
+        alone.preset = None
+        assert config == alone, row.label
+
+
+def test_the_plan_is_the_same_twice_and_conf_cannot_change_it(small, monkeypatch, tmp_path):
+    plan = planned(small, "method=hicache")
+    manifest = (plan.folder / "manifest.jsonl").read_bytes()
+    assert planned(small, "method=hicache").folder == plan.folder
+    assert (plan.folder / "manifest.jsonl").read_bytes() == manifest
+    monkeypatch.setattr("experiments.compose.CONF", tmp_path / "nothing")
+    assert [run_id(row.settings(plan.results)) for row in plan.rows] == [row.run for row in plan.rows]
+
+
+def test_a_row_that_no_longer_means_the_same_is_refused(small):
+    plan = planned(small, "method=hicache")
+    path = plan.folder / "manifest.jsonl"
+    path.write_text(path.read_text().replace('"num_steps": 8, "scope"', '"num_steps": 9, "scope"'))
+    with pytest.raises(ValueError, match="manifest: row 0 must still mean digits-none-"):
+        Plan(plan.folder).rows[0].settings(plan.results)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["method=glob(*)"], "method: must list its values, got 'method=glob"),
+        (["method"], "override: must read key=value, got 'method'"),
+        (["experiment=digits_tabel"], "experiment: must be one of .*did you mean digits_table"),
+        (["sigma=0"], "sigma: must be a finite number > 0, got 0"),
+        (["title=../x"], "title: must be made of letters"),
+    ],
+)
+def test_wrong_words_are_said_in_one_line_and_leave_nothing(words, line, tmp_path):
+    with pytest.raises(ValueError, match=line):
+        main([*words, f"results={tmp_path / 'results'}"])
+    assert not (tmp_path / "results").exists()
+
+
+def test_the_command_says_what_is_to_do_and_what_it_costs(small, capsys):
+    main([*small, "method=hicache,fora", "title=cheap"])
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("3 rows, 0 done, 3 to do") and "constraints" in out[1]
+    assert "27 items, 144 of 216 steps in full" in out[2], "8 + 4 + 4 full steps of 9 items"
+    assert out[3] == "hours: no timed run of digits in this results folder"
+    assert Path(out[-1].removeprefix("plan: ")).resolve().name.startswith("cheap-")
+
+
+@pytest.mark.slow
+def test_two_plans_at_once_write_one_good_manifest(small, tmp_path):
+    command = [sys.executable, "-m", "experiments.plan", *small, "method=hicache,fora", "title=twice"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    ends = {process.communicate(timeout=120)[0].splitlines()[-1] for process in both}
+    assert len(ends) == 1
+    folders = list((tmp_path / "results" / "plans").iterdir())
+    assert len(folders) == 1 and len(Plan(folders[0]).rows) == 3
+    assert {path.name for path in folders[0].iterdir()} == {"manifest.jsonl", "plan.json", "code.diff"}
+
+
+def test_a_thousand_rows_are_planned_in_seconds(small, tmp_path, capsys):
+    words = [word for word in small if not word.startswith("results=")]
+    started = time.process_time()
+    sigmas = ",".join(f"{0.3 + index / 1000:.3f}" for index in range(100))
+    plan, _ = make_plan([*words, "method=hicache", f"sigma={sigmas}", "seed=range(0,10)"], tmp_path / "results")
+    assert len(plan.rows) == 1010
+    assert time.process_time() - started < 10
+    for row in plan.rows:
+        folder = plan.run(row)
+        folder.path.mkdir(parents=True)
+        write_json(folder.path / "status.json", {"state": "done", "pid": 1, "host": "x", "heartbeat": 0.0})
+    started = time.process_time()
+    states_of(plan)
+    assert time.process_time() - started < 0.5, "2,000 in a second"
+    assert status([str(plan.folder), "--failed"]) == 0
+
+
+def test_a_composer_leaves_its_base_alone(tiny):
+    make = Composer()
+    first = make([f"backend.path={tiny}", "sigma=0.3"])
+    assert make([f"backend.path={tiny}"]).sigma is None and first.sigma == 0.3
