@@ -16,6 +16,7 @@ import json
 from typing import Any
 
 import hicache
+from experiments.calibrate_plans import contents
 from experiments.config import Settings, StepsConfig
 
 __all__ = ["VERSION", "canonical", "run_id", "slug"]
@@ -39,7 +40,7 @@ def canonical(settings: Settings) -> dict[str, Any]:
     described: dict[str, Any] = {
         "version": VERSION,
         "backend": semantic(settings.backend) | settings.backend.contents(),
-        "method": semantic(settings.method),
+        "method": semantic(settings.method) | contents(settings),
         "num_steps": settings.num_steps,
         "num_items": settings.num_items,
         "seed": settings.seed,

@@ -10,6 +10,8 @@ from typing import Any
 
 import hicache
 from experiments.backends.base import Backend, sampling_of
+from experiments.calibrate_config import CalibratedConfig
+from experiments.calibrate_plans import load_plan, stored_budget
 from experiments.config import AdaptiveConfig, AdaptiveScheduleConfig, Settings, SigmaScheduleConfig, StepsConfig
 from experiments.errors import ConfigError, check, choose
 from hicache import CacheMethod, Handle
@@ -44,6 +46,8 @@ def method_of(settings: Settings) -> CacheMethod:
         knobs["sigma_options"] = options(config, AdaptiveScheduleConfig)
     elif "sigma_schedule" in uses:
         knobs |= {"sigma_schedule": schedule.name, "sigma_options": options(schedule, type(schedule))}
+    if isinstance(config, CalibratedConfig):
+        knobs |= load_plan(settings).knobs()
     try:
         return hicache.method(config.name, **knobs)
     except ValueError as error:
@@ -75,6 +79,8 @@ def describe_method(settings: Settings) -> str:
     method, spec = settings.method, hicache.METHODS[settings.method.name]
     if isinstance(method, StepsConfig):
         return f"{method.solver or 'fewer steps'} ({method.steps} steps)"
+    if isinstance(method, CalibratedConfig):
+        return f"{spec.title} ({stored_budget(settings)} full steps, {settings.scope})"
     symbols = {"interval": "N", "order": "m", "sigma": "σ"}
     parts = [f"{symbol}={getattr(settings, key):g}" for key, symbol in symbols.items() if key in spec.uses]
     if "scope" in spec.uses and settings.scope != "modules":

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hicache.adapters import adapter_for
 from hicache.executor import Executor
-from hicache.methods import CacheMethod
+from hicache.methods import CacheMethod, Knobs
 from hicache.policy import Mask
 
 __all__ = ["Cost", "measure"]
@@ -104,7 +104,7 @@ def measure(
         raise ValueError("full_steps: the plan of this policy depends on the data, must be given, got None")
     meta = on_meta(model)
     adapter = adapter_for(meta)
-    executor = Executor(adapter, replace(method, policy=Mask(steps=[0])), meta.forward)
+    executor = Executor(adapter, replace(method, policy=Mask(steps=[0]), knobs=any_step(method.knobs)), meta.forward)
     example = adapter.example(batch, torch.device("meta"), **shape)
     executor.begin(2)
     with torch.no_grad():
@@ -130,6 +130,13 @@ def measure(
         num_steps=num_steps,
         cache_bytes=history.bytes,
     )
+
+
+def any_step(knobs: Knobs) -> Knobs:
+    """The same knobs, with a table of weights without its rows: those know the steps of their plan only."""
+    if knobs.basis != "table":
+        return knobs
+    return replace(knobs, basis_options={k: v for k, v in knobs.basis_options.items() if k != "rows"})
 
 
 def _count(executor: Executor, example: dict[str, Any]) -> float:

@@ -14,6 +14,7 @@
     pade              interval    pade           -           HiCache++, micro-benchmark
     dmd               interval    dmd            constant    HiCache++
     auto              interval    auto           constant    HiCache++, backend auto
+    calibrated        mask        table          -           none: weights and full steps from trajectories
 
 Every entry is a composition, so any knob may be turned: `method("hicache", policy="mask", mask=[0, 1, 5, 20])`,
 `method("taylorseer", basis="hermite")`, any scope with any of them.
@@ -227,6 +228,9 @@ METHODS: dict[str, MethodSpec] = {
     "dmd": MethodSpec(title="HiCache++ (DMD)", paper="HiCache++", uses=_SCALED, fixed={"basis": "dmd", "gate": False}),
     "auto": MethodSpec(
         title="HiCache++ (auto)", paper="HiCache++", uses=_SCALED, fixed={"basis": "auto", "gate": False}
+    ),
+    "calibrated": MethodSpec(
+        title="calibrated plan (ours)", paper="", uses=frozenset({"scope"}), fixed={"basis": "table", "gate": False}
     ),
 }
 """Every method by its name in `method=`. Adding one: a line here."""

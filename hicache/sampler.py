@@ -7,8 +7,9 @@ the T + 1 noise levels of a run (the last one is the clean end),
 
     DDIM, eps-prediction      a = alpha' / alpha,   b = sigma' - sigma alpha' / alpha
     flow matching, Euler      a = 1,                b = sigma' - sigma
-    DPM-Solver++ 2M, eps      a = sigma' / sigma,   b = sigma alpha' / alpha (e^-h - 1) (1 + 1 / (2 r)),
-                              h = log-SNR step (half), r = h_previous / h; first-order steps lack the factor of r.
+    DPM-Solver++ 2M, eps      a = sigma' / sigma + d,   b = -sigma d,
+                              d = alpha' / alpha (1 - e^-h) (1 + 1 / (2 r)),   h the step in log(alpha / sigma),
+                              r = h_previous / h; first-order steps lack the factor of r.
 
 *Gaussian data.* If `x_0 ~ N(0, lambda)` in every direction, the ideal prediction is linear,
 
@@ -65,8 +66,8 @@ def dpmpp(alphas_cumprod: Sequence[float]) -> Gains:
     step = half[1:] - half[:-1]
     grown = torch.ones_like(step)
     grown[1:-1] += step[1:-1] / (2 * step[:-2])
-    shrink = torch.expm1(-step)
-    return Gains(sample=sigma[1:] / sigma[:-1], prediction=sigma[:-1] * alpha[1:] / alpha[:-1] * shrink * grown)
+    clean = -alpha[1:] / alpha[:-1] * torch.expm1(-step) * grown
+    return Gains(sample=sigma[1:] / sigma[:-1] + clean, prediction=-sigma[:-1] * clean)
 
 
 def log_spectrum(low: float = 1e-4, high: float = 10.0, size: int = 64) -> Tensor:

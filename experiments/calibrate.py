@@ -1,0 +1,257 @@
+"""Calibrate a plan on trajectories, or find the sigma and order of HiCache.
+
+    python -m experiments.calibrate backend=digits budget=8
+    python -m experiments.calibrate backend=digits budget=6,8,10 scope=modules items=32
+    python -m experiments.calibrate backend=digits budget=8 refine=none data=gaussian
+    python -m experiments.calibrate backend=digits method=hicache interval=7
+
+    items     calibration items (32), with seeds of their own (calibration_seed=1000)
+    data      trajectories, or gaussian: no data, a Gaussian model of the noise schedule (scope output)
+    memory    anchors per weight row (4 at scope output, else 3)
+    refine    loop: weights found under the plan; search: full steps moved under it too; none: open loop.
+              At scope output `search` is the default; at the other scopes `loop` re-fits on the model's own values
+              along trajectories of the plan, `rounds` times.
+    seconds   time for the search (60)
+    output    the plan file; by default the shipped place for the backend
+
+The predicted error is printed before the plan is used anywhere, and the error on the calibration items after it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from experiments.backends import load_backend
+from experiments.backends.base import Backend, Item, sampling_of
+from experiments.calibrate_config import CalibratedConfig
+from experiments.calibrate_loop import Loop, probe, refit
+from experiments.calibrate_plans import keys_of, path_of, save_plan
+from experiments.cli import Exit
+from experiments.compose import compose
+from experiments.config import Settings, resolve
+from experiments.errors import ConfigError, check, choose
+from experiments.runner import items_of
+from experiments.trajectories import generate, grams, split_arguments
+from hicache import sampler
+from hicache.calibrate import Plan, best_scale, build_plan
+from hicache.sampler import Gains
+
+__all__ = ["Calibration", "Options", "calibrate", "gaussian", "measure"]
+
+SITES = {"output": ("output", "sample"), "stack": ("output", "stack"), "modules": ("output", "modules")}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """The choices of this command; see the module docstring."""
+
+    items: int = 32
+    calibration_seed: int = 1000
+    data: str = "trajectories"
+    memory: int | None = None
+    refine: str = "search"
+    rounds: int = 2
+    seconds: float = 60.0
+    ridge: float = 1e-8
+    output: str | None = None
+    classes: str | None = None
+    """Item titles to calibrate on, as in 0+1+2; null = all."""
+
+    def __post_init__(self) -> None:
+        choose("data", self.data, ("trajectories", "gaussian"))
+        choose("refine", self.refine, ("none", "loop", "search"))
+        for key in ("items", "rounds"):
+            check(getattr(self, key) >= 1, key, "must be an integer >= 1", getattr(self, key))
+        check(self.memory is None or self.memory >= 1, "memory", "must be an integer >= 1", self.memory)
+        for key in ("seconds", "ridge"):
+            check(getattr(self, key) >= 0, key, "must be a number >= 0", getattr(self, key))
+        check(
+            self.data == "trajectories" or self.refine == "none",
+            "refine",
+            "must be none for data=gaussian",
+            self.refine,
+        )
+
+    @staticmethod
+    def parse(given: dict[str, str]) -> Options:
+        """From the strings of the command line."""
+        kinds: dict[str, Any] = {"items": int, "calibration_seed": int, "memory": int, "rounds": int, "seconds": float}
+        kinds["ridge"] = float
+        typed: dict[str, Any] = {}
+        for key, text in given.items():
+            try:
+                typed[key] = kinds.get(key, str)(text)
+            except ValueError:
+                raise ConfigError(f"{key}: must be of type {kinds[key].__name__}, got {text!r}") from None
+        return Options(**typed)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What plans are made from.
+
+    Attributes:
+        gram: inner products over the steps of each site, `[sites, T, T]`.
+        size: mean square of the guided prediction per step.
+        gains: of the sampler.
+        loop: the calibration items with their un-cached trajectory, at scope output.
+        items: the calibration items.
+    """
+
+    gram: Tensor
+    size: Tensor
+    gains: Gains
+    loop: Loop | None = None
+    items: list[Item] = dataclasses.field(default_factory=list)
+
+
+def calibration_items(settings: Settings, options: Options) -> list[Item]:
+    """`items` items with seeds of their own, of the wanted classes."""
+    wanted = None if options.classes is None else set(options.classes.split("+"))
+    many = dataclasses.replace(
+        settings, seed=options.calibration_seed, num_items=options.items * (1 if wanted is None else 10)
+    )
+    found = [item for item in items_of(many) if wanted is None or item.title in wanted]
+    check(
+        len(found) >= options.items or wanted is None, "classes", "must be titles of items, as in 0+1", options.classes
+    )
+    return found[: options.items]
+
+
+def measure(settings: Settings, options: Options, backend: Backend) -> Calibration:
+    """Trajectories of the calibration items, reduced."""
+    scope = settings.scope
+    check(scope in SITES, "scope", f"must be one of {', '.join(SITES)} to be calibrated", scope)
+    sampling, items = sampling_of(settings), calibration_items(settings, options)
+    backend.prepare(sampling)
+    gains = probe(backend.pipe.scheduler, sampling.num_steps)
+    sites: dict[str, Tensor] = {}
+    path = torch.empty(0)
+    size = settings.batch_size if scope != "output" else len(items)
+    for start in range(0, len(items), size):
+        batch = items[start : start + size]
+        found = generate(backend, settings, batch, SITES[scope])
+        for name, values in found.items():
+            if name != "sample":
+                sites[name] = sites.get(name, torch.zeros(())) + grams(values).sum(0) / len(items)
+        if scope == "output":
+            last = gains.sample[-1] * found["sample"][:, -1, 0] + gains.prediction[-1] * found["output"][:, -1, 0]
+            path = torch.cat([found["sample"][:, :, 0], last[:, None].float()], dim=1)
+    output = sites.pop("output")
+    gram = output[None] if scope == "output" else torch.stack(list(sites.values()))
+    loop = None
+    if scope == "output":
+        loop = Loop(backend=backend, items=items, sampling=sampling, gains=gains, path=path, ridge=options.ridge)
+    return Calibration(gram=gram, size=output.diagonal(), gains=gains, loop=loop, items=items)
+
+
+def gaussian(settings: Settings, backend: Backend) -> Calibration:
+    """The Gram matrix of the noise schedule under Gaussian data of all scales: no model is run."""
+    check(settings.scope == "output", "scope", "must be output for data=gaussian", settings.scope)
+    sampling = sampling_of(settings)
+    backend.prepare(sampling)
+    scheduler = backend.pipe.scheduler
+    gains = probe(scheduler, sampling.num_steps)
+    if hasattr(scheduler, "alphas_cumprod"):
+        squared = scheduler.alphas_cumprod.double()[scheduler.timesteps.long().cpu()]
+        alpha, sigma, kind = squared.sqrt(), (1 - squared).sqrt(), "eps"
+    else:
+        sigma = scheduler.sigmas.double().cpu()[:-1]
+        alpha, kind = 1 - sigma, "flow"
+    gram = sampler.gaussian_gram(alpha, sigma, gains, sampler.log_spectrum(), kind)
+    return Calibration(gram=gram[None], size=gram.diagonal(), gains=gains)
+
+
+def make_plan(settings: Settings, options: Options, found: Calibration, budget: int, backend: Backend) -> Plan:
+    """The plan for so many full steps."""
+    scope, cost = settings.scope, found.gains.cost
+    memory = options.memory or (4 if scope == "output" else 3)
+    plan = build_plan(found.gram, cost, scope, budget=budget, memory=memory, ridge=options.ridge, size=found.size)
+    print(
+        f"{budget} full steps {list(plan.full_steps)}: predicted error {plan.predicted_error:.4f} of reuse", flush=True
+    )
+    if options.refine == "none" or budget in (1, settings.num_steps):
+        return plan
+    if found.loop is None:
+        for _ in range(options.rounds):
+            gram = refit(backend, settings, found.items, plan)
+            rows = build_plan(gram, cost, scope, full_steps=plan.full_steps, memory=memory, ridge=options.ridge).rows
+            plan = dataclasses.replace(plan, rows=rows)
+        return plan
+    full = list(plan.full_steps)
+    if options.refine == "search":
+        full = found.loop.search(full, memory, options.seconds, lambda line: print(f"  {line}", flush=True))
+    rows, errors = found.loop.refine(full, memory)
+    print(
+        f"  closed loop: {float(-10 * errors.clamp(min=1e-12).log10().mean()):.2f} dB on the calibration items",
+        flush=True,
+    )
+    placed = build_plan(found.gram, cost, scope, full_steps=full, memory=memory, ridge=options.ridge, size=found.size)
+    return dataclasses.replace(placed, rows=rows)
+
+
+def calibrate(settings: Settings, options: Options, budgets: Sequence[int]) -> list[Path]:
+    """Make a plan file per budget."""
+    started = time.monotonic()
+    backend = load_backend(settings.backend)
+    found = gaussian(settings, backend) if options.data == "gaussian" else measure(settings, options, backend)
+    print(f"{options.data}: {time.monotonic() - started:.1f} s", flush=True)
+    paths = []
+    for budget in budgets:
+        begun = time.monotonic()
+        plan = make_plan(settings, options, found, budget, backend)
+        config = CalibratedConfig(name="calibrated", budget=budget, plan=options.output)
+        path = path_of(dataclasses.replace(settings, method=config))
+        save_plan(path, plan, keys_of(settings), dataclasses.asdict(options) | {"revision": settings.backend.revision})
+        print(f"plan: {path} ({time.monotonic() - begun:.1f} s)", flush=True)
+        paths.append(path)
+    return paths
+
+
+def best_sigma(settings: Settings, options: Options) -> None:
+    """Print the sigma and order of a scaled method with the least predicted error at its full steps."""
+    from experiments.methods import method_of
+
+    backend, output = load_backend(settings.backend), dataclasses.replace(settings, scope="output")
+    found = measure(output, options, backend)
+    method = method_of(settings)
+    full = method.policy.plan(settings.num_steps) or []
+    sigma, order, error = best_scale(
+        found.gram, found.gains.cost, full, method.knobs.basis, warmup_steps=settings.warmup_steps
+    )
+    print(f"sigma={sigma:g} order={order}: predicted error {error:.4f} of reuse at full steps {full}")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command line."""
+    names = [f.name for f in dataclasses.fields(Options)]
+    own, overrides = split_arguments(arguments, [*names, "budget"])
+    options = Options.parse({key: value for key, value in own.items() if key != "budget"})
+    given = [o for o in overrides if o.startswith("method=")]
+    name = given[0].partition("=")[2] if given else "calibrated"
+    choose("method", name, ("calibrated", "hicache", "hi_taylor"))
+    settings = resolve(compose(overrides if given else ["method=calibrated", *overrides]))
+    if name != "calibrated":
+        best_sigma(settings, options)
+        return
+    try:
+        budgets = [int(text) for text in own.get("budget", "8").split(",")]
+    except ValueError:
+        raise ConfigError(f"budget: must be integers, as in 6,8,10, got {own['budget']!r}") from None
+    for budget in budgets:
+        check(1 <= budget <= settings.num_steps, "budget", f"must be from 1 to {settings.num_steps}", budget)
+    calibrate(settings, options, budgets)
+
+
+if __name__ == "__main__":
+    outcome = Exit()
+    outcome.guard(lambda: main(sys.argv[1:]))
+    sys.exit(outcome.code)

@@ -1,0 +1,207 @@
+r"""Closed-loop calibration at scope `output`: weights and places are judged on trajectories that follow the plan.
+
+Open-loop weights aim at the un-cached prediction F(s) of an un-cached trajectory. Under the plan the sample has
+drifted, and what counts is where the sampler goes next. With a one-step sampler, x_{s+1} = a_s x_s + b_s f, the
+prediction that would lead from the drifted sample back to the un-cached trajectory x* is
+
+    f* = (x*_{s+1} - a_s x_s) / b_s,
+
+and the weights of step s are the least-squares ones for f* on the anchors that the plan has produced. They are found
+step by step in one run of the plan, so every step sees the drift of those before it: no iteration is left over.
+
+*Other scopes.* There the prediction is not a weighted sum, so the weights are fitted again to the model's own values
+along trajectories of the plan (`refit`), as often as wanted.
+
+*Places.* Starting from the open-loop optimum, full steps are moved one at a time; a move stays if the error of the
+final sample under its own closed-loop weights falls. The search is kept honest: weights
+are found on one half of the items and judged on the other.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import hicache
+from experiments.backends.base import Backend, Item, Sampling, sampling_of
+from experiments.config import Settings
+from experiments.errors import check
+from experiments.trajectories import Recorder, grams
+from hicache.calibrate import Plan, Row, solve
+from hicache.sampler import Gains
+
+__all__ = ["Loop", "Rule", "probe", "refit"]
+
+Rule = Callable[[int, Tensor, list[int], list[Tensor]], Tensor]
+"""`(step, sample, anchors, values of the anchors) -> prediction` for an estimated step."""
+
+
+def probe(scheduler: Any, num_steps: int) -> Gains:
+    """`a_s` and `b_s` of a diffusers scheduler, measured: one chain, disturbed at one step per element.
+
+    Elements 1..T get another sample before step j, T+1..2T another prediction; both are compared with
+    element 0 right after step j. Schedulers are linear in both, so the difference is the gain itself.
+    """
+    scheduler.set_timesteps(num_steps)
+    timesteps = scheduler.timesteps
+    check(len(timesteps) == num_steps, "num_steps", "the solver must call the model once per step", num_steps)
+    sample = torch.zeros(1 + 2 * num_steps, 1, 1, 1, dtype=torch.float64)
+    a, b = torch.zeros(num_steps, dtype=torch.float64), torch.zeros(num_steps, dtype=torch.float64)
+    for j, t in enumerate(timesteps):
+        prediction = torch.zeros_like(sample)
+        sample[1 + j] += 1.0
+        prediction[1 + num_steps + j] += 1.0
+        sample = scheduler.step(prediction, t, sample, return_dict=False)[0].double()
+        a[j], b[j] = (float(sample[i] - sample[0]) for i in (1 + j, 1 + num_steps + j))
+    return Gains(sample=a, prediction=b)
+
+
+@dataclass
+class Loop:
+    """Runs plans on fixed items whose un-cached trajectory is known.
+
+    Attributes:
+        backend: the model; its scheduler must be a one-step one with the given gains.
+        items: one batch.
+        sampling: steps and solver.
+        gains: of the scheduler.
+        path: the un-cached samples `[items, T + 1, ...]`, the last one final.
+    """
+
+    backend: Backend
+    items: list[Item]
+    sampling: Sampling
+    gains: Gains
+    path: Tensor
+    ridge: float = 1e-8
+
+    def run(self, full_steps: Sequence[int], rule: Rule) -> Tensor:
+        """Final samples under the plan, with the estimates that `rule` makes."""
+        self.backend.prepare(self.sampling)
+        method = hicache.method("fora", scope="output", policy="mask", mask=list(full_steps))
+        with hicache.cached(self.backend.pipe, method):
+            scheduler = self.backend.pipe.scheduler
+            original, anchors, values, count = scheduler.step, [], [], [0]
+            final: list[Tensor] = []
+
+            def step(prediction: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+                s = count[0]
+                if s in full_steps:
+                    anchors.append(s)
+                    values.append(prediction)
+                else:
+                    prediction = rule(s, sample, anchors, values)
+                count[0] += 1
+                result = original(prediction, timestep, sample, *args, **kwargs)
+                final[:] = [result[0]]
+                return result
+
+            vars(scheduler)["step"] = step
+            try:
+                self.backend.generate(self.items, self.sampling)
+            finally:
+                del vars(scheduler)["step"]
+        return final[0]
+
+    def refine(
+        self, full_steps: Sequence[int], memory: int, train: Tensor | None = None
+    ) -> tuple[dict[int, Row], Tensor]:
+        """Closed-loop rows at these full steps, and the mean square error of each item's final sample.
+
+        Args:
+            full_steps: the plan.
+            memory: anchors per row.
+            train: which items the weights are found on; by default all.
+        """
+        rows: dict[int, Row] = {}
+        chosen = torch.ones(len(self.items), dtype=torch.bool) if train is None else train
+
+        def rule(s: int, sample: Tensor, anchors: list[int], values: list[Tensor]) -> Tensor:
+            a, b = float(self.gains.sample[s]), float(self.gains.prediction[s])
+            wanted = (self.path[:, s + 1] - a * sample) / b
+            basis = torch.stack(values[-memory:])
+            flat = basis[:, chosen].flatten(1).double()
+            weights = solve(flat @ flat.T, flat @ wanted[chosen].flatten().double(), self.ridge)
+            rows[s] = Row(anchors=tuple(anchors[-memory:]), weights=tuple((float(w),) for w in weights))
+            return torch.einsum("k,k...->...", weights.to(basis.dtype), basis)
+
+        final = self.run(full_steps, rule)
+        return rows, (final - self.path[:, -1]).square().flatten(1).mean(1)
+
+    def follow(self, full_steps: Sequence[int], rows: dict[int, Row]) -> Tensor:
+        """Mean square error of each item's final sample under given rows."""
+
+        def rule(s: int, sample: Tensor, anchors: list[int], values: list[Tensor]) -> Tensor:
+            row = rows[s]
+            return sum(w[0] * values[anchors.index(a)] for a, w in zip(row.anchors, row.weights, strict=True))  # type: ignore[return-value]
+
+        return (self.run(full_steps, rule) - self.path[:, -1]).square().flatten(1).mean(1)
+
+    def search(
+        self, full_steps: Sequence[int], memory: int, seconds: float, report: Callable[[str], None]
+    ) -> list[int]:
+        """Move full steps while the held-out error of the final sample falls and time is left."""
+        started = time.monotonic()
+        train = torch.arange(len(self.items)) % 2 == 0
+        judge = torch.ones_like(train) if len(self.items) == 1 else ~train
+
+        def score(steps: list[int]) -> float:
+            return float(self.refine(steps, memory, train)[1][judge].clamp(min=1e-12).log10().mean())
+
+        best = list(full_steps)
+        least, last = score(best), self.sampling.num_steps
+        for reach in (2, 1, 3, 1):
+            for place in range(1, len(best)):
+                for move in (-reach, reach):
+                    tried = sorted({*best[:place], best[place] + move, *best[place + 1 :]})
+                    if len(tried) != len(best) or tried[0] != 0 or tried[-1] >= last:
+                        continue
+                    if time.monotonic() - started > seconds:
+                        return best
+                    found = score(tried)
+                    if found < least:
+                        best, least = tried, found
+                        report(f"full steps {best}: {-10 * least:.2f} dB held out")
+        return best
+
+
+def refit(backend: Backend, settings: Settings, items: list[Item], plan: Plan) -> Tensor:
+    """Gram matrices `[sites, T, T]` of the model's own values along trajectories that follow `plan`.
+
+    At an estimated step the un-cached forward runs first, for the observers alone; then the plan makes the step.
+    """
+    sites: dict[str, Tensor] = {}
+    sampling, size = sampling_of(settings), settings.batch_size
+    for start in range(0, len(items), size):
+        batch = items[start : start + size]
+        backend.prepare(sampling)
+        with hicache.cached(backend.pipe, hicache.method("calibrated", **plan.knobs())) as handle:
+            slots, recorder = vars(backend.transformer), Recorder(backend, (plan.scope,))
+            planned = slots["forward"]
+            with recorder.watching():
+                slots["forward"] = shadowed(planned, handle.executor.forward, recorder, plan.full_steps)
+                try:
+                    backend.generate(batch, sampling)
+                finally:
+                    slots["forward"] = planned
+        for name, values in recorder.trajectories(len(batch)).items():
+            sites[name] = sites.get(name, torch.zeros(())) + grams(values).sum(0) / len(items)
+    return torch.stack(list(sites.values()))
+
+
+def shadowed(
+    planned: Callable[..., Any], plain: Callable[..., Any], recorder: Recorder, full_steps: Sequence[int]
+) -> Callable[..., Any]:
+    """`planned`, with a call of `plain` before it at estimated steps."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if recorder.step not in full_steps:
+            plain(*args, **kwargs)
+        return planned(*args, **kwargs)
+
+    return forward

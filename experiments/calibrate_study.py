@@ -1,0 +1,212 @@
+"""The calibrated plan against the other methods at equal full steps, and what it depends on.
+
+    python -m experiments.calibrate_study backend=digits part=methods,classes,robustness study_items=60
+
+Every method runs the same unseen items and is compared with the un-cached result of the same noise by PSNR. The others
+choose the best of their settings (order, sigma, scope) on the very items that they are judged on; the plan is
+calibrated on other seeds (`part=methods`: the plans that are shipped), for `part=classes` on other classes too. Each
+part writes a table (markdown and CSV) to `results/embedded`, the first two a figure.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import hicache
+from evaluation.fidelity import psnr
+from evaluation.statistics import bootstrap_mean
+from experiments.backends import load_backend
+from experiments.backends.base import Item, Sampling, sampling_of
+from experiments.calibrate import Options, gaussian, make_plan, measure
+from experiments.calibrate_plans import load_plan
+from experiments.calibrate_report import Line, plot_budgets, write_table
+from experiments.cli import Exit
+from experiments.compose import compose
+from experiments.config import Settings, resolve
+from experiments.errors import check, choose
+from experiments.runner import items_of
+from experiments.trajectories import split_arguments
+from hicache import CacheMethod
+from hicache.calibrate import Plan
+
+__all__ = ["Bench", "contenders", "interval_for"]
+
+BUDGETS = (6, 8, 10)
+WARMUP = 2
+FOLDER = Path("results/embedded")
+
+
+class Bench:
+    """Unseen items with their un-cached result."""
+
+    def __init__(self, settings: Settings, items: list[Item]) -> None:
+        self.settings, self.items = settings, items
+        self.backend = load_backend(settings.backend)
+        self.reference = self.images(None, sampling_of(settings))
+
+    def images(self, method: CacheMethod | None, sampling: Sampling) -> Tensor:
+        """What the items look like under a method."""
+        backend, size, made = self.backend, self.settings.batch_size, []
+        backend.prepare(sampling)
+        for start in range(0, len(self.items), size):
+            batch = self.items[start : start + size]
+            if method is None:
+                made += backend.generate(batch, sampling)
+            else:
+                with hicache.cached(backend.pipe, method):
+                    made += backend.generate(batch, sampling)
+        return torch.stack(made)
+
+    def psnr(self, method: CacheMethod | None, sampling: Sampling | None = None) -> tuple[float, float, float]:
+        """Mean over the items with its bootstrap interval."""
+        images = self.images(method, sampling or sampling_of(self.settings))
+        mean, low, high = bootstrap_mean(psnr(images, self.reference).double().tolist(), 0.95, 2000, 0)
+        return mean, low, high
+
+    def plan_psnr(self, plan: Plan) -> tuple[float, float, float]:
+        """The same under a plan, whatever it was calibrated for."""
+        return self.psnr(hicache.method("calibrated", **plan.knobs()))
+
+
+def interval_for(num_steps: int, budget: int, warmup: int) -> int:
+    """The smallest interval whose schedule has `budget` full steps."""
+    for interval in range(1, num_steps + 1):
+        if len(hicache.full_steps(num_steps, interval, warmup)) == budget:
+            return interval
+    raise ValueError(f"budget: no interval gives {budget} full steps of {num_steps} after a warm-up of {warmup}")
+
+
+def contenders(num_steps: int, budget: int) -> Iterator[tuple[str, str, CacheMethod]]:
+    """Title, setting and method of every forecaster that the plan is compared with."""
+    shared: dict[str, Any] = {"interval": interval_for(num_steps, budget, WARMUP), "warmup_steps": WARMUP}
+    scopes, orders, sigmas = ("output", "modules"), (1, 2), (0.4, 0.6, 0.75)
+    for scope in scopes:
+        for order in orders:
+            yield "TaylorSeer", f"m={order}, {scope}", hicache.method("taylorseer", order=order, scope=scope, **shared)
+        for name, title in (("hicache", "HiCache"), ("hi_taylor", "Hi-Taylor")):
+            for order, sigma in itertools.product(orders, sigmas):
+                made = hicache.method(name, order=order, sigma=sigma, scope=scope, **shared)
+                yield title, f"m={order}, σ={sigma:g}, {scope}", made
+        for name, title in (("dmd", "HiCache++ (DMD)"), ("chebyshev", "Chebyshev"), ("foca", "FoCa")):
+            yield title, scope, hicache.method(name, order=2, sigma=0.6, scope=scope, **shared)
+
+
+def compare(bench: Bench, plans: dict[int, Plan], name: str, title: str, note: str) -> None:
+    """Table and figure of all methods at every budget."""
+    lines: list[Line] = []
+    for budget, plan in plans.items():
+        best: dict[str, Line] = {}
+        for method, setting, made in contenders(bench.settings.num_steps, budget):
+            line = Line.of(method, budget, setting, bench.psnr(made))
+            best[method] = max(best.get(method, line), line, key=lambda entry: entry.mean)
+        for solver, method in (("unipc", "UniPC"), ("dpmpp", "DPM-Solver++")):
+            fewer = Sampling(num_steps=budget, solver=solver)
+            best[method] = Line.of(method, budget, f"{budget} steps", bench.psnr(None, fewer))
+        others = max(line.mean for line in best.values())
+        ours = Line.of("calibrated plan (ours)", budget, plan.scope, bench.plan_psnr(plan))
+        lines += [ours, *sorted(best.values(), key=lambda entry: -entry.mean)]
+        print(f"{name}, {budget} full steps: {ours.mean:.2f} dB, best other {others:.2f} dB", flush=True)
+        write_table(FOLDER / name, title, note, lines)
+        plot_budgets(FOLDER / f"{name}.png", title, lines)
+
+
+def refined(settings: Settings, options: Options, budget: int) -> tuple[Plan, float]:
+    """A plan and the seconds that its calibration took."""
+    started = time.monotonic()
+    backend = load_backend(settings.backend)
+    found = gaussian(settings, backend) if options.data == "gaussian" else measure(settings, options, backend)
+    return make_plan(settings, options, found, budget, backend), time.monotonic() - started
+
+
+def robustness(settings: Settings, bench: Bench, budget: int, seconds: float) -> None:
+    """What the plan depends on: one line per way of calibrating it."""
+    lines: list[Line] = []
+    options = Options(seconds=seconds)
+
+    def add(label: str, setting: str, judge: Bench, made: tuple[Plan, float]) -> None:
+        lines.append(Line.of(label, len(made[0].full_steps), f"{setting} ({made[1]:.0f} s)", judge.plan_psnr(made[0])))
+        print(f"{label}, {setting}: {lines[-1].mean:.2f} dB", flush=True)
+        title = f"What the calibrated plan depends on ({budget} full steps of {settings.num_steps} unless stated)"
+        write_table(FOLDER / "calibrated_robustness", title, NOTE, lines)
+
+    for refine in ("none", "loop", "search"):
+        add("refinement", refine, bench, refined(settings, dataclasses.replace(options, refine=refine), budget))
+    loop = dataclasses.replace(options, refine="loop")
+    add(
+        "no data (Gaussian model)",
+        "open loop",
+        bench,
+        refined(settings, Options(data="gaussian", refine="none"), budget),
+    )
+    for items in (1, 4, 8, 16):
+        add(
+            "calibration items",
+            f"{items}, loop",
+            bench,
+            refined(settings, dataclasses.replace(loop, items=items), budget),
+        )
+    add("calibration items", "8, search", bench, refined(settings, dataclasses.replace(options, items=8), budget))
+    for guidance in (1.0, 4.0):
+        other = dataclasses.replace(settings, backend=dataclasses.replace(settings.backend, guidance=guidance))
+        judge = Bench(other, bench.items)
+        bench.backend = load_backend(settings.backend)
+        made = refined(settings, loop, budget)
+        judge.backend = load_backend(other.backend)
+        add("used at another guidance", f"calibrated at 1.5, used at {guidance:g}, loop", judge, made)
+        add("calibrated there", f"guidance {guidance:g}, loop", judge, refined(other, loop, budget))
+    for steps in (20, 100):
+        other = dataclasses.replace(settings, num_steps=steps)
+        add("other step counts", f"{steps} steps, loop", Bench(other, bench.items), refined(other, loop, budget))
+
+
+NOTE = (
+    "PSNR against the un-cached result of the same noise, mean over unseen items with its 95 % bootstrap interval; "
+    "in brackets the seconds of the calibration on a shared two-core machine. `none` is the open-loop plan, `loop` has "
+    "its weights found under the plan, `search` its full steps too."
+)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command line."""
+    own, overrides = split_arguments(arguments, ("part", "study_items", "seconds"))
+    parts = own.get("part", "methods,classes,robustness").split(",")
+    for part in parts:
+        choose("part", part, ("methods", "classes", "robustness"))
+    count, seconds = int(own.get("study_items", "60")), float(own.get("seconds", "60"))
+    check(count >= 10, "study_items", "must be an integer >= 10", count)
+    settings = resolve(compose(["method=calibrated", *overrides]))
+    items = items_of(dataclasses.replace(settings, num_items=count))
+    note = (
+        f"PSNR against the un-cached result of the same noise, mean over {count} items with unseen seeds and its 95 % "
+        "bootstrap interval. The other methods choose the best of the listed settings on these items: order 1 or 2, "
+        f"σ 0.4, 0.6 or 0.75, scope output or modules, {WARMUP} warm-up steps."
+    )
+    if "methods" in parts:
+        plans = {
+            b: load_plan(resolve(compose(["method=calibrated", f"method.budget={b}", *overrides]))) for b in BUDGETS
+        }
+        compare(Bench(settings, items), plans, "calibrated", "Equal full steps of 50, unseen seeds", note)
+    if "classes" in parts:
+        options = Options(classes="0+1+2+3+4", seconds=seconds)
+        plans = {budget: refined(settings, options, budget)[0] for budget in BUDGETS}
+        many = items_of(dataclasses.replace(settings, num_items=2 * count))
+        unseen = [item for item in many if item.title in set("56789")]
+        text = note.replace("unseen seeds", "unseen seeds of classes 5 to 9; the plan is calibrated on classes 0 to 4")
+        compare(Bench(settings, unseen), plans, "calibrated_classes", "Equal full steps of 50, unseen classes", text)
+    if "robustness" in parts:
+        robustness(settings, Bench(settings, items), 8, seconds)
+
+
+if __name__ == "__main__":
+    outcome = Exit()
+    outcome.guard(lambda: main(sys.argv[1:]))
+    sys.exit(outcome.code)
