@@ -65,6 +65,8 @@ def main(arguments: list[str]) -> int:
     plan = Plan.open(given.plan)
     ensure_writable(plan.results)
     devices = devices_of(given.devices)
+    if given.tasks and given.devices is None:
+        devices = devices[:1]
     tasks = chosen(plan, given.tasks, given.element) if given.tasks else tasks_of(plan, given.shards)
     executor = given.executor or ("local" if len(devices) > 1 else "inline")
     if executor == "local":

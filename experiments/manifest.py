@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -143,4 +144,5 @@ class Plan:
 
 def plan_name(title: str, runs: list[str]) -> str:
     """Name of the folder."""
-    return f"{title}-{hashlib.sha256(json.dumps(runs).encode()).hexdigest()[:8]}"
+    word = re.sub(r"[^A-Za-z0-9_-]+", "-", title).strip("-") or "plan"
+    return f"{word}-{hashlib.sha256(json.dumps(runs).encode()).hexdigest()[:8]}"

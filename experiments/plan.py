@@ -87,7 +87,7 @@ def make_plan(words: list[str], results: Path, title: str | None = None) -> tupl
     check(bool(rows), "experiment", "must have a row that can be run", " ".join(words))
     ordered = in_order(rows)
     name = next((w.partition("=")[2] for w in words if w.startswith("experiment=")), "sweep")
-    folder = results.resolve() / "plans" / plan_name(title or name.replace(",", "-"), [row.run for row in ordered])
+    folder = results.resolve() / "plans" / plan_name(title or name, [row.run for row in ordered])
     write_plan(folder, ordered, words)
     return Plan(folder), unplanned(lines)
 
