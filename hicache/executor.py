@@ -17,17 +17,18 @@ there. When its last step is done, the executed full steps are compared with the
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from hicache.adapters.base import Adapter, Call
+from hicache.adapters.base import Adapter, Call, Streams
 from hicache.forecast import Forecaster, History
 from hicache.methods import CacheMethod
-from hicache.policy import Clock
+from hicache.policy import Clock, Policy
 from hicache.report import PlanError, Report, Stopwatch
 from hicache.tree import Action
 
@@ -35,11 +36,22 @@ __all__ = ["Executor"]
 
 
 class Branch:
-    """The state of one branch (conditional, unconditional): its clock and its history."""
+    """The state of one branch (conditional, unconditional): its clock, history and policy."""
 
-    def __init__(self, name: str, num_steps: int | None, forecaster: Forecaster) -> None:
+    def __init__(self, name: str, num_steps: int | None, forecaster: Forecaster, policy: Policy) -> None:
         self.clock = Clock(branch=name, num_steps=num_steps)
         self.forecaster = forecaster
+        self.policy = policy
+        self.watched: Tensor | None = None
+
+    @torch.no_grad()
+    def watch(self, value: Tensor) -> None:
+        """Tell the clock how much `value` changed: mean |v - before| / mean |before|, in float32 over the batch."""
+        if self.watched is None:
+            self.clock.change = None
+        else:
+            before = self.watched.float()
+            self.clock.change = float((value.float() - before).abs().mean() / before.abs().mean())
 
 
 class Executor:
@@ -49,12 +61,9 @@ class Executor:
         if method.scope not in adapter.scopes:
             known = ", ".join(adapter.scopes)
             raise ValueError(f"scope: {type(adapter.model).__name__} has {known}, got {method.scope!r}")
-        blocks = len(adapter.blocks())
-        self.span = (method.knobs.front, blocks - method.knobs.back)
-        if method.scope == "span" and self.span[0] >= self.span[1]:
-            raise ValueError(
-                f"front: front + back must be below the {blocks} blocks, got {method.knobs.front} + {method.knobs.back}"
-            )
+        self.spans = spans_of(method, len(adapter.blocks()))
+        if method.policy.probe and method.scope != "span":
+            raise ValueError(f"scope: must be span for a policy that probes the blocks before it, got {method.scope!r}")
         self.adapter = adapter
         self.method = method
         self.forward = forward
@@ -66,7 +75,7 @@ class Executor:
         self._idle: dict[str, Forecaster] = {}
         self._announced = False
         self._target: tuple[Forecaster, list[Tensor]] | None = None
-        self._hooks = adapter.attach(method.scope, self.span, self._record) if method.caches else []
+        self._hooks = adapter.attach(method.scope, self.spans, self._record) if method.caches else []
 
     def detach(self) -> None:
         """Remove every observer from the model and drop the histories."""
@@ -80,7 +89,6 @@ class Executor:
         self._branches = {}
         self._announced = num_steps is not None
         self.num_steps = num_steps
-        self.method.policy.reset()
         self.report = Report(method=self.method.name, num_steps=num_steps)
 
     @contextmanager
@@ -95,12 +103,13 @@ class Executor:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call = self.adapter.bind(args, kwargs)
         branch = self._tick(call)
-        action = self.method.policy.decide(branch.clock)
         watch = Stopwatch(_device(call))
-        if action is Action.COMPUTE:
-            result = self._compute(branch, call, args, kwargs)
+        if branch.policy.probe:
+            action, result = self._probe(branch, args, kwargs)
         else:
-            result = self._estimate(branch, call, args, kwargs)
+            action = self._decide(branch, call)
+            run = self._compute if action is Action.COMPUTE else self._estimate
+            result = run(branch, call, args, kwargs)
         watch.stop()
         self._account(branch, action, watch)
         return result
@@ -115,7 +124,9 @@ class Executor:
             self.begin(self.num_steps)
         branch = self._branches.get(self.branch)
         if branch is None:
-            branch = self._branches[self.branch] = Branch(self.branch, self.num_steps, self._forecaster())
+            policy = copy.deepcopy(self.method.policy)
+            policy.prepare(self.adapter.family)
+            branch = self._branches[self.branch] = Branch(self.branch, self.num_steps, self._forecaster(), policy)
         clock = branch.clock
         clock.step, clock.timestep = clock.step + 1, timestep
         if clock.num_steps is not None and clock.step >= clock.num_steps:
@@ -141,6 +152,46 @@ class Executor:
 
     # -- the step ----------------------------------------------------------------------------------------------
 
+    def _decide(self, branch: Branch, call: Call) -> Action:
+        """Ask the policy, after the look at the first block's input that it may need."""
+        if branch.policy.indicator:
+            with torch.no_grad():
+                value = self.adapter.indicator(call, self.adapter.embed(call))
+            branch.watch(value)
+            branch.watched = value
+        return branch.policy.decide(branch.clock)
+
+    def _probe(self, branch: Branch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Action, Any]:
+        """Run the model's forward; the policy decides at the entry of the span, once the blocks before it have run."""
+        buffer: list[Tensor] = []
+        entry: list[Tensor] = []
+        self._target = (branch.forecaster, buffer)
+        first = self.adapter.blocks()[0]
+
+        def choose(streams: Streams) -> Tensor | None:
+            moved = streams[0] - entry.pop()
+            branch.watch(moved)
+            if branch.policy.decide(branch.clock) is Action.ESTIMATE and branch.forecaster.ready:
+                self._target = None
+                return branch.forecaster.predict(branch.clock.step)[0]
+            branch.watched = moved
+            return None
+
+        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            entry.append(self.adapter.streams(args, kwargs)[0])
+
+        hook = first.register_forward_pre_hook(enter, with_kwargs=True)
+        try:
+            with self.adapter.guarded(self.spans[0], choose):
+                result = self.forward(*args, **kwargs)
+        finally:
+            hook.remove()
+            estimated, self._target = self._target is None, None
+        if estimated:
+            return Action.ESTIMATE, result
+        branch.forecaster.commit(branch.clock.step, buffer[0])
+        return Action.COMPUTE, result
+
     def _compute(self, branch: Branch, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self.method.caches:
             return self.forward(*args, **kwargs)
@@ -152,6 +203,8 @@ class Executor:
                 self._record(0, self.adapter.output(call, result))
         finally:
             self._target = None
+        if not buffer:
+            raise PlanError(f"branch {branch.clock.branch!r}: no site of scope {self.method.scope} reported a value")
         branch.forecaster.commit(branch.clock.step, buffer[0])
         return result
 
@@ -171,8 +224,10 @@ class Executor:
         if not forecaster.ready:
             raise PlanError(f"branch {branch.clock.branch!r}: step {step} is to be estimated before any full step")
         with torch.no_grad():
-            if self.method.scope == "span":
-                with self.adapter.bypassed(self.span, forecaster.predict(step)[0]):
+            if self.method.scope in ("span", "front_back"):
+                index = branch.policy.stage(branch.clock)
+                residual = forecaster.predict(step)[index]
+                with self.adapter.guarded(self.spans[index], lambda streams: residual):
                     return self.forward(*args, **kwargs)
             if self.method.scope == "output":
                 return self.adapter.wrap(call, forecaster.predict(step)[0])
@@ -215,7 +270,7 @@ class Executor:
 
     def _check(self, branch: Branch) -> None:
         clock = branch.clock
-        planned = self.method.policy.plan(clock.num_steps or 0)
+        planned = branch.policy.plan(clock.num_steps or 0)
         if planned is not None and planned != clock.anchors:
             missing = sorted(set(planned) - set(clock.anchors))
             extra = sorted(set(clock.anchors) - set(planned))
@@ -242,6 +297,22 @@ class Executor:
             clock = branch.clock
             if clock.num_steps is not None and clock.step != clock.num_steps - 1:
                 raise PlanError(f"branch {clock.branch!r}: {clock.step + 1} of {clock.num_steps} steps were executed")
+
+
+def spans_of(method: CacheMethod, blocks: int) -> list[tuple[int, int]]:
+    """The ranges of blocks that the method's scope caches as a whole.
+
+    Raises:
+        ValueError: if no block is left in between.
+    """
+    front, back = method.knobs.front, method.knobs.back
+    if method.scope == "span" and front + back >= blocks:
+        raise ValueError(f"front: front + back must be below the {blocks} blocks, got {front} + {back}")
+    if method.scope == "span" and method.policy.probe and front < 1:
+        raise ValueError(f"front: must be >= 1 for a policy that probes, got {front}")
+    return (
+        [(blocks - blocks // 2, blocks), (0, blocks // 2)] if method.scope == "front_back" else [(front, blocks - back)]
+    )
 
 
 def _device(call: Call) -> torch.device:

@@ -9,6 +9,10 @@
     hicache           interval    hermite        constant    arXiv 2508.16984
     hicache_adaptive  interval    hermite        adaptive    arXiv 2508.16984, Table 7
     newton            interval    newton         -           none: the unbiased ladder
+    foca, chebyshev, pade, dmd, auto: interval with their own basis
+    teacache, magcache: scope stack, their own policy, reuse
+    fbcache, dbcache: scope span, policy probe, reuse
+    delta_dit: scope front_back, policy stages, reuse
     foca              interval    foca           -           arXiv 2508.16211
     chebyshev         interval    chebyshev      -           Spectrum, arXiv 2603.01623 (its policy: growing)
     pade              interval    pade           -           HiCache++, micro-benchmark
@@ -177,15 +181,17 @@ class CacheMethod:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSpec:
-    """An entry of the zoo: its fixed choices, and the run-level keys it reads."""
+    """An entry of the zoo: fixed choices, the run-level keys it reads, and knobs (`off`) that compute every step."""
 
     title: str
     paper: str
     uses: frozenset[str]
     fixed: Mapping[str, Any] = field(default_factory=dict)
     caches: bool = True
+    off: Mapping[str, Any] = field(default_factory=lambda: {"interval": 1})
 
 
+_NEVER = {"policy_options": {"threshold": 0.0}}
 _POLICY = frozenset({"interval", "warmup_steps", "scope"})
 _LADDER = _POLICY | {"order"}
 _SCALED = _LADDER | {"sigma", "sigma_schedule"}
@@ -228,6 +234,47 @@ METHODS: dict[str, MethodSpec] = {
     "dmd": MethodSpec(title="HiCache++ (DMD)", paper="HiCache++", uses=_SCALED, fixed={"basis": "dmd", "gate": False}),
     "auto": MethodSpec(
         title="HiCache++ (auto)", paper="HiCache++", uses=_SCALED, fixed={"basis": "auto", "gate": False}
+    ),
+    "teacache": MethodSpec(
+        title="TeaCache",
+        paper="arXiv 2411.19108",
+        uses=frozenset(),
+        fixed={"scope": "stack", "policy": "teacache", "basis": "reuse", "order": 0},
+        off=_NEVER,
+    ),
+    "magcache": MethodSpec(
+        title="MagCache",
+        paper="Zehong-Ma/MagCache",
+        uses=frozenset(),
+        fixed={"scope": "stack", "policy": "magcache", "basis": "reuse", "order": 0},
+        off={"policy_options": {"max_skips": 0}},
+    ),
+    "fbcache": MethodSpec(
+        title="First-Block Cache",
+        paper="diffusers, ParaAttention",
+        uses=frozenset(),
+        fixed={
+            "scope": "span",
+            "policy": "probe",
+            "policy_options": {"threshold": 0.05},
+            "warmup_steps": 1,
+            "basis": "reuse",
+            "order": 0,
+        },
+        off=_NEVER,
+    ),
+    "dbcache": MethodSpec(
+        title="DBCache",
+        paper="vipshop/cache-dit",
+        uses=frozenset({"warmup_steps"}),
+        fixed={"scope": "span", "policy": "probe", "basis": "reuse", "order": 0},
+        off=_NEVER,
+    ),
+    "delta_dit": MethodSpec(
+        title="Delta-DiT",
+        paper="arXiv 2406.01125",
+        uses=frozenset({"interval"}),
+        fixed={"scope": "front_back", "policy": "stages", "basis": "reuse", "order": 0},
     ),
     "calibrated": MethodSpec(
         title="calibrated plan (ours)", paper="", uses=frozenset({"scope"}), fixed={"basis": "table", "gate": False}
@@ -282,8 +329,8 @@ def method(name: str, **knobs: Any) -> CacheMethod:
     fixed = dict(spec.fixed)
     if "order" in fixed and "basis" in given:
         fixed.pop("order")
-    for key in ("order", "sigma_schedule"):
-        if key in fixed:
+    for key in ("order", "sigma_schedule", *_POLICY):
+        if key in fixed and key not in spec.uses:
             given.pop(key, None)
     chosen = replace(Knobs(), **{**fixed, **given})
     return CacheMethod(name=name, scope=chosen.scope, policy=chosen.build_policy(), knobs=chosen, caches=spec.caches)

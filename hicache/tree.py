@@ -46,6 +46,7 @@ SCOPES: dict[str, Scope] = {
         Scope("modules", "value", "attention and MLP outputs after their projection, before the gate"),
         Scope("blocks", "residual", "hidden state after each block minus hidden state before it"),
         Scope("span", "residual", "both streams after a range of blocks minus before it; the other blocks run"),
+        Scope("front_back", "residual", "the front and the back half of the blocks; one is estimated, the other runs"),
         Scope("stack", "residual", "hidden state after the last block minus hidden state before the first"),
         Scope("final_hidden", "hidden", "hidden state after the last block"),
         Scope("output", "value", "the prediction of the model"),

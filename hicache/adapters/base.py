@@ -10,6 +10,7 @@ A subclass says where those things are in its class. Scopes follow from it:
     modules       value of each part, before its gate
     blocks        residual of each block
     span          residual of blocks [start, stop), both streams; the other blocks run
+    front_back    residuals of the front and of the back half of the blocks; one of them is estimated, the other runs
     stack         residual of all blocks
     final_hidden  hidden state after the last block
     output        the model's prediction
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -29,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from hicache.tree import Site
+from hicache.tree import SCOPES, Site
 
 __all__ = ["Adapter", "Call", "Part", "Sink", "Streams"]
 
@@ -63,7 +64,9 @@ class Part:
 class Adapter(ABC):
     """What a method needs of a transformer. One subclass per model class, the only model-specific code."""
 
-    scopes: ClassVar[tuple[str, ...]] = ("modules", "blocks", "span", "stack", "final_hidden", "output")
+    scopes: ClassVar[tuple[str, ...]] = tuple(SCOPES)
+    family: ClassVar[str]
+    """Name of the model family, by which published coefficients are found."""
     output_channel: ClassVar[int] = -1
     """The feature axis of the model's output."""
 
@@ -129,6 +132,10 @@ class Adapter(ABC):
     def head(self, call: Call, hidden: Tensor) -> Tensor:
         """The model's output from the image hidden state after the last block."""
 
+    def indicator(self, call: Call, hidden: Tensor) -> Tensor:
+        """The modulated input of the first block, from which TeaCache reads how much a step differs."""
+        return self.model.transformer_blocks[0].norm1(hidden, emb=self.condition(call, hidden))[0]
+
     def gates(self, call: Call, hidden: Tensor) -> Tensor:
         """The gate of each part, `[S, B, D]`."""
         condition = F.silu(self.condition(call, hidden))
@@ -164,15 +171,19 @@ class Adapter(ABC):
             return [part.site for part in self.parts()]
         if scope == "blocks":
             return [Site(i, "block") for i in range(len(self.blocks()))]
+        if scope == "front_back":
+            return [Site(-1, "back"), Site(-1, "front")]
         return [Site(-1, scope)]
 
     def channel(self, scope: str) -> int:
         """The feature axis of a site's value."""
         return self.output_channel if scope == "output" else -1
 
-    def attach(self, scope: str, span: tuple[int, int], sink: Sink) -> list[RemovableHandle]:
+    def attach(self, scope: str, spans: Sequence[tuple[int, int]], sink: Sink) -> list[RemovableHandle]:
         """Hooks that give every site's value of a computed step to `sink`."""
         blocks = self.blocks()
+        if any(getattr(block, "_compiled_call_impl", None) for block in blocks):
+            see_hooks()
         if scope == "modules":
             return [
                 part.module.register_forward_hook(self._observer(part, index, sink))
@@ -180,8 +191,8 @@ class Adapter(ABC):
             ]
         if scope == "blocks":
             return [hook for i in range(len(blocks)) for hook in self._residual(i, i + 1, i, sink, text=False)]
-        if scope == "span":
-            return self._residual(*span, 0, sink, text=True)
+        if scope in ("span", "front_back"):
+            return [hook for i, span in enumerate(spans) for hook in self._residual(*span, i, sink, text=True)]
         if scope == "stack":
             return self._residual(0, len(blocks), 0, sink, text=False)
         if scope == "final_hidden":
@@ -219,33 +230,58 @@ class Adapter(ABC):
         ]
 
     @contextmanager
-    def bypassed(self, span: tuple[int, int], residual: Tensor) -> Iterator[None]:
-        """Inside, blocks [start, stop) add `residual` (text rows in front) and compute nothing."""
+    def guarded(self, span: tuple[int, int], choose: Callable[[Streams], Tensor | None]) -> Iterator[None]:
+        """Inside, `choose` decides at the entry of blocks [start, stop) what they do.
+
+        It is given the hidden states there and returns None, and the blocks run (uncompiled), or their residual with
+        the text rows in front, which is added instead.
+        """
         start, stop = span
+        running: list[bool] = [True]
         saved: list[tuple[dict[str, Any], dict[str, Any]]] = []
 
-        def skip(first: bool) -> Callable[..., Any]:
+        def guard(block: nn.Module, first: bool) -> Callable[..., Any]:
+            original = block.forward
+
             def forward(*args: Any, **kwargs: Any) -> Any:
-                image, text = self.streams(args, kwargs)
-                if not first:
-                    return self.pack((image, text))
-                tokens = 0 if text is None else text.shape[1]
-                moved = None if text is None else text + residual[:, :tokens]
-                return self.pack((image + residual[:, tokens:], moved))
+                streams = self.streams(args, kwargs)
+                residual = choose(streams) if first else None
+                if first:
+                    running[0] = residual is None
+                if running[0]:
+                    return original(*args, **kwargs)
+                return self.pack(streams if residual is None else shifted(streams, residual))
 
             return forward
 
         try:
             for position, block in enumerate(self.blocks()[start:stop]):
                 slots = vars(block)
+                forward = guard(block, position == 0)
                 saved.append((slots, {k: slots[k] for k in ("forward", "_compiled_call_impl") if k in slots}))
-                slots["forward"], slots["_compiled_call_impl"] = skip(position == 0), None
+                slots["forward"], slots["_compiled_call_impl"] = forward, None
             yield
         finally:
             for slots, before in saved:
                 slots.pop("forward", None)
                 slots.pop("_compiled_call_impl", None)
                 slots.update(before)
+
+
+def see_hooks() -> None:
+    """Make compiled blocks notice hooks: by default a graph compiled before a hook was added never calls it."""
+    import torch._dynamo
+
+    if torch._dynamo.config.skip_nnmodule_hook_guards:
+        torch._dynamo.config.skip_nnmodule_hook_guards = False
+        torch._dynamo.reset()
+
+
+def shifted(streams: Streams, residual: Tensor) -> Streams:
+    """Hidden states plus a residual whose first rows belong to the text."""
+    image, text = streams
+    tokens = 0 if text is None else text.shape[1]
+    return image + residual[:, tokens:], None if text is None else text + residual[:, :tokens]
 
 
 def join(streams: Streams, text: bool) -> Tensor:

@@ -22,6 +22,7 @@ __all__ = ["DiTAdapter"]
 class DiTAdapter(Adapter):
     """Class-conditional DiT with adaLN-zero blocks."""
 
+    family = "dit"
     output_channel = -3
 
     def blocks(self) -> list[nn.Module]:
@@ -50,6 +51,10 @@ class DiTAdapter(Adapter):
         """The condition of the head, which diffusers takes from the first block."""
         embedder = self.model.transformer_blocks[0].norm1.emb
         return embedder(call["timestep"], call["class_labels"], hidden_dtype=hidden.dtype)
+
+    def indicator(self, call: Call, hidden: Tensor) -> Tensor:
+        norm = self.model.transformer_blocks[0].norm1
+        return norm(hidden, call["timestep"], call["class_labels"], hidden_dtype=hidden.dtype)[0]
 
     def gates(self, call: Call, hidden: Tensor) -> Tensor:
         first = self.model.transformer_blocks[0].norm1.emb

@@ -119,6 +119,7 @@ class StreamsAdapter(Adapter):
 class FluxAdapter(StreamsAdapter):
     """`FluxTransformer2DModel`: 19 double and 38 single blocks; text first; blocks return (text, image)."""
 
+    family = "flux"
     image_index = 1
 
     def embed(self, call: Call) -> Tensor:
@@ -149,6 +150,7 @@ class FluxAdapter(StreamsAdapter):
 class HunyuanVideoAdapter(StreamsAdapter):
     """`HunyuanVideoTransformer3DModel`: 20 double and 40 single blocks; image first; blocks return (image, text)."""
 
+    family = "hunyuan_video"
     image_index = 0
     text_first = False
     output_channel = -4
@@ -199,6 +201,7 @@ class QwenImageAdapter(StreamsAdapter):
     one vector per sample: they have every scope but `modules`.
     """
 
+    family = "qwen_image"
     image_index = 1
     mlp_name = "img_mlp"
 
@@ -209,6 +212,11 @@ class QwenImageAdapter(StreamsAdapter):
 
     def modulation(self, block: Any) -> nn.Module:
         return block.img_mod[1]
+
+    def indicator(self, call: Call, hidden: Tensor) -> Tensor:
+        block = self.model.transformer_blocks[0]
+        shift, scale = block.img_mod(self.condition(call, hidden)).chunk(6, dim=-1)[:2]
+        return block.img_norm1(hidden) * (1 + scale[:, None]) + shift[:, None]
 
     def embed(self, call: Call) -> Tensor:
         return self.model.img_in(call["hidden_states"])

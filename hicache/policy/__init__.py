@@ -1,8 +1,10 @@
 """Policies: when to compute and when to estimate."""
 
+from hicache.policy.accumulate import MagCache, TeaCache
 from hicache.policy.base import Clock, Policy
 from hicache.policy.growing import Growing
-from hicache.policy.static import Algorithm1, Every, Interval, Mask, full_steps
+from hicache.policy.probe import Probe
+from hicache.policy.static import Algorithm1, Every, Interval, Mask, Stages, Uniform, full_steps
 
 POLICIES: dict[str, type[Policy]] = {
     "interval": Interval,
@@ -10,7 +12,27 @@ POLICIES: dict[str, type[Policy]] = {
     "mask": Mask,
     "every": Every,
     "growing": Growing,
+    "uniform": Uniform,
+    "stages": Stages,
+    "teacache": TeaCache,
+    "magcache": MagCache,
+    "probe": Probe,
 }
 """Every policy by its name in `policy=`."""
 
-__all__ = ["POLICIES", "Algorithm1", "Clock", "Every", "Growing", "Interval", "Mask", "Policy", "full_steps"]
+__all__ = [
+    "POLICIES",
+    "Algorithm1",
+    "Clock",
+    "Every",
+    "Growing",
+    "Interval",
+    "MagCache",
+    "Mask",
+    "Policy",
+    "Probe",
+    "Stages",
+    "TeaCache",
+    "Uniform",
+    "full_steps",
+]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hicache.policy.base import Clock, Policy
 from hicache.tree import Action
 
-__all__ = ["Algorithm1", "Every", "Interval", "Mask", "full_steps"]
+__all__ = ["Algorithm1", "Every", "Interval", "Mask", "Stages", "Uniform", "full_steps"]
 
 
 def _choose(full: bool) -> Action:
@@ -57,6 +57,45 @@ class Algorithm1(Policy):
         if clock.num_steps is None:
             raise ValueError("num_steps: algorithm1 counts steps from the end; call begin(num_steps)")
         return _choose(clock.step == 0 or (clock.num_steps - clock.step) % self.interval == 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uniform(Policy):
+    """Full at the first step and where T-1-s is a multiple of N: the original FORA and Delta-DiT code, without warm-up.
+
+    >>> len(Uniform(interval=3).plan(50))
+    18
+    """
+
+    interval: int
+
+    def __post_init__(self) -> None:
+        _positive("interval", self.interval)
+
+    def decide(self, clock: Clock) -> Action:
+        if clock.num_steps is None:
+            raise ValueError("num_steps: uniform counts steps from the end; call begin(num_steps)")
+        return _choose(clock.step == 0 or (clock.num_steps - 1 - clock.step) % self.interval == 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stages(Uniform):
+    """Delta-DiT (arXiv 2406.01125): early steps, which draw the outline, replace the back blocks; late ones the front.
+
+    Attributes:
+        switch: share of the steps after which the front blocks are replaced. The paper searches it per model and does
+            not give it for DDIM-50; half of the steps is our choice.
+    """
+
+    switch: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.switch <= 1:
+            raise ValueError(f"switch: must be between 0 and 1, got {self.switch}")
+
+    def stage(self, clock: Clock) -> int:
+        return int(clock.step > self.switch * (clock.num_steps or 0))
 
 
 @dataclass(frozen=True, kw_only=True)

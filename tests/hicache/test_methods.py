@@ -52,7 +52,8 @@ def test_every_entry_composes(name):
     assert spec.uses <= {"interval", "order", "sigma", "warmup_steps", "scope", "sigma_schedule"}
     built = hicache.method(name, interval=4, order=2, sigma=0.5, warmup_steps=2, scope="stack")
     assert built.name == name
-    assert built.policy.plan(12)[0] == 0
+    plan = built.policy.plan(12)
+    assert plan is None or plan[0] == 0
 
 
 def imports(package):

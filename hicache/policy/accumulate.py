@@ -1,0 +1,150 @@
+r"""Policies that skip while an indicator says that the output barely moves: TeaCache and MagCache.
+
+TeaCache (arXiv 2411.19108) watches `u_s`, the modulated input of the first block, and accumulates
+
+    acc += P( mean|u_s - u_{s-1}| / mean|u_{s-1}| ),      P a polynomial fitted per model;
+
+a step is computed, and `acc` set to zero, once `acc` reaches the threshold. First and last steps are always computed.
+
+MagCache (Zehong-Ma/MagCache) needs no indicator but the curve `gamma_s = ||r_s|| / ||r_{s-1}||` of residual norms,
+measured once: after step `int(retention T + 0.5)` it accumulates `A *= gamma_s`, `E += |1 - A|` over skipped steps
+and computes once `E > threshold` or more than `max_skips` steps in a row were skipped.
+
+Both decide for the whole batch of a call: which steps are computed depends on what is generated together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from hicache.policy.base import Clock, Policy
+from hicache.tree import Action
+
+__all__ = ["MAGNITUDES", "POLYNOMIALS", "MagCache", "TeaCache"]
+
+POLYNOMIALS: dict[str, tuple[float, ...]] = {  # published TeaCache fits, highest degree first
+    "identity": (1.0, 0.0),
+    "flux": (498.651651, -283.781631, 55.8554382, -3.82021401, 0.264230861),
+    "hunyuan_video": (733.226126, -401.131952, 67.5869174, -3.149878, 0.0961237896),
+    "cogvideox_5b": (-1538.80483, 843.202495, -134.363087, 7.97131516, -0.0523162339),
+    "cogvideox_2b": (-31.0658903, 25.4732368, -5.92380459, 1.75769064, -0.00361568434),
+    "cogvideox1.5_5b": (250.210439, -165.061612, 35.7804877, -0.781551492, 0.0358559703),
+    "cogvideox1.5_5b_i2v": (122.842302, -104.088754, 26.2981677, -0.306009921, 0.037121322),
+    "cosmos": (271.156237, -91.9775607, 2.2443725, 2.08355751, 0.14177633),
+    "ltx": (21.4700694, -12.8016453, 2.31279151, 0.792487521, 0.00969274326),
+    "lumina2": (393.76566581, -603.50993606, 209.10239044, -23.00726601, 0.86377344),
+    "mochi": (-3512.41319, 811.675948, -60.9400215, 2.42429681, 0.00305291719),
+    "hidream_i1": (-31360.5009, -712.425503, 49.1363285, 8.2651549, 0.108053901),
+    "wan2.1_1.3b": (2396.76752, -1311.10545, 201.331979, -8.29855975, 0.137887774),
+    "wan2.1_1.3b_retention": (-52186.2437, 9230.41404, -528.275948, 13.6987616, -0.0499875664),
+    "wan2.1_14b": (-5784.54975374, 5449.50911966, -1811.16591783, 256.27178429, -13.02252404),
+    "wan2.1_14b_retention": (-303318.725, 49053.7029, -2655.30556, 58.7365115, -0.315583525),
+}
+MAGNITUDES: dict[str, tuple[float, ...]] = {  # published MagCache curves
+    "flat": (1.0,),
+    "flux": (
+        1.0, 1.21094, 1.11719, 1.07812, 1.0625, 1.03906, 1.03125, 1.03906, 1.02344, 1.03125, 1.02344, 0.98047, 1.01562,
+        1.00781, 1.0, 1.00781, 1.0, 1.00781, 1.0, 1.0, 0.99609, 0.99609, 0.98047, 0.98828, 0.96484, 0.95703, 0.93359,
+        0.89062,
+    ),
+}  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class TeaCache(Policy):
+    """Compute when the accumulated change of the input reaches `threshold`.
+
+    Attributes:
+        threshold: published for FLUX are 0.25, 0.4, 0.6 and 0.8 at 28 steps, 1.0 and 1.2 at 50.
+        polynomial: a key of `POLYNOMIALS`, or `auto` for that of the model the method is enabled on; models without a
+            published fit have `identity`, for which the threshold is the accumulated relative change itself.
+    """
+
+    indicator = True
+    threshold: float = 0.25
+    polynomial: str = "auto"
+    coefficients: tuple[float, ...] = field(default=(), init=False, repr=False)
+    total: float = field(default=0.0, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.threshold >= 0:
+            raise ValueError(f"threshold: must be a number >= 0, got {self.threshold}")
+        if self.polynomial not in ("auto", *POLYNOMIALS):
+            known = ", ".join(("auto", *POLYNOMIALS))
+            raise ValueError(f"polynomial: must be one of {known}, got {self.polynomial!r}")
+        self.prepare("identity")
+
+    def prepare(self, family: str) -> None:
+        name = family if self.polynomial == "auto" else self.polynomial
+        self.coefficients = POLYNOMIALS.get(name, POLYNOMIALS["identity"])
+
+    def decide(self, clock: Clock) -> Action:
+        value = 0.0
+        for coefficient in self.coefficients:
+            value = value * (clock.change or 0.0) + coefficient
+        self.total += value
+        last = clock.num_steps is not None and clock.step == clock.num_steps - 1
+        if clock.change is None or last or self.total >= self.threshold:
+            self.total = 0.0
+            return Action.COMPUTE
+        return Action.ESTIMATE
+
+    def plan(self, num_steps: int) -> None:
+        """The plan depends on the data."""
+
+    def reset(self) -> None:
+        self.total = 0.0
+
+
+@dataclass(kw_only=True)
+class MagCache(Policy):
+    """Compute when the accumulated error of the magnitude curve exceeds `threshold`.
+
+    Attributes:
+        threshold: delta; FLUX 0.24, HunyuanVideo 0.24 (quality: 0.12), Qwen-Image 0.06.
+        max_skips: K, steps skipped in a row at most; 5, 6 (4) and 2 for these.
+        retention: rho, leading share of the steps that is always computed; 0.1, 0.2 and 0.2.
+        curve: a key of `MAGNITUDES`; resampled to the number of steps by nearest neighbour.
+    """
+
+    threshold: float = 0.24
+    max_skips: int = 5
+    retention: float = 0.1
+    curve: str = "flat"
+    ratio: float = field(default=1.0, init=False, repr=False)
+    error: float = field(default=0.0, init=False, repr=False)
+    skipped: int = field(default=0, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.threshold >= 0:
+            raise ValueError(f"threshold: must be a number >= 0, got {self.threshold}")
+        if self.max_skips < 0:
+            raise ValueError(f"max_skips: must be an integer >= 0, got {self.max_skips}")
+        if not 0 <= self.retention <= 1:
+            raise ValueError(f"retention: must be between 0 and 1, got {self.retention}")
+        if self.curve not in MAGNITUDES:
+            raise ValueError(f"curve: must be one of {', '.join(MAGNITUDES)}, got {self.curve!r}")
+
+    def decide(self, clock: Clock) -> Action:
+        if clock.num_steps is None:
+            raise ValueError("num_steps: magcache needs the number of steps; call begin(num_steps)")
+        if clock.step == 0:
+            self.reset()
+        if clock.step == 0 or clock.step < int(self.retention * clock.num_steps + 0.5):
+            return Action.COMPUTE
+        self.ratio *= resampled(MAGNITUDES[self.curve], clock.step, clock.num_steps)
+        self.error += abs(1 - self.ratio)
+        self.skipped += 1
+        if self.error <= self.threshold and self.skipped <= self.max_skips:
+            return Action.ESTIMATE
+        self.reset()
+        return Action.COMPUTE
+
+    def reset(self) -> None:
+        self.ratio, self.error, self.skipped = 1.0, 0.0, 0
+
+
+def resampled(curve: Sequence[float], step: int, num_steps: int) -> float:
+    """The curve's value at a step of a run of another length, by nearest neighbour."""
+    return curve[round(step * (len(curve) - 1) / max(num_steps - 1, 1))]
