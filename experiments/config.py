@@ -96,9 +96,9 @@ class MethodConfig:
 
     name: str = MISSING
     policy: str | None = None
-    """interval, algorithm1, mask, growing, every."""
+    """interval, uniform, algorithm1, mask, growing, every, teacache, magcache, probe, stages."""
     policy_options: Any = None
-    """Further parameters of the policy: window and alpha of growing."""
+    """Further parameters of the policy: window and alpha of growing, threshold of teacache and probe, ..."""
     mask: list[int] | None = None
     """The full steps of policy mask."""
     basis: str | None = None
@@ -113,6 +113,12 @@ class MethodConfig:
     """clean, or reference: the in-dtype arithmetic of the published code."""
     history_dtype: str | None = None
     """feature, fp32, bf16."""
+    history_place: str | None = None
+    """device, or cpu for pinned host memory."""
+    front: int | None = None
+    """Blocks before the span of scope span, always run."""
+    back: int | None = None
+    """Blocks after it, always run."""
 
     def defaults(self) -> dict[str, Any]:
         """Values of top-level keys that the method prefers to the backend's."""

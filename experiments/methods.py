@@ -30,6 +30,9 @@ COMPOSITION = (
     "gate",
     "numerics",
     "history_dtype",
+    "history_place",
+    "front",
+    "back",
 )
 """Fields of every method's group that the library takes as they are; null leaves the method's own choice."""
 
@@ -105,8 +108,9 @@ def caching(backend: Backend, settings: Settings) -> Iterator[Handle | None]:
         yield handle
 
 
-def count_flops(backend: Backend, settings: Settings) -> Cost:
-    """FLOPs of one item, from shapes."""
+def count_flops(backend: Backend, settings: Settings, full_steps: list[int]) -> Cost:
+    """FLOPs of one item that was computed at `full_steps`, from shapes."""
     steps = sampling_of(settings).num_steps
     options: dict[str, Any] = {"num_steps": steps, "batch": backend.model_batch(1), **backend.shape()}
+    options["full_steps"] = full_steps
     return measure(backend.transformer, method_of(settings), **options)

@@ -219,18 +219,23 @@ def finish(settings: Settings, folder: RunFolder, items: list[Item], reference: 
 def cost(
     backend: Backend, settings: Settings, records: list[dict[str, Any]], reference: Outcome | None
 ) -> dict[str, Any]:
-    """FLOPs per item and the cache: counted from shapes; the bytes as measured for a whole batch."""
-    counted = count_flops(backend, settings)
-    base = counted.total if reference is None else reference.metrics["flops"]["total"]
+    """FLOPs per item and the cache: counted from shapes; the bytes as measured for a whole batch.
+
+    Where the full steps depend on the data, the total is the mean over the items.
+    """
+    counted = count_flops(backend, settings, records[0]["full_steps"])
+    each = [dataclasses.replace(counted, full_steps=len(r["full_steps"])).total for r in records]
+    total = statistics.mean(each) if len(set(each)) > 1 else each[0]
+    base = total if reference is None else reference.metrics["flops"]["total"]
     return {
         "flops": {
             "full_step": counted.full,
             "estimated_step": counted.estimated,
             "overhead": counted.overhead,
-            "total": counted.total,
+            "total": total,
             "reference": base,
         },
-        "flops_speedup": base / counted.total,
+        "flops_speedup": base / total,
         "cache_bytes": max(r["cache_bytes"] for r in records),
     }
 
