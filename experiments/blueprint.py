@@ -56,23 +56,35 @@ def blueprint_of(config: BackendConfig) -> Backend:
     return _blueprints[key]
 
 
-def cost_of(settings: Settings, convention: str = "executed", full_steps: int | None = None) -> Cost | None:
-    """Cost of one item; None where the plan depends on the data and `full_steps` does not say how many there are."""
+def cost_of(
+    settings: Settings, convention: str = "executed", full_steps: int | None = None, flops_only: bool = False
+) -> Cost | None:
+    """Cost of one item; None where the plan depends on the data and `full_steps` does not say how many there are.
+
+    With `flops_only`, methods that differ in what they forecast with, not in what they compute, share a count; the
+    bytes of the cache and the element-wise overhead are then those of any of them.
+    """
     method, steps = method_of(settings), sampling_of(settings).num_steps
     plan = method.policy.plan(steps)
     if plan is None and full_steps is None:
         return None
     count = len(plan) if plan is not None else int(full_steps or 0)
-    one = per_step(settings, method, convention)
+    one = per_step(settings, method, convention, flops_only)
     return dataclasses.replace(one, full_steps=count, num_steps=steps)
 
 
-def per_step(settings: Settings, method: CacheMethod, convention: str) -> Cost:
+FORECASTS = ("order", "sigma", "sigma_schedule", "sigma_options", "basis", "basis_options", "history", "gate")
+"""Knobs of the element-wise arithmetic, which FLOPs do not count."""
+
+
+def per_step(settings: Settings, method: CacheMethod, convention: str, flops_only: bool) -> Cost:
     """Cost of a computed and of an estimated step, with histories that are full."""
-    always = {"policy": "every", "policy_options": {}, "mask": None}
-    knobs = dataclasses.replace(method.knobs, interval=1, warmup_steps=1, sigma=1.0, **always)
     steps = sampling_of(settings).num_steps
-    key = repr((settings.backend, steps, convention, method.name, method.scope, knobs))
+    plan = ("interval", "warmup_steps", "policy", "policy_options", "mask")
+    left_out = {*plan, *FORECASTS} if flops_only else {*plan, "sigma"}
+    knobs = {name: value for name, value in vars(method.knobs).items() if name not in left_out}
+    own = () if flops_only else (method.name, steps)
+    key = repr((settings.backend, convention, method.caches, method.scope, knobs, own))
     if key not in _costs:
         backend = blueprint_of(settings.backend)
         shape: dict[str, Any] = {"batch": backend.model_batch(1), **backend.shape()}

@@ -154,13 +154,13 @@ def absent_rows(preset: PresetConfig) -> list[tuple[RowConfig, str]]:
 
 
 def lacks(row: RowConfig) -> str:
-    """What a row needs and this version does not have: a method or a backend; empty if nothing."""
+    """What a row needs and this version does not have, such as a method or a backend; empty if nothing."""
     known = {"method": {*hicache.METHODS} & {*options("method")}, "backend": {*options("backend")}}
     for setting in row.set:
         name, _, value = setting.partition("=")
         if name in known and value not in known[name]:
             return f"no {name} {value}"
-    return ""
+    return row.lacks
 
 
 def key(override: str) -> str:

@@ -113,6 +113,10 @@ class MethodConfig:
     """clean, or reference: the in-dtype arithmetic of the published code."""
     history_dtype: str | None = None
     """feature, fp32, bf16."""
+    front: int | None = None
+    """Blocks before the span of scope `span`, always run."""
+    back: int | None = None
+    """Blocks after it, always run."""
     history_place: str | None = None
     """device, or cpu for pinned host memory."""
     front: int | None = None

@@ -23,6 +23,7 @@ from experiments.backends.base import Backend, Item
 from experiments.config import MetricsConfig, Settings
 from experiments.errors import ConfigError, choose
 from experiments.quality import assess, check_quality, is_paired
+from experiments.store import write_json
 
 __all__ = ["METRICS", "TITLES", "Evidence", "check_metrics", "compute", "mean_over_items", "over_set"]
 
@@ -63,9 +64,7 @@ def mean_over_items(values: list[float], config: MetricsConfig) -> Summary:
         summary["infinite"] = len(values) - len(finite)
     if finite:
         triple = bootstrap_mean(finite, config.level, config.resamples, config.bootstrap_seed)
-        summary |= dict(
-            zip(("mean", "low", "high"), (finite_or_none(value) for value in triple), strict=True)
-        )
+        summary |= dict(zip(("mean", "low", "high"), (finite_or_none(value) for value in triple), strict=True))
     return summary
 
 
@@ -92,8 +91,11 @@ def finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def paired(score: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Evidence], Summary]:
-    """A metric of each item and its reference; videos are scored frame by frame and averaged."""
+def paired(name: str, score: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Evidence], Summary]:
+    """A metric of each item and its reference; videos are scored frame by frame and averaged.
+
+    The values are kept in the run's folder, `values/<name>.json`: tests between methods pair them by item.
+    """
 
     def metric(evidence: Evidence) -> Summary:
         if evidence.reference is None:
@@ -104,6 +106,10 @@ def paired(score: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Evidence], Su
             reference = evidence.backend.load_media(evidence.reference, item)
             frames = (1, *sample.shape) if sample.ndim == 3 else sample.shape
             values.append(float(score(sample.reshape(frames), reference.reshape(frames)).mean()))
+        kept = {item.name: finite_or_none(value) for item, value in zip(evidence.items, values, strict=True)}
+        folder = evidence.media.parent / "values"
+        folder.mkdir(exist_ok=True)
+        write_json(folder / f"{name}.json", kept)
         return mean_over_items(values, evidence.config)
 
     return metric
@@ -122,8 +128,8 @@ def digits(name: str) -> Callable[[Evidence], Summary]:
 
 PAIRED = ("psnr", "ssim")
 METRICS: dict[str, Callable[[Evidence], Summary]] = {
-    "psnr": paired(psnr),
-    "ssim": paired(ssim),
+    "psnr": paired("psnr", psnr),
+    "ssim": paired("ssim", ssim),
     "digits_fid": digits("digits_fid"),
     "digits_sfid": digits("digits_sfid"),
     "digits_is": digits("digits_is"),

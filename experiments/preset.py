@@ -22,6 +22,8 @@ class RowConfig:
     """Rows of one block are ranked among themselves and tested against its baseline."""
     full_steps: int | None = None
     """Full steps behind the published FLOPs, where the plan of the method depends on the data."""
+    lacks: str = ""
+    """What keeps this row from being run, where that is neither a method nor a backend."""
     note: str = ""
     """What the paper leaves open about this row, or why its FLOPs are not ours."""
 

@@ -4,8 +4,8 @@
     python -m experiments.submit PLAN cluster=h800 cluster.partition=gpu cluster.chunk=8 cluster.shards=2
     python -m experiments.submit PLAN cluster=a100 --dry-run      the scripts, nothing submitted
 
-What is to be done is frozen now: every row that is neither done nor failed becomes a task (one per shard), `chunk` tasks
-an element. References that are still missing are an array of their own, the others start after it; `collect` runs
+What is to be done is frozen now: every row that is neither done nor failed becomes a task (one per shard), `chunk` of
+them an element. References that are still missing are an array of their own, the others start after it; `collect` runs
 after everything, however it ended. An array larger than the cluster allows gets larger chunks. The state lives in the
 run folders: `sacct` is not needed, `experiments.status` shows it.
 """

@@ -1,10 +1,13 @@
 """Print a table and write it to results/tables.
 
     python -m experiments.tables table=digits                   rows of conf/experiment/digits_table.yaml
+    python -m experiments.tables table=digits_table4            a table of the paper on the embedded model
+    python -m experiments.tables table=3 columns=flops          FLOPs of Table 3 from shapes: no weights, no runs
     python -m experiments.tables table=all seed=1               every preset, other runs
+    python -m experiments.tables plan=results/plans/NAME        the rows of a plan
     python -m experiments.tables table=digits embedded=true     also to results/embedded, which is committed
 
-Rows that were not run are shown as such; `python run.py experiment=<preset>` runs them. Further key=value
+Rows that were not run are shown as such; `experiments.plan` and `experiments.execute` run them. Further key=value
 arguments are those of run.py.
 """
 
@@ -16,29 +19,50 @@ from pathlib import Path
 from experiments.cli import Exit
 from experiments.compose import options
 from experiments.errors import ConfigError, check
+from experiments.manifest import Plan
 from experiments.store import write_text
-from experiments.tables.build import Table, build, preset_of
+from experiments.tables.build import Table, build, build_plan, preset_of
+from experiments.tables.costs import build_costs
 from experiments.tables.plot import plot
+from experiments.tables.ranks import judged
 from experiments.tables.render import to_csv, to_latex, to_markdown
 
-__all__ = ["main"]
+__all__ = ["main", "presets_of"]
 
 
 def main(arguments: list[str]) -> None:
     """Build, print and write the tables that the arguments name."""
     given = dict(parse(argument) for argument in arguments)
-    names = given.pop("table", "")
+    names, plan = given.pop("table", ""), given.pop("plan", "")
     results = Path(given.pop("results", "results"))
-    embedded = given.pop("embedded", "false")
-    check(bool(names), "table", f"must be all or one of {', '.join(options('experiment'))}", names)
+    embedded, columns = given.pop("embedded", "false"), given.pop("columns", "all")
+    check(bool(names) != bool(plan), "table", f"must be all or one of {', '.join(options('experiment'))}", names)
     check(embedded in ("true", "false"), "embedded", "must be true or false", embedded)
-    presets = options("experiment") if names == "all" else [preset_of(name) for name in names.split(",")]
+    check(columns in ("all", "flops"), "columns", "must be all or flops", columns)
+    if plan:
+        check(not given, "argument", "must not stand beside plan=", sorted(given))
+        opened = Plan.open(plan)
+        return show(judged(build_plan(opened), opened.results), [opened.results / "tables"])
     folders = [results / "tables"] + ([Path("results/embedded")] if embedded == "true" else [])
-    for preset in presets:
-        table = build(preset, [f"{key}={value}" for key, value in given.items()], results)
-        written = [path for folder in folders for path in write(table, folder)]
-        print(to_markdown(table))
-        print(*(f"written: {path}" for path in written), sep="\n")
+    overrides = [f"{key}={value}" for key, value in given.items()]
+    for preset in presets_of(names):
+        if columns == "flops":
+            show(build_costs(preset, overrides), folders, "_flops")
+        else:
+            show(judged(build(preset, overrides, results), results), folders)
+    return None
+
+
+def presets_of(names: str) -> list[str]:
+    """The presets behind `table=`: all, or those named by number, in full, or without `_table`."""
+    return options("experiment") if names == "all" else [preset_of(name) for name in names.split(",")]
+
+
+def show(table: Table, folders: list[Path], suffix: str = "") -> None:
+    """Print and write a table."""
+    written = [path for folder in folders for path in write(table, folder, suffix)]
+    print(to_markdown(table))
+    print(*(f"written: {path}" for path in written), sep="\n")
 
 
 def parse(argument: str) -> tuple[str, str]:
@@ -49,12 +73,12 @@ def parse(argument: str) -> tuple[str, str]:
     return key, value
 
 
-def write(table: Table, folder: Path) -> list[Path]:
+def write(table: Table, folder: Path, suffix: str) -> list[Path]:
     """The table's files in a folder; the plot needs rows that were run."""
     folder.mkdir(parents=True, exist_ok=True)
-    stem, written = folder / table.preset.name, []
-    for suffix, render in ((".md", to_markdown), (".csv", to_csv), (".tex", to_latex)):
-        written.append(stem.with_suffix(suffix))
+    stem, written = folder / f"{table.preset.name}{suffix}", []
+    for extension, render in ((".md", to_markdown), (".csv", to_csv), (".tex", to_latex)):
+        written.append(stem.with_suffix(extension))
         write_text(written[-1], render(table))
     picture = stem.with_suffix(".png")
     return [*written, picture] if plot(table, picture) else written

@@ -14,13 +14,15 @@ from experiments.tables.build import Row, Table
 
 __all__ = ["plot"]
 
-QUALITY = ("psnr", "digits_fid")
+QUALITY = ("psnr", "digits_fid", "image_reward", "fid", "vbench")
 AXES = {"flops_speedup": "FLOPs speed-up", "sigma": "σ"}
 MARKERS = "osD^vP*Xdh"
 
 
 def family(row: Row) -> str:
     """What is joined by a line: a method, or a solver with fewer steps."""
+    if row.settings is None:
+        return row.label
     method = row.settings.method
     if isinstance(method, StepsConfig):
         return {"dpmpp": "DPM-Solver++", "unipc": "UniPC"}.get(method.solver or "", "fewer DDIM steps")
@@ -77,5 +79,6 @@ def position_of(row: Row, axis: str) -> float | None:
     """Where a row stands on the horizontal axis."""
     if axis in row.ours:
         return row.ours[axis].value
-    reads = axis in hicache.METHODS[row.settings.method.name].uses
-    return float(getattr(row.settings, axis)) if reads else None
+    if row.settings is None or axis not in hicache.METHODS[row.settings.method.name].uses:
+        return None
+    return float(getattr(row.settings, axis))

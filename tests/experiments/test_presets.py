@@ -6,11 +6,12 @@ from functools import cache
 import pytest
 
 import hicache
-from experiments.compose import compose, expand, options, row_configs
+from experiments.compose import absent_rows, compose, expand, options, row_configs
 from experiments.config import PresetConfig, RowConfig, resolve
 from experiments.errors import ConfigError
 from experiments.identity import run_id
 from experiments.tables.build import PAPER, published
+from experiments.tables.ranks import DIRECTIONS
 
 PRESETS = options("experiment")
 
@@ -25,16 +26,21 @@ def rows(preset: str, *overrides: str):
 def test_rows_compose_to_different_runs_with_the_preset_s_name(preset):
     assert compose([f"experiment={preset}"]).preset.name == preset
     made = rows(preset)
-    assert len({run_id(settings) for _, settings in made}) == len(made) > 0
-    assert len({row.label for row, _ in made}) == len(made)
+    assert len({run_id(settings) for _, settings in made}) == len(made)
+    listed = expand(compose([f"experiment={preset}"]).preset)
+    assert len({row.label for row in listed}) == len(listed) > 0
+    assert len(listed) == len(made) + len(absent_rows(compose([f"experiment={preset}"]).preset))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_published_rows_and_columns_exist(preset):
-    paper = compose([f"experiment={preset}"]).preset.paper
-    table = published(paper)
-    named = [row.paper for row, _ in rows(preset) if row.paper is not None]
+    config = compose([f"experiment={preset}"]).preset
+    table = published(config.paper)
+    named = [row.paper for row in expand(config) if row.paper is not None]
     assert named and set(named) <= set(table)
+    assert set(config.compare) <= set(DIRECTIONS) and set(config.compare.values()) <= set(table[named[0]])
+    if preset.startswith("table"):
+        assert sorted(named) == sorted(table), "every row of the paper, once"
 
 
 @pytest.mark.parametrize("preset", PRESETS)
