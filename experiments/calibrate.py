@@ -19,6 +19,7 @@ The predicted error is printed before the plan is used anywhere, and the error o
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import sys
 import time
@@ -39,7 +40,7 @@ from experiments.compose import compose
 from experiments.config import Settings, resolve
 from experiments.errors import ConfigError, check, choose
 from experiments.runner import items_of
-from experiments.trajectories import generate, grams, split_arguments
+from experiments.trajectories import grams, split_arguments, watched
 from hicache import sampler
 from hicache.calibrate import Plan, best_scale, build_plan
 from hicache.sampler import Gains
@@ -131,20 +132,24 @@ def measure(settings: Settings, options: Options, backend: Backend) -> Calibrati
     scope = settings.scope
     check(scope in SITES, "scope", f"must be one of {', '.join(SITES)} to be calibrated", scope)
     sampling, items = sampling_of(settings), calibration_items(settings, options)
-    backend.prepare(sampling)
-    gains = probe(backend.pipe.scheduler, sampling.num_steps)
     sites: dict[str, Tensor] = {}
+    gains: Gains | None = None
     path = torch.empty(0)
     size = settings.batch_size if scope != "output" else len(items)
     for start in range(0, len(items), size):
         batch = items[start : start + size]
-        found = generate(backend, settings, batch, SITES[scope])
+        recorder = watched(backend, settings, batch, SITES[scope])
+        found = recorder.trajectories(len(batch))
+        gains = probe(recorder.scheduler) if gains is None else gains
+        rule = "the sampler must call the model once per step"
+        check(len(gains.sample) == sampling.num_steps, "num_steps", rule, sampling.num_steps)
         for name, values in found.items():
             if name != "sample":
                 sites[name] = sites.get(name, torch.zeros(())) + grams(values).sum(0) / len(items)
         if scope == "output":
             last = gains.sample[-1] * found["sample"][:, -1, 0] + gains.prediction[-1] * found["output"][:, -1, 0]
             path = torch.cat([found["sample"][:, :, 0], last[:, None].float()], dim=1)
+    assert gains is not None
     output = sites.pop("output")
     gram = output[None] if scope == "output" else torch.stack(list(sites.values()))
     loop = None
@@ -159,7 +164,11 @@ def gaussian(settings: Settings, backend: Backend) -> Calibration:
     sampling = sampling_of(settings)
     backend.prepare(sampling)
     scheduler = backend.pipe.scheduler
-    gains = probe(scheduler, sampling.num_steps)
+    try:
+        scheduler.set_timesteps(sampling.num_steps)
+    except ValueError as error:
+        raise ConfigError(f"data: must be trajectories for a schedule that depends on the size ({error})") from error
+    gains = probe(copy.deepcopy(scheduler))
     if hasattr(scheduler, "alphas_cumprod"):
         squared = scheduler.alphas_cumprod.double()[scheduler.timesteps.long().cpu()]
         alpha, sigma, kind = squared.sqrt(), (1 - squared).sqrt(), "eps"

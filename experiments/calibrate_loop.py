@@ -30,7 +30,6 @@ from torch import Tensor
 import hicache
 from experiments.backends.base import Backend, Item, Sampling, sampling_of
 from experiments.config import Settings
-from experiments.errors import check
 from experiments.trajectories import Recorder, grams
 from hicache.calibrate import Plan, Row, solve
 from hicache.sampler import Gains
@@ -41,15 +40,15 @@ Rule = Callable[[int, Tensor, list[int], list[Tensor]], Tensor]
 """`(step, sample, anchors, values of the anchors) -> prediction` for an estimated step."""
 
 
-def probe(scheduler: Any, num_steps: int) -> Gains:
+def probe(scheduler: Any) -> Gains:
     """`a_s` and `b_s` of a diffusers scheduler, measured: one chain, disturbed at one step per element.
 
-    Elements 1..T get another sample before step j, T+1..2T another prediction; both are compared with
-    element 0 right after step j. Schedulers are linear in both, so the difference is the gain itself.
+    Elements 1..T get another sample before step j, T+1..2T another prediction; both are compared with element 0 right
+    after step j. Schedulers are linear in both, so the difference is the gain itself. The timesteps are set already
+    and no step is done.
     """
-    scheduler.set_timesteps(num_steps)
     timesteps = scheduler.timesteps
-    check(len(timesteps) == num_steps, "num_steps", "the solver must call the model once per step", num_steps)
+    num_steps = len(timesteps)
     sample = torch.zeros(1 + 2 * num_steps, 1, 1, 1, dtype=torch.float64)
     a, b = torch.zeros(num_steps, dtype=torch.float64), torch.zeros(num_steps, dtype=torch.float64)
     for j, t in enumerate(timesteps):

@@ -17,6 +17,7 @@ the space is checked: recording stops before less than `reserve` (GB) is left.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 import shutil
@@ -43,7 +44,7 @@ from experiments.store import write_json
 from hicache.adapters import adapter_for
 from hicache.adapters.base import Adapter
 
-__all__ = ["Recorder", "Recording", "grams", "load", "record", "split_arguments"]
+__all__ = ["Recorder", "Recording", "grams", "load", "record", "split_arguments", "watched"]
 
 SAMPLER_SITES = ("output", "sample")
 KEEPS = ("tensors", "gram")
@@ -79,6 +80,8 @@ class Recorder:
         self.tokens = tokens
         self.frames: dict[str, list[list[Tensor]]] = {}
         self.step = 0
+        self.scheduler: Any = None
+        """The scheduler as the pipeline had set it when its first step began."""
         self._adapter = adapter_for(backend.transformer)
         self._sampler = [site for site in sites if site in SAMPLER_SITES]
         self._inner = [site for site in sites if site not in SAMPLER_SITES]
@@ -88,10 +91,15 @@ class Recorder:
         """Record inside; a generation at a time."""
         self.frames, self.step = {}, 0
         hooks = [hook for site in self._inner for hook in attach(self._adapter, site, self._keep)]
-        scheduler = self.backend.pipe.scheduler
+        model, scheduler = self.backend.transformer, self.backend.pipe.scheduler
+        hooks.append(
+            model.register_forward_pre_hook(lambda _, args, kw: void(self._adapter.bind(args, kw)), with_kwargs=True)
+        )
         original = scheduler.step
 
         def step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if self.step == 0:
+                self.scheduler = fresh(scheduler)
             for name, value in (("output", model_output), ("sample", sample)):
                 if name in self._sampler:
                     self._keep(name, value)
@@ -122,6 +130,17 @@ class Recorder:
             pairs = torch.stack(moved, dim=1)
             found[site] = pairs.reshape(-1, num_items, *pairs.shape[1:]).transpose(0, 1).movedim(2, 1).contiguous()
         return found
+
+
+def void(_: object) -> None:
+    """Drop a result; the adapter remembers the sizes of the call that it has bound."""
+
+
+def fresh(scheduler: Any) -> Any:
+    """A copy that no recorder watches."""
+    made = copy.copy(scheduler)
+    vars(made).pop("step", None)
+    return copy.deepcopy(made)
 
 
 def attach(adapter: Adapter, site: str, keep: Callable[[str, Tensor], None]) -> list[Any]:
@@ -161,16 +180,23 @@ def reduced(trajectories: dict[str, Tensor], keep: str) -> dict[str, Tensor]:
     return found | {f"{site}/mean": values.flatten(2).double().mean(-1) for site, values in trajectories.items()}
 
 
-def generate(
+def watched(
     backend: Backend, settings: Settings, batch: list[Item], sites: Sequence[str], tokens: int | None = None
-) -> dict[str, Tensor]:
-    """Trajectories of a batch under the un-cached model."""
+) -> Recorder:
+    """A recorder that has seen a batch under the un-cached model."""
     sampling = sampling_of(settings)
     backend.prepare(sampling)
     recorder = Recorder(backend, sites, tokens)
     with recorder.watching():
         backend.generate(batch, sampling)
-    return recorder.trajectories(len(batch))
+    return recorder
+
+
+def generate(
+    backend: Backend, settings: Settings, batch: list[Item], sites: Sequence[str], tokens: int | None = None
+) -> dict[str, Tensor]:
+    """Trajectories of a batch under the un-cached model."""
+    return watched(backend, settings, batch, sites, tokens).trajectories(len(batch))
 
 
 def record(settings: Settings, recording: Recording, folder: Path) -> dict[str, Any]:

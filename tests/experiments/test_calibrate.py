@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
-import hicache
+import hicache.adapters
 from experiments import runner
 from experiments.backends import load_backend
 from experiments.backends.base import sampling_of
@@ -41,12 +41,14 @@ def levels(scheduler, steps):
 @pytest.mark.parametrize("steps", [5, 20, 50])
 def test_gains_are_those_of_the_schedulers(steps):
     solver = DDIMScheduler(**BETAS, clip_sample=False)
-    agree(probe(solver, steps), ddim(levels(solver, steps)))
+    found = ddim(levels(solver, steps))
+    agree(probe(solver), found)
     solver = FlowMatchEulerDiscreteScheduler(shift=3.0)
     solver.set_timesteps(steps)
-    agree(probe(solver, steps), flow(solver.sigmas.double().tolist()))
+    agree(probe(solver), flow(solver.sigmas.double().tolist()))
     solver = DPMSolverMultistepScheduler(**BETAS, solver_order=2, algorithm_type="dpmsolver++")
-    agree(probe(solver, steps), dpmpp(levels(solver, steps)))
+    found = dpmpp(levels(solver, steps))
+    agree(probe(solver), found)
 
 
 def agree(measured, formula):
@@ -197,3 +199,13 @@ def test_contenders_have_equal_full_steps():
 def test_errors_name_the_key(small, argument, message):
     with pytest.raises(ConfigError, match=message):
         main([*small, argument])
+
+
+@pytest.mark.parametrize("backend", ["flux", "hunyuan_video"])
+def test_other_backends_are_measured(backend, tmp_path):
+    tiny = [f"backend={backend}", "backend.size=tiny", "backend.weights=random", "num_steps=4", "batch_size=1"]
+    settings = resolve(compose([*tiny, f"results={tmp_path}", "method=calibrated", "scope=modules"]))
+    found = measure(settings, Options(items=1, refine="none"), load_backend(settings.backend))
+    adapter = hicache.adapters.adapter_for(load_backend(settings.backend).transformer)
+    assert found.gram.shape == (len(adapter.sites("modules")), 4, 4)
+    assert bool((found.gram.diagonal(dim1=-2, dim2=-1) > 0).all()) and found.gains.cost.shape == (4,)
