@@ -26,7 +26,7 @@ outcome = Exit()
 
 def jobs(config: DictConfig) -> None:
     """The runs of one composed configuration, in turn."""
-    from experiments.report import print_outcome
+    from experiments.summary import print_outcome
     from experiments.runner import execute
 
     for settings in settings_of(config):

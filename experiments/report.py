@@ -1,74 +1,170 @@
-"""The end of a run on stdout: the method beside its reference, and where everything is."""
+"""One self-contained HTML page over runs: tables that sort, quality against speed, and a slider against the reference.
+
+    python -m experiments.report table=digits                     the tables of presets
+    python -m experiments.report plan=results/plans/NAME          all rows of a plan
+    python -m experiments.report table=3 items=12 out=page.html   more items, another file
+
+The page is a single file that loads nothing: pictures are inside it, scaled to at most `side` pixels (384). It may be
+mailed or put on a web server as it is. Further key=value arguments are those of run.py.
+"""
 
 from __future__ import annotations
 
-import os
+import json
+import sys
+from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+import jinja2
 
-from experiments.methods import describe_method
-from experiments.metrics import TITLES
-from experiments.runner import Outcome
+import hicache
+from experiments.cli import Exit
+from experiments.environment import git
+from experiments.errors import check
+from experiments.gallery import Gallery
+from experiments.manifest import Plan
+from experiments.store import write_text
+from experiments.tables.__main__ import parse, presets_of
+from experiments.tables.build import Cell, Row, Table, build, build_plan
+from experiments.tables.ranks import DIRECTIONS, judged
+from experiments.tables.render import DECIMALS, HEADS, LEVEL, facts, published_text
 
-__all__ = ["print_outcome"]
+__all__ = ["main", "page"]
 
-
-def interval(summary: dict[str, Any] | None) -> str:
-    """`33.52 [33.11, 33.93]`, or why there is no number."""
-    if summary is None:
-        return "–"
-    if summary["mean"] is None:
-        return f"∞ ({summary['infinite']} equal)" if summary.get("infinite") else "–"
-    digits = 4 if abs(summary["mean"]) < 2 else 2
-    text = f"{summary['mean']:.{digits}f}"
-    if summary["low"] is not None:
-        text += f" [{summary['low']:.{digits}f}, {summary['high']:.{digits}f}]"
-    equal = summary.get("infinite")
-    return text + (f", {equal} equal" if equal else "")
+TEMPLATE = Path(__file__).parent / "assets" / "report.html.j2"
+SPEEDS = ("flops_speedup", "wall_speedup")
+NAMES = {**HEADS, "num_full_steps": "full steps", "flops_speedup": "FLOPs speed-up", "wall_speedup": "wall speed-up"}
 
 
-def column(metrics: dict[str, Any], latency: dict[str, Any], names: list[str]) -> list[str]:
-    """The cells of one run; `latency` is the one measured beside the other column's."""
-    steps = metrics["num_full_steps"]
-    return [
-        f"{steps:g} of {metrics['num_steps']}",
-        f"{metrics['flops_speedup']:.2f}×",
-        f"{metrics['wall_speedup']:.2f}×",
-        f"{1000 * latency['median'] / latency['batch']:.1f}",
-        f"{metrics['cache_bytes'] / 1e6:.2f}",
-        *(interval(metrics.get(name)) for name in names),
+def shown(name: str, cell: Cell) -> dict[str, Any]:
+    """A cell of ours: text, interval, rank and verdict; `sort` is the number behind it."""
+    if cell.value is None:
+        return {"why": cell.why, "sort": ""}
+    decimals = DECIMALS.get(name, 2)
+    interval = ""
+    if cell.low is not None and cell.high is not None:
+        interval = f"[{cell.low:.{decimals}f}, {cell.high:.{decimals}f}]"
+    mark = "" if cell.p is None or cell.p >= LEVEL else ("up" if cell.better else "down")
+    return {
+        "text": f"{cell.value:.{decimals}f}",
+        "sort": repr(cell.value),
+        "interval": interval,
+        "rank": cell.rank,
+        "mark": mark,
+    }
+
+
+def published(cell: Cell) -> dict[str, Any]:
+    """A published cell."""
+    if cell.value is None:
+        return {"why": cell.why, "sort": ""}
+    return {"text": published_text(cell), "sort": repr(cell.value), "rank": 0}
+
+
+def described(table: Table) -> dict[str, Any]:
+    """A table for the template."""
+    ours, theirs = list(table.rows[0].ours), list(table.rows[0].paper)
+    rows = [
+        [
+            {"text": row.label, "sort": row.label, "rank": 0},
+            *(shown(name, row.ours[name]) for name in ours),
+            *(published(row.paper[name]) for name in theirs),
+        ]
+        for row in table.rows
     ]
+    heads = ["method", *(NAMES.get(name, name) for name in ours), *(f"paper: {name}" for name in theirs)]
+    said = [fact for fact in facts(table) if fact]
+    return {"title": table.preset.title, "facts": said, "heads": heads, "rows": rows}
 
 
-def comparison(outcome: Outcome) -> Table:
-    """The method beside its reference, both timed in one process (see `experiments.runner.timing`)."""
-    settings, metrics = outcome.settings, outcome.metrics
-    names = [name for name in settings.metrics.names if name in metrics]
-    title = f"{settings.backend.name}, {settings.num_items} items, seed {settings.seed}"
-    table = Table(title=f"{title} ({settings.metrics.level:.0%} intervals)")
-    table.add_column("")
-    labels = ["full steps", "FLOPs speed-up", "wall speed-up", "ms per item", "cache, MB per batch"]
-    columns = [labels + [TITLES.get(name, name) for name in names]]
-    reference = outcome.reference
-    if reference is not None:
-        table.add_column(describe_method(reference.settings), justify="right")
-        columns.append(column(reference.metrics, metrics["reference_latency"], names))
-    table.add_column(describe_method(settings), justify="right")
-    columns.append(column(metrics, metrics["latency"], names))
-    for cells in zip(*columns, strict=True):
-        table.add_row(*cells)
-    return table
+def points(tables: list[Table]) -> list[dict[str, Any]]:
+    """What the plot shows: each run once."""
+    found: dict[str, dict[str, Any]] = {}
+    for table in tables:
+        for row in table.rows:
+            if row.run and row.run not in found:
+                values = {name: cell.value for name, cell in row.ours.items()}
+                found[row.run] = {"label": row.label, "family": family(row), **values}
+    return list(found.values())
 
 
-def print_outcome(outcome: Outcome) -> None:
-    """The table, the files, and `run: <folder>` as the last line."""
-    shard, folder = outcome.settings.shard, outcome.folder
-    if outcome.metrics:
-        Console(width=None if os.environ.get("COLUMNS") else 110).print(comparison(outcome))
-        print(f"metrics: {folder.metrics_file}")
-        print(f"picture: {folder.picture}")
+def family(row: Row) -> str:
+    """The method of a row, whose colour it has."""
+    parts = row.run.split("-")
+    known = [part for part in parts if part in hicache.METHODS]
+    return hicache.METHODS[known[0]].title if known else row.label
+
+
+def page(tables: list[Table], results: Path, title: str, items: int, side: int) -> str:
+    """The page."""
+    gallery = Gallery(results / "runs", side)
+    for table in tables:
+        for row in table.rows:
+            if row.run:
+                gallery.add(row.run, row.label)
+    made = points(tables)
+    names = list(dict.fromkeys(name for table in tables for name in table.rows[0].ours))
+    measured = [name for name in names if sum(point.get(name) is not None for point in made) > 1]
+    data = {
+        "points": made,
+        "qualities": [name for name in measured if name in DIRECTIONS and name not in (*SPEEDS, "flops_t")],
+        "speeds": [name for name in SPEEDS if name in measured],
+        "directions": DIRECTIONS,
+        "heads": {name: NAMES.get(name, name) for name in names},
+        **gallery.chosen(items),
+    }
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True)
+    runs = len(made)
+    subtitle = f"{runs} runs, code revision {(git('rev-parse', 'HEAD') or 'unknown')[:12]}"
+    text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return environment.from_string(TEMPLATE.read_text()).render(
+        title=title, subtitle=subtitle, tables=[padded(described(table)) for table in tables], data=markup(text)
+    )
+
+
+def padded(table: dict[str, Any]) -> dict[str, Any]:
+    """Every key of every cell, so that the template may be strict."""
+    blank = {"text": "", "sort": "", "interval": "", "rank": 0, "mark": "", "why": ""}
+    return {**table, "rows": [[{**blank, **cell} for cell in row] for row in table["rows"]]}
+
+
+def markup(text: str) -> Any:
+    """JSON whose angle brackets and ampersands are escaped already."""
+    from markupsafe import Markup
+
+    return Markup(text)
+
+
+def whole(given: dict[str, str], key: str, default: int) -> int:
+    """A positive number among the arguments."""
+    text = given.pop(key, str(default))
+    check(text.isdecimal() and int(text) > 0, key, "must be an integer >= 1", text)
+    return int(text)
+
+
+def main(arguments: list[str]) -> None:
+    """Write the page that the arguments mean."""
+    given = dict(parse(argument) for argument in arguments)
+    names, plan = given.pop("table", ""), given.pop("plan", "")
+    results = Path(given.pop("results", "results"))
+    items, side, out = whole(given, "items", 8), whole(given, "side", 384), given.pop("out", "")
+    check(bool(names) != bool(plan), "table", "must be given, or plan", names or plan)
+    if plan:
+        check(not given, "argument", "must not stand beside plan=", sorted(given))
+        opened = Plan.open(plan)
+        results, tables, stem = opened.results, [build_plan(opened)], opened.folder.name
     else:
-        print(f"shard {shard.rank}/{shard.world} is done; metrics follow when all shards are")
-    print(f"run: {folder.path}", flush=True)
+        overrides = [f"{key}={value}" for key, value in given.items()]
+        tables = [build(preset, overrides, results) for preset in presets_of(names)]
+        stem = "_".join(table.preset.name for table in tables) if len(tables) < 4 else "all"
+    path = Path(out) if out else results / "report" / f"{stem}.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    title = tables[0].preset.title if len(tables) == 1 else "HiCache: runs and tables"
+    write_text(path, page([judged(table, results) for table in tables], results, title, items, side))
+    print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+if __name__ == "__main__":
+    outcome = Exit()
+    outcome.guard(lambda: main(sys.argv[1:]))
+    sys.exit(outcome.code)

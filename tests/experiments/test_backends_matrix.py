@@ -15,7 +15,7 @@ from experiments.backends import backend_class, load_backend
 from experiments.compose import compose, options
 from experiments.config import Settings, resolve
 from experiments.methods import adapter_class
-from experiments.report import print_outcome
+from experiments.summary import print_outcome
 from experiments.runner import execute, folder_of, items_of
 
 BACKENDS = [name for name in options("backend") if name != "digits"]
