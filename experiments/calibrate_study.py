@@ -32,7 +32,7 @@ from experiments.calibrate_report import Line, plot_budgets, write_table
 from experiments.cli import Exit
 from experiments.compose import compose
 from experiments.config import Settings, resolve
-from experiments.errors import check, choose
+from experiments.errors import ConfigError, check, choose
 from experiments.runner import items_of
 from experiments.trajectories import split_arguments
 from hicache import CacheMethod
@@ -155,6 +155,9 @@ def robustness(settings: Settings, bench: Bench, budget: int, seconds: float) ->
             refined(settings, dataclasses.replace(loop, items=items), budget),
         )
     add("calibration items", "8, search", bench, refined(settings, dataclasses.replace(options, items=8), budget))
+    for scope, refine in itertools.product(("stack", "modules"), ("none", "loop")):
+        inner, few = dataclasses.replace(settings, scope=scope), dataclasses.replace(options, refine=refine, items=16)
+        add(f"scope {scope}", f"{refine}, 16 items", bench, refined(inner, few, budget))
     for guidance in (1.0, 4.0):
         other = dataclasses.replace(settings, backend=dataclasses.replace(settings.backend, guidance=guidance))
         judge = Bench(other, bench.items)
@@ -181,7 +184,10 @@ def main(arguments: Sequence[str]) -> None:
     parts = own.get("part", "methods,classes,robustness").split(",")
     for part in parts:
         choose("part", part, ("methods", "classes", "robustness"))
-    count, seconds = int(own.get("study_items", "60")), float(own.get("seconds", "60"))
+    try:
+        count, seconds = int(own.get("study_items", "60")), float(own.get("seconds", "60"))
+    except ValueError as error:
+        raise ConfigError(f"study_items, seconds: must be numbers ({error})") from None
     check(count >= 10, "study_items", "must be an integer >= 10", count)
     settings = resolve(compose(["method=calibrated", *overrides]))
     items = items_of(dataclasses.replace(settings, num_items=count))

@@ -209,3 +209,15 @@ def test_other_backends_are_measured(backend, tmp_path):
     adapter = hicache.adapters.adapter_for(load_backend(settings.backend).transformer)
     assert found.gram.shape == (len(adapter.sites("modules")), 4, 4)
     assert bool((found.gram.diagonal(dim1=-2, dim2=-1) > 0).all()) and found.gains.cost.shape == (4,)
+
+
+def test_the_search_never_loses(settings):
+    loop = measure(settings, dataclasses.replace(QUICK, items=6), load_backend(settings.backend)).loop
+    train, lines = torch.arange(6) % 2 == 0, []
+
+    def held_out(full):
+        return float(loop.refine(full, 2, train)[1][~train].clamp(min=1e-12).log10().mean())
+
+    found = loop.search([0, 1, 2], 2, 20.0, lines.append)
+    assert len(found) == 3 and found[0] == 0 and held_out(found) <= held_out([0, 1, 2])
+    assert (found == [0, 1, 2]) == (not lines)
