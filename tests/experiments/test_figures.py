@@ -1,0 +1,47 @@
+"""Pareto fronts, and figures of the runs that there are."""
+
+import pytest
+from PIL import Image
+from plans import planned
+
+from experiments import runner
+from experiments.config import Shard
+from experiments.figures import front, main
+from experiments.worker import Task, Worker
+
+
+def test_the_front_is_what_none_beats():
+    points = [(1.0, 9.0), (2.0, 8.0), (2.0, 7.0), (3.0, 8.0), (4.0, 1.0)]
+    assert front(points, 1) == [0, 3, 4]
+    assert front([(x, -y) for x, y in points], -1) == [0, 3, 4]
+    assert front([(1.0, 1.0), (1.0, 1.0)], 1) == [0, 1]
+
+
+def test_figures_of_a_plan(small, monkeypatch, capsys):
+    monkeypatch.setattr(runner, "draw_comparison", lambda *args: None)
+    kept = [word for word in small if word != "metrics=none"]
+    plan = planned([*kept, "metrics.names=[psnr]"], "method=hicache,fora")
+    main([f"plan={plan.folder}"])
+    assert "none of its rows was run" in capsys.readouterr().out
+    Worker(plan, "cpu", 1).run([Task(row, Shard()) for row in plan.rows])
+    main([f"plan={plan.folder}", "items=3"])
+    folder = plan.results / "figures"
+    assert {path.name.removeprefix(plan.folder.name) for path in folder.iterdir()} == {
+        "_pareto.png",
+        "_pareto.pdf",
+        "_grid.png",
+    }
+    assert Image.open(folder / f"{plan.folder.name}_grid.png").width > 300
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "table: must be given, or plan"),
+        (["table=digits", "speed=fast"], "speed: must be one of flops_speedup, wall_speedup"),
+        (["table=digits", "quality=fid"], "quality: must be one of class_accuracy, .*got 'fid'"),
+    ],
+)
+def test_wrong_arguments_are_said_in_one_line(arguments, line, tmp_path):
+    with pytest.raises(ValueError, match=line):
+        main([*arguments, f"results={tmp_path}"])
