@@ -26,8 +26,8 @@ outcome = Exit()
 
 def jobs(config: DictConfig) -> None:
     """The runs of one composed configuration, in turn."""
-    from experiments.summary import print_outcome
     from experiments.runner import execute
+    from experiments.summary import print_outcome
 
     for settings in settings_of(config):
         outcome.guard(lambda settings=settings: print_outcome(execute(settings)))

@@ -171,7 +171,7 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
         raise SystemExit(f"error: device: must be one of this machine, got {config['device']!r} without a GPU")
     model = build(config)
     adapter: Adapter = adapter_for(model)
-    shape = SMALL_SHAPE if config["size"] == "small" and config["backend"] != "dit" else {}
+    shape: dict[str, Any] = SMALL_SHAPE if config["size"] == "small" and config["backend"] != "dit" else {}
     call = adapter.example(2 if config["backend"] == "dit" else 1, torch.device(config["device"]), **shape)
     rows, base = [], None
     for row in candidates(config, model):

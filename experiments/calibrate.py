@@ -12,6 +12,8 @@
               At scope output `search` is the default; at the other scopes `loop` re-fits on the model's own values
               along trajectories of the plan, `rounds` times.
     seconds   time for the search (60)
+    basis     with data=gaussian: the weights of a basis (newton, taylor, hermite, ...) of this `order` and `sigma`
+              instead of least-squares ones, in the time variable `time` (index, sigma, log_snr)
     output    the plan file; by default the shipped place for the backend
 
 The predicted error is printed before the plan is used anywhere, and the error on the calibration items after it.
@@ -42,10 +44,11 @@ from experiments.errors import ConfigError, check, choose
 from experiments.runner import items_of
 from experiments.trajectories import grams, split_arguments, watched
 from hicache import sampler
-from hicache.calibrate import Plan, best_scale, build_plan
+from hicache.calibrate import Plan, best_scale, build_plan, formula_rows, total_error
+from hicache.forecast import BASES
 from hicache.sampler import Gains
 
-__all__ = ["Calibration", "Options", "calibrate", "gaussian", "measure"]
+__all__ = ["Calibration", "Options", "calibrate", "gaussian", "measure", "schedule"]
 
 SITES = {"output": ("output", "sample"), "stack": ("output", "stack"), "modules": ("output", "modules")}
 
@@ -63,12 +66,18 @@ class Options:
     seconds: float = 60.0
     ridge: float = 1e-8
     output: str | None = None
+    basis: str | None = None
+    time: str = "index"
     classes: str | None = None
     """Item titles to calibrate on, as in 0+1+2; null = all."""
 
     def __post_init__(self) -> None:
         choose("data", self.data, ("trajectories", "gaussian"))
         choose("refine", self.refine, ("none", "loop", "search"))
+        choose("time", self.time, ("index", "sigma", "log_snr"))
+        if self.basis is not None:
+            choose("basis", self.basis, BASES)
+            check(self.data == "gaussian", "basis", "must be null unless data=gaussian", self.basis)
         for key in ("items", "rounds"):
             check(getattr(self, key) >= 1, key, "must be an integer >= 1", getattr(self, key))
         check(self.memory is None or self.memory >= 1, "memory", "must be an integer >= 1", self.memory)
@@ -104,6 +113,7 @@ class Calibration:
         size: mean square of the guided prediction per step.
         gains: of the sampler.
         loop: the calibration items with their un-cached trajectory, at scope output.
+        clocks: time variables of the schedule, with data=gaussian.
         items: the calibration items.
     """
 
@@ -111,6 +121,7 @@ class Calibration:
     size: Tensor
     gains: Gains
     loop: Loop | None = None
+    clocks: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     items: list[Item] = dataclasses.field(default_factory=list)
 
 
@@ -161,6 +172,13 @@ def measure(settings: Settings, options: Options, backend: Backend) -> Calibrati
 def gaussian(settings: Settings, backend: Backend) -> Calibration:
     """The Gram matrix of the noise schedule under Gaussian data of all scales: no model is run."""
     check(settings.scope == "output", "scope", "must be output for data=gaussian", settings.scope)
+    alpha, sigma, kind, gains = schedule(settings, backend)
+    gram = sampler.gaussian_gram(alpha, sigma, gains, sampler.log_spectrum(), kind)
+    return Calibration(gram=gram[None], size=gram.diagonal(), gains=gains, clocks=sampler.clocks(alpha, sigma))
+
+
+def schedule(settings: Settings, backend: Backend) -> tuple[Tensor, Tensor, str, Gains]:
+    """alpha and sigma of the steps, what is predicted, and the sampler's gains."""
     sampling = sampling_of(settings)
     backend.prepare(sampling)
     scheduler = backend.pipe.scheduler
@@ -175,8 +193,7 @@ def gaussian(settings: Settings, backend: Backend) -> Calibration:
     else:
         sigma = scheduler.sigmas.double().cpu()[:-1]
         alpha, kind = 1 - sigma, "flow"
-    gram = sampler.gaussian_gram(alpha, sigma, gains, sampler.log_spectrum(), kind)
-    return Calibration(gram=gram[None], size=gram.diagonal(), gains=gains)
+    return alpha, sigma, kind, gains
 
 
 def make_plan(settings: Settings, options: Options, found: Calibration, budget: int, backend: Backend) -> Plan:
@@ -184,6 +201,8 @@ def make_plan(settings: Settings, options: Options, found: Calibration, budget: 
     scope, cost = settings.scope, found.gains.cost
     memory = options.memory or (4 if scope == "output" else 3)
     plan = build_plan(found.gram, cost, scope, budget=budget, memory=memory, ridge=options.ridge, size=found.size)
+    if options.basis is not None:
+        plan = by_formula(settings, options, found, plan)
     print(
         f"{budget} full steps {list(plan.full_steps)}: predicted error {plan.predicted_error:.4f} of reuse", flush=True
     )
@@ -205,6 +224,18 @@ def make_plan(settings: Settings, options: Options, found: Calibration, budget: 
     )
     placed = build_plan(found.gram, cost, scope, full_steps=full, memory=memory, ridge=options.ridge, size=found.size)
     return dataclasses.replace(placed, rows=rows)
+
+
+def by_formula(settings: Settings, options: Options, found: Calibration, plan: Plan) -> Plan:
+    """The plan's places with the weights of a basis; the predicted error is scaled to them."""
+    assert options.basis is not None
+    clock = found.clocks[options.time]
+    try:
+        rows = formula_rows(clock, plan.full_steps, options.basis, settings.order, settings.sigma)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    before, after = (total_error(found.gram, found.gains.cost, r, found.size) for r in (plan.rows, rows))
+    return dataclasses.replace(plan, rows=rows, predicted_error=plan.predicted_error * after / before)
 
 
 def calibrate(settings: Settings, options: Options, budgets: Sequence[int]) -> list[Path]:

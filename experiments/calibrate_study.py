@@ -147,6 +147,10 @@ def robustness(settings: Settings, bench: Bench, budget: int, seconds: float) ->
         bench,
         refined(settings, Options(data="gaussian", refine="none"), budget),
     )
+    for time_variable in ("index", "sigma", "log_snr"):
+        free = Options(data="gaussian", refine="none", basis="newton", time=time_variable)
+        made = refined(dataclasses.replace(settings, order=2), free, budget)
+        add("no data, Newton's weights of order 2", f"time={time_variable}", bench, made)
     for items in (1, 4, 8, 16):
         add(
             "calibration items",

@@ -39,9 +39,7 @@ def git(*arguments: str) -> str | None:
     """Output of a git command in this repository; None where there is no git or no repository."""
     root = Path(__file__).parents[1]
     try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=root, capture_output=True, text=True, check=True, timeout=10
-        )
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -18,9 +18,7 @@ class Progress:
         self.name, self.total, self.count, self.every = name, total, done, every
         self.started, self.before = time.monotonic(), done
         terminal = sys.stderr.isatty()
-        self.bar = (
-            tqdm(total=total, initial=done, desc=name, unit="item", dynamic_ncols=True) if terminal else None
-        )
+        self.bar = tqdm(total=total, initial=done, desc=name, unit="item", dynamic_ncols=True) if terminal else None
 
     def __enter__(self) -> Progress:
         return self

@@ -27,10 +27,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hicache.forecast import BASES
+from hicache.forecast import BASES, ElementwiseBasis
 from hicache.forecast.table import Row
 
-__all__ = ["Plan", "best_scale", "build_plan", "error_of", "fit", "place", "solve", "total_error", "weigh"]
+__all__ = [
+    "Plan",
+    "best_scale",
+    "build_plan",
+    "error_of",
+    "fit",
+    "formula_rows",
+    "place",
+    "solve",
+    "total_error",
+    "weigh",
+]
 
 RIDGE = 1e-8
 
@@ -257,3 +268,28 @@ def best_scale(
     least, sigma, order = min((error(basis, m, s), s, m) for m in orders for s in sigmas)
     baseline = error("reuse", 0, 1.0)
     return sigma, order, least / baseline if baseline else 0.0
+
+
+def formula_rows(
+    clock: Sequence[float], full_steps: Sequence[int], basis: str, order: int, sigma: float = 1.0
+) -> dict[int, Row]:
+    """The weights of a basis at given full steps, in any time variable.
+
+    Args:
+        clock: the growing time of every step, such as `hicache.sampler.clocks` gives.
+        full_steps: the steps that are computed.
+        basis: a key of `hicache.forecast.BASES` whose weights depend on times alone.
+        order: highest derivative.
+        sigma: contraction factor; its unit is that of the clock.
+    """
+    rule: Any = BASES[basis]
+    if rule.uses_gram or isinstance(rule, ElementwiseBasis):
+        raise ValueError(f"basis: must have weights from times alone, got {basis!r}")
+    if any(b <= a for a, b in itertools.pairwise(clock)):
+        raise ValueError(f"clock: must grow from step to step, got {[round(t, 3) for t in clock]}")
+    rows = {}
+    for step in sorted(set(range(len(clock))) - set(full_steps)):
+        anchors = [a for a in full_steps if a < step][-rule.anchors(order) :]
+        found = rule.weights([clock[a] for a in anchors], clock[step], order, sigma)
+        rows[step] = Row(anchors=tuple(anchors), weights=tuple((float(w),) for w in found))
+    return rows

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Gains", "ddim", "dpmpp", "flow", "gaussian_gram", "log_spectrum"]
+__all__ = ["Gains", "clocks", "ddim", "dpmpp", "flow", "gaussian_gram", "log_spectrum"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,3 +94,15 @@ def gaussian_gram(alpha: Tensor, sigma: Tensor, gains: Gains, spectrum: Tensor, 
         x = keep * x + move * found[-1]
     rows = torch.stack(found)
     return rows @ rows.T / len(spectrum)
+
+
+def clocks(alpha: Tensor, sigma: Tensor) -> dict[str, list[float]]:
+    """Growing times of the T steps by name, from 0 to T - 1 so that the mean gap is one step.
+
+    `index` counts, `sigma` is -sigma / alpha, `log_snr` is log(alpha / sigma), where a clean or empty end is cut off
+    at a ratio of 1e-3.
+    """
+    ratio = sigma / alpha.clamp(min=1e-3 * float(sigma.max()))
+    times = {"index": torch.arange(len(alpha)).double(), "sigma": -ratio, "log_snr": -ratio.clamp(min=1e-3).log()}
+    last = len(alpha) - 1
+    return {name: ((t - t[0]) * (last / (t[-1] - t[0]))).tolist() for name, t in times.items()}

@@ -25,7 +25,9 @@ class DigitsClassifier(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(1, 32, 3, padding=1), nn.SiLU(), nn.Conv2d(32, 32, 3, 2, 1), nn.SiLU())
-        self.tail = nn.Sequential(nn.Conv2d(32, 64, 3, 2, 1), nn.SiLU(), nn.Conv2d(64, FEATURES, 3, padding=1), nn.SiLU())
+        self.tail = nn.Sequential(
+            nn.Conv2d(32, 64, 3, 2, 1), nn.SiLU(), nn.Conv2d(64, FEATURES, 3, padding=1), nn.SiLU()
+        )
         self.head = nn.Linear(FEATURES, 10)
 
     def spatial(self, images: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ levels, upsampled bilinearly. The package carries the data, so nothing is downlo
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
@@ -23,7 +25,7 @@ HELD_OUT = 197
 
 def digits() -> tuple[Tensor, Tensor]:
     """All images `[1797, 1, 16, 16]` float32 in [-1, 1] and their labels `[1797]` int64."""
-    data = load_digits()
+    data: Any = load_digits()
     small = torch.from_numpy(data.images).float()[:, None] / 16
     images = F.interpolate(small, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
     return images * 2 - 1, torch.from_numpy(data.target).long()

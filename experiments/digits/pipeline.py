@@ -77,13 +77,9 @@ class PixelDiTPipeline(DiffusionPipeline):
         sample = self._noise(batch, generator, latents) * self.scheduler.init_noise_sigma
         bar: Any = self.progress_bar
         for t in bar(self.scheduler.timesteps):
-            model_input = self.scheduler.scale_model_input(
-                torch.cat([sample, sample]) if guided else sample, t
-            )
+            model_input = self.scheduler.scale_model_input(torch.cat([sample, sample]) if guided else sample, t)
             timestep = t.to(device).expand(len(model_input))
-            predicted = self.transformer(
-                model_input, timestep=timestep, class_labels=labels, return_dict=False
-            )[0]
+            predicted = self.transformer(model_input, timestep=timestep, class_labels=labels, return_dict=False)[0]
             if guided:
                 conditional, unconditional = predicted.chunk(2)
                 predicted = unconditional + guidance_scale * (conditional - unconditional)

@@ -61,6 +61,11 @@ class Part:
     chunk: int
 
 
+def eager(hook: Callable[..., None]) -> Callable[..., None]:
+    """A hook that runs outside compiled graphs."""
+    return torch.compiler.disable(hook)  # type: ignore[return-value]
+
+
 class Adapter(ABC):
     """What a method needs of a transformer. One subclass per model class, the only model-specific code."""
 
@@ -197,7 +202,7 @@ class Adapter(ABC):
             return self._residual(0, len(blocks), 0, sink, text=False)
         if scope == "final_hidden":
 
-            @torch.compiler.disable
+            @eager
             def leave(module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
                 sink(0, self.unpack(result)[0])
 
@@ -205,7 +210,7 @@ class Adapter(ABC):
         return []
 
     def _observer(self, part: Part, index: int, sink: Sink) -> Callable[..., None]:
-        @torch.compiler.disable
+        @eager
         def observe(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             sink(index, self.value(part, output))
 
@@ -215,11 +220,11 @@ class Adapter(ABC):
         """Hooks that report out - in of blocks [start, stop), with the text rows in front if `text`."""
         entry: list[Streams] = []
 
-        @torch.compiler.disable
+        @eager
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             entry[:] = [self.streams(args, kwargs)]
 
-        @torch.compiler.disable
+        @eager
         def leave(module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
             sink(index, join(self.unpack(result), text) - join(entry.pop(), text))
 

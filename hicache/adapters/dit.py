@@ -77,7 +77,7 @@ class DiTAdapter(Adapter):
 
     def example(self, batch: int, device: torch.device, **shape: int) -> dict[str, Any]:
         config, dtype = self.model.config, self.model.dtype
-        size = shape.get("size", config.sample_size)
+        size: int = shape.get("size") or config.sample_size
         return {
             "hidden_states": torch.zeros(batch, config.in_channels, size, size, device=device, dtype=dtype),
             "timestep": torch.zeros(batch, device=device, dtype=torch.long),

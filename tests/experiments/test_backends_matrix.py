@@ -15,8 +15,8 @@ from experiments.backends import backend_class, load_backend
 from experiments.compose import compose, options
 from experiments.config import Settings, resolve
 from experiments.methods import adapter_class
-from experiments.summary import print_outcome
 from experiments.runner import execute, folder_of, items_of
+from experiments.summary import print_outcome
 
 BACKENDS = [name for name in options("backend") if name != "digits"]
 PLAIN = ["none", "steps"]

@@ -172,6 +172,17 @@ def test_the_gaussian_model_needs_no_run(settings, monkeypatch):
     assert len(plan.full_steps) == 3 and plan.predicted_error < 1
 
 
+def test_a_basis_in_another_time_makes_a_plan(small, tmp_path):
+    path, plans = tmp_path / "plan.json", []
+    for time in ("index", "log_snr"):
+        formula = ["data=gaussian", "refine=none", "basis=newton", f"time={time}", "order=1"]
+        main([*small, *formula, "budget=4", f"output={path}"])
+        plans.append(load_plan(resolve(compose([*small, "method=calibrated", f"method.plan={path}"]))))
+    assert plans[0].full_steps == plans[1].full_steps and plans[0].rows != plans[1].rows
+    with pytest.raises(ConfigError, match="basis: must have weights from times alone"):
+        main([*small, "data=gaussian", "refine=none", "basis=dmd", "budget=4", f"output={path}"])
+
+
 def test_the_best_sigma_is_printed(small, capsys):
     main([*small, "method=hicache", "items=4"])
     assert "sigma=" in capsys.readouterr().out
@@ -193,6 +204,8 @@ def test_contenders_have_equal_full_steps():
         ("items=no", "items: must be of type int, got 'no'"),
         ("method=dmd", "method: must be one of"),
         ("data=gaussian", "refine: must be none for data=gaussian"),
+        ("basis=newton", "basis: must be null unless data=gaussian"),
+        ("time=logsnr", "time: must be one of .*did you mean log_snr"),
         ("scope=blocks", "scope: must be one of output, stack, modules"),
     ],
 )

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import hicache
-from hicache.calibrate import Plan, best_scale, build_plan, error_of, fit, place, total_error, weigh
+from hicache.calibrate import Plan, best_scale, build_plan, error_of, fit, formula_rows, place, total_error, weigh
 from hicache.forecast import BASES
 from hicache.forecast.table import Row, Table
-from hicache.sampler import Gains, ddim, flow, gaussian_gram, log_spectrum
+from hicache.sampler import Gains, clocks, ddim, flow, gaussian_gram, log_spectrum
 
 T = 12
 
@@ -152,3 +152,22 @@ def test_gaussian_model_is_the_run_of_an_ideal_linear_model(prediction):
 def test_the_cost_is_the_size_of_the_gain():
     gains = Gains(sample=torch.ones(2), prediction=torch.tensor([-0.5, 0.25]))
     assert gains.cost.tolist() == [0.5, 0.25]
+
+
+def test_weights_of_a_basis_in_another_time():
+    sigma = torch.linspace(0.99, 0.02, T, dtype=torch.float64)
+    times = clocks((1 - sigma**2).sqrt(), sigma)
+    assert all(t[0] == 0 and t[-1] == pytest.approx(T - 1) and t == sorted(t) for t in times.values())
+    full = [0, 2, 5, 9]
+    plain = formula_rows(times["index"], full, "hermite", 2, 0.6)
+    assert [w[0] for w in plain[7].weights] == pytest.approx(BASES["hermite"].weights([0, 2, 5], 7, 2, 0.6))
+    clock = times["log_snr"]
+    curve = torch.tensor([[1.0, t, t * t] for t in clock], dtype=torch.float64)  # a parabola in log-SNR
+    for step, row in formula_rows(clock, full, "newton", 2).items():
+        if len(row.anchors) == 3:
+            weights = torch.tensor(row.weights, dtype=torch.float64)[:, 0]
+            assert torch.allclose(weights @ curve[list(row.anchors)], curve[step], atol=1e-8)
+    with pytest.raises(ValueError, match="basis: must have weights from times alone, got 'dmd'"):
+        formula_rows(clock, full, "dmd", 2)
+    with pytest.raises(ValueError, match="clock: must grow"):
+        formula_rows([0.0, 2.0, 1.0], [0], "newton", 1)
