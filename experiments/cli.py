@@ -16,9 +16,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from evaluation.errors import EvaluationError
-from experiments.compose import explain, row_configs
+from experiments.compose import absent_rows, explain, row_configs
 from experiments.config import Settings, resolve, to_dataclass
-from experiments.errors import ConfigError
+from experiments.errors import ConfigError, check
 
 __all__ = ["Exit", "JobError", "settings_of"]
 
@@ -73,6 +73,9 @@ def settings_of(config: DictConfig) -> list[Settings]:
     else:
         overrides = list(HydraConfig.get().overrides.task)
         runs = [resolve(composed) for _, composed in row_configs(typed, overrides)]
+        for row, reason in absent_rows(typed.preset):
+            print(f"left out: {row.label} ({reason})", file=sys.stderr)
+        check(bool(runs), "experiment", "must have a row that this version can run", typed.preset.name)
     for settings in runs:
         runner.check(settings)
     return runs

@@ -13,7 +13,9 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import hicache
 from evaluation.statistics import wilcoxon_holm
+from experiments.errors import choose
 from experiments.metrics import TITLES
 from experiments.tables.build import Cell, Row, Table
 
@@ -34,6 +36,8 @@ DIRECTIONS: dict[str, int] = {
 def judged(table: Table, results: Path) -> Table:
     """The table with ranks and tests in its cells."""
     rows = list(table.rows)
+    if table.preset.baseline is not None:
+        choose("preset.baseline", table.preset.baseline, hicache.METHODS)
     for places in blocks(rows):
         for name, direction in DIRECTIONS.items():
             rank(rows, places, name, direction)

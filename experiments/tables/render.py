@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pandas
 
+import hicache
 from experiments.metrics import TITLES
 from experiments.tables.build import Cell, Row, Table
 
@@ -108,7 +109,7 @@ def facts(table: Table) -> list[str]:
     if any(cell.rank for cell in cells):
         said.append("Bold: best of its block; underlined: second.")
     if any(cell.p is not None for cell in cells):
-        baseline = table.preset.baseline
+        baseline = hicache.METHODS[table.preset.baseline or ""].title
         said.append(
             f"▲ ▼: better or worse than {baseline} of the same block, p < {LEVEL} (Wilcoxon's signed-rank test on "
             "paired items, Holm's correction over the block)."

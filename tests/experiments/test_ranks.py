@@ -1,0 +1,111 @@
+"""Best and second of a block, and differences from the baseline that are more than chance."""
+
+import dataclasses
+import json
+import time
+
+import pytest
+from plans import planned
+
+from experiments.manifest import Plan
+from experiments.store import write_json
+from experiments.tables.build import Cell, Table, build, build_plan
+from experiments.tables.ranks import judged, values_of
+from experiments.tables.render import to_csv, to_latex, to_markdown
+
+ITEMS = [f"{index:05d}" for index in range(20)]
+SHIFTS = {"hicache": 1.0, "taylorseer": 0.0, "fora": -1.0}
+
+
+@pytest.fixture
+def table(tmp_path):
+    """The block N=7 of a table with values per item: HiCache above TaylorSeer, FORA below it."""
+    made = build("digits_table3", [], tmp_path)
+    rows = []
+    for row in made.rows:
+        name = row.settings.method.name if row.settings else ""
+        if row.block == "N=7" and name in SHIFTS:
+            folder = tmp_path / "runs" / row.run / "values"
+            folder.mkdir(parents=True)
+            values = {item: 30 + index / 7 + SHIFTS[name] * (1 + index / 50) for index, item in enumerate(ITEMS)}
+            write_json(folder / "psnr.json", values)
+            cell = Cell(value=sum(values.values()) / len(values))
+            row = dataclasses.replace(row, ours={**row.ours, "psnr": cell, "digits_fid": Cell(value=9 - SHIFTS[name])})
+        rows.append(row)
+    return judged(Table(preset=made.preset, rows=rows), tmp_path), tmp_path
+
+
+def named(table: Table) -> dict:
+    return {row.settings.method.name: row.ours for row in table.rows if row.settings and row.block == "N=7"}
+
+
+def test_ranks_follow_the_direction_of_the_metric(table):
+    ours = named(table[0])
+    assert [ours[name]["psnr"].rank for name in SHIFTS] == [1, 2, 0]
+    assert [ours[name]["digits_fid"].rank for name in SHIFTS] == [1, 2, 0], "less is better"
+    others = [row for row in table[0].rows if row.block != "N=7"]
+    assert others and all(cell.rank == 0 for row in others for cell in row.ours.values())
+
+
+def test_the_test_is_against_the_baseline_and_needs_values_per_item(table):
+    ours = named(table[0])
+    assert ours["taylorseer"]["psnr"].p is None, "the baseline is not tested against itself"
+    assert ours["hicache"]["psnr"].p < 0.001 and ours["hicache"]["psnr"].better
+    assert ours["fora"]["psnr"].p < 0.001 and not ours["fora"]["psnr"].better
+    assert all(ours[name]["digits_fid"].p is None for name in SHIFTS)
+
+
+def test_equal_numbers_have_no_best(table):
+    rows = [dataclasses.replace(row, ours={"psnr": Cell(value=3.0)}) for row in table[0].rows]
+    again = judged(Table(preset=table[0].preset, rows=rows), table[1])
+    assert all(row.ours["psnr"].rank == 0 for row in again.rows)
+
+
+def test_items_that_do_not_pair_are_not_tested(table, tmp_path):
+    path = next((tmp_path / "runs").glob("*hicache*/values/psnr.json"))
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(list(values.items())[:5])))
+    plain = [
+        dataclasses.replace(row, ours={n: dataclasses.replace(c, p=None) for n, c in row.ours.items()})
+        for row in table[0].rows
+    ]
+    ours = named(judged(Table(preset=table[0].preset, rows=plain), tmp_path))
+    assert ours["hicache"]["psnr"].p is None and ours["fora"]["psnr"].p < 0.001
+
+
+def test_the_formats_show_it(table):
+    text = to_markdown(table[0])
+    assert "**32." in text and "<u>31." in text and " ▲" in text and " ▼" in text
+    assert "better or worse than TaylorSeer of the same block" in text
+    latex = to_latex(table[0])
+    assert r"\textbf{" in latex and r"\underline{" in latex and r"$\blacktriangle$" in latex
+    assert "psnr_rank" in to_csv(table[0]).splitlines()[0] and "psnr_p" in to_csv(table[0]).splitlines()[0]
+
+
+def test_values_come_from_the_evaluation_too(tmp_path):
+    folder = tmp_path / "r" / "evaluation"
+    folder.mkdir(parents=True)
+    (folder / "values.csv").write_text("item,lpips,clip\n00000,0.5,\n00001,0.25,1\n")
+    assert values_of(tmp_path / "r", "lpips") == {"00000": 0.5, "00001": 0.25}
+    assert values_of(tmp_path / "r", "clip") == {"00001": 1.0} and values_of(tmp_path / "x", "clip") == {}
+
+
+def test_tables_of_two_thousand_runs_take_seconds(small, tmp_path):
+    plan = planned(small, "method=hicache")
+    line = json.loads((plan.folder / "manifest.jsonl").read_text().splitlines()[1])
+    summary = {"mean": 30.0, "low": 29.0, "high": 31.0, "n": 9}
+    lines = []
+    for index in range(2000):
+        run = plan.results / "runs" / f"run-{index:04d}"
+        run.mkdir(parents=True)
+        write_json(run / "status.json", {"state": "done", "pid": 1, "host": "x", "heartbeat": 0.0})
+        write_json(
+            run / "metrics.json", {"psnr": summary, "flops_speedup": 5.0, "wall_speedup": 4.0, "num_full_steps": 9}
+        )
+        frozen = line["frozen"] | {"metrics": line["frozen"]["metrics"] | {"names": ["psnr"]}}
+        lines.append(json.dumps(line | {"index": index, "run": run.name if index else line["run"], "frozen": frozen}))
+    (plan.folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+    started = time.process_time()
+    table = judged(build_plan(Plan(plan.folder)), plan.results)
+    text = to_markdown(table) + to_csv(table) + to_latex(table)
+    assert time.process_time() - started < 5 and text.count("run-1999") == 3
