@@ -7,7 +7,8 @@
 
     items     calibration items (32), with seeds of their own (calibration_seed=1000)
     data      trajectories, or gaussian: no data, a Gaussian model of the noise schedule (scope output)
-    memory    anchors per weight row (4 at scope output, else 3)
+    memory    anchors per weight row (4 at scope output, 3 elsewhere and without data)
+    ridge     relative to the trace (1e-8; 1e-4 without data)
     refine    loop: weights found under the plan; search: full steps moved under it too; none: open loop.
               At scope output `search` is the default; at the other scopes `loop` re-fits on the model's own values
               along trajectories of the plan, `rounds` times.
@@ -64,7 +65,7 @@ class Options:
     refine: str = "search"
     rounds: int = 2
     seconds: float = 60.0
-    ridge: float = 1e-8
+    ridge: float | None = None
     output: str | None = None
     basis: str | None = None
     time: str = "index"
@@ -82,13 +83,19 @@ class Options:
             check(getattr(self, key) >= 1, key, "must be an integer >= 1", getattr(self, key))
         check(self.memory is None or self.memory >= 1, "memory", "must be an integer >= 1", self.memory)
         for key in ("seconds", "ridge"):
-            check(getattr(self, key) >= 0, key, "must be a number >= 0", getattr(self, key))
+            value = getattr(self, key)
+            check(value is None or value >= 0, key, "must be a number >= 0", value)
         check(
             self.data == "trajectories" or self.refine == "none",
             "refine",
             "must be none for data=gaussian",
             self.refine,
         )
+
+    @property
+    def penalty(self) -> float:
+        """The ridge; a model of the schedule is smoother than any data and needs a larger one."""
+        return (1e-8 if self.data == "trajectories" else 1e-4) if self.ridge is None else self.ridge
 
     @staticmethod
     def parse(given: dict[str, str]) -> Options:
@@ -165,7 +172,7 @@ def measure(settings: Settings, options: Options, backend: Backend) -> Calibrati
     gram = output[None] if scope == "output" else torch.stack(list(sites.values()))
     loop = None
     if scope == "output":
-        loop = Loop(backend=backend, items=items, sampling=sampling, gains=gains, path=path, ridge=options.ridge)
+        loop = Loop(backend=backend, items=items, sampling=sampling, gains=gains, path=path, ridge=options.penalty)
     return Calibration(gram=gram, size=output.diagonal(), gains=gains, loop=loop, items=items)
 
 
@@ -199,8 +206,8 @@ def schedule(settings: Settings, backend: Backend) -> tuple[Tensor, Tensor, str,
 def make_plan(settings: Settings, options: Options, found: Calibration, budget: int, backend: Backend) -> Plan:
     """The plan for so many full steps."""
     scope, cost = settings.scope, found.gains.cost
-    memory = options.memory or (4 if scope == "output" else 3)
-    plan = build_plan(found.gram, cost, scope, budget=budget, memory=memory, ridge=options.ridge, size=found.size)
+    memory = options.memory or (4 if scope == "output" and options.data == "trajectories" else 3)
+    plan = build_plan(found.gram, cost, scope, budget=budget, memory=memory, ridge=options.penalty, size=found.size)
     if options.basis is not None:
         plan = by_formula(settings, options, found, plan)
     print(
@@ -211,7 +218,7 @@ def make_plan(settings: Settings, options: Options, found: Calibration, budget: 
     if found.loop is None:
         for _ in range(options.rounds):
             gram = refit(backend, settings, found.items, plan)
-            rows = build_plan(gram, cost, scope, full_steps=plan.full_steps, memory=memory, ridge=options.ridge).rows
+            rows = build_plan(gram, cost, scope, full_steps=plan.full_steps, memory=memory, ridge=options.penalty).rows
             plan = dataclasses.replace(plan, rows=rows)
         return plan
     full = list(plan.full_steps)
@@ -222,7 +229,7 @@ def make_plan(settings: Settings, options: Options, found: Calibration, budget: 
         f"  closed loop: {float(-10 * errors.clamp(min=1e-12).log10().mean()):.2f} dB on the calibration items",
         flush=True,
     )
-    placed = build_plan(found.gram, cost, scope, full_steps=full, memory=memory, ridge=options.ridge, size=found.size)
+    placed = build_plan(found.gram, cost, scope, full_steps=full, memory=memory, ridge=options.penalty, size=found.size)
     return dataclasses.replace(placed, rows=rows)
 
 

@@ -1,6 +1,6 @@
 """The calibrated plan against the other methods at equal full steps, and what it depends on.
 
-    python -m experiments.calibrate_study backend=digits part=methods,classes,robustness study_items=60
+    python -m experiments.calibrate_study backend=digits part=methods,classes,robustness,free study_items=60
 
 Every method runs the same unseen items and is compared with the un-cached result of the same noise by PSNR. The others
 choose the best of their settings (order, sigma, scope) on the very items that they are judged on; the plan is
@@ -141,16 +141,6 @@ def robustness(settings: Settings, bench: Bench, budget: int, seconds: float) ->
     for refine in ("none", "loop", "search"):
         add("refinement", refine, bench, refined(settings, dataclasses.replace(options, refine=refine), budget))
     loop = dataclasses.replace(options, refine="loop")
-    add(
-        "no data (Gaussian model)",
-        "open loop",
-        bench,
-        refined(settings, Options(data="gaussian", refine="none"), budget),
-    )
-    for time_variable in ("index", "sigma", "log_snr"):
-        free = Options(data="gaussian", refine="none", basis="newton", time=time_variable)
-        made = refined(dataclasses.replace(settings, order=2), free, budget)
-        add("no data, Newton's weights of order 2", f"time={time_variable}", bench, made)
     for items in (1, 4, 8, 16):
         add(
             "calibration items",
@@ -175,6 +165,26 @@ def robustness(settings: Settings, bench: Bench, budget: int, seconds: float) ->
         add("other step counts", f"{steps} steps, loop", Bench(other, bench.items), refined(other, loop, budget))
 
 
+def without_data(settings: Settings, bench: Bench) -> None:
+    """Plans from the noise schedule alone: least-squares weights, and those of Newton's basis in three times."""
+    lines: list[Line] = []
+    for budget in BUDGETS:
+        plans = {"least squares": Options(data="gaussian", refine="none")}
+        for variable in ("index", "sigma", "log_snr"):
+            free = Options(data="gaussian", refine="none", basis="newton", time=variable)
+            plans[f"Newton, order 2, time={variable}"] = free
+        for setting, options in plans.items():
+            plan, _ = refined(dataclasses.replace(settings, order=2), options, budget)
+            lines.append(Line.of("plan without data", budget, setting, bench.plan_psnr(plan)))
+            print(f"without data, {budget} full steps, {setting}: {lines[-1].mean:.2f} dB", flush=True)
+    title = "Plans without calibration data: full steps placed by the Gaussian model of the noise schedule"
+    write_table(FOLDER / "calibrated_free", title, FREE_NOTE, lines)
+
+
+FREE_NOTE = (
+    "PSNR against the un-cached result of the same noise, mean over unseen items with its 95 % bootstrap interval. The "
+    "model has two constants, the largest variance (100) and the ridge (1e-4), chosen on this backend."
+)
 NOTE = (
     "PSNR against the un-cached result of the same noise, mean over unseen items with its 95 % bootstrap interval; "
     "in brackets the seconds of the calibration on a shared two-core machine. `none` is the open-loop plan, `loop` has "
@@ -185,9 +195,9 @@ NOTE = (
 def main(arguments: Sequence[str]) -> None:
     """The command line."""
     own, overrides = split_arguments(arguments, ("part", "study_items", "seconds"))
-    parts = own.get("part", "methods,classes,robustness").split(",")
+    parts = own.get("part", "methods,classes,robustness,free").split(",")
     for part in parts:
-        choose("part", part, ("methods", "classes", "robustness"))
+        choose("part", part, ("methods", "classes", "robustness", "free"))
     try:
         count, seconds = int(own.get("study_items", "60")), float(own.get("seconds", "60"))
     except ValueError as error:
@@ -212,6 +222,8 @@ def main(arguments: Sequence[str]) -> None:
         unseen = [item for item in many if item.title in set("56789")]
         text = note.replace("unseen seeds", "unseen seeds of classes 5 to 9; the plan is calibrated on classes 0 to 4")
         compare(Bench(settings, unseen), plans, "calibrated_classes", "Equal full steps of 50, unseen classes", text)
+    if "free" in parts:
+        without_data(settings, Bench(settings, items))
     if "robustness" in parts:
         robustness(settings, Bench(settings, items), 8, seconds)
 

@@ -70,7 +70,7 @@ def dpmpp(alphas_cumprod: Sequence[float]) -> Gains:
     return Gains(sample=sigma[1:] / sigma[:-1] + clean, prediction=-sigma[:-1] * clean)
 
 
-def log_spectrum(low: float = 1e-4, high: float = 10.0, size: int = 64) -> Tensor:
+def log_spectrum(low: float = 1e-4, high: float = 100.0, size: int = 64) -> Tensor:
     """Variances spaced evenly in their logarithm: a guess that prefers no scale."""
     return torch.logspace(math.log10(low), math.log10(high), size, dtype=torch.float64)
 
