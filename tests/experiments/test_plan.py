@@ -36,7 +36,7 @@ def test_references_come_first_and_rows_mean_what_was_composed(small):
     assert [row.frozen["seed"] for row in plan.rows if row.reference] == [0, 1, 0, 1]
     for row in plan.rows:
         assert run_id(row.settings(plan.results)) == row.run
-    assert plan.rows[2].label == "HiCache (N=3, m=4, σ=0.75), seed=0"
+    assert plan.rows[2].label == "HiCache (N=3, m=4, σ=0.7), seed=0"
     assert plan.facts["code"]["constraints"] and plan.facts["rows"] == 6
 
 
@@ -66,7 +66,7 @@ def test_freezing_keeps_every_setting(backend, tmp_path):
 @pytest.mark.parametrize("preset", options("experiment"))
 def test_rows_composed_together_are_those_composed_alone(preset):
     line = [f"experiment={preset}", "seed=3", "num_items=2"]
-    for row, config in list(row_configs(compose(line), line))[:6]:
+    for row, config in list(row_configs(compose(line), line))[-3:]:
         alone = compose([*line, *row.set])
         alone.preset = None
         assert config == alone, row.label
