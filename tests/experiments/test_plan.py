@@ -31,7 +31,7 @@ def test_sweeps_multiply_in_order():
 
 
 def test_references_come_first_and_rows_mean_what_was_composed(small):
-    plan = planned(small, "method=hicache,fora", "seed=0,1")
+    plan = planned(small, "method=hicache,fora", "seed=0,1", "sigma=0.5")
     assert [row.reference is None for row in plan.rows] == [True, True, False, False, False, False]
     assert [row.frozen["seed"] for row in plan.rows if row.reference] == [0, 1, 0, 1]
     for row in plan.rows:
