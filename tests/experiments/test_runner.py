@@ -56,7 +56,7 @@ def test_a_run_leaves_what_it_promises(small, run_py, capsys):
     out = capsys.readouterr().out.strip().splitlines()
     assert out[-1].startswith("run: ")
     folder = Path(out[-1].removeprefix("run: "))
-    assert folder.name.startswith("digits-hicache-n3o4s0.75-")
+    assert folder.name.startswith("digits-hicache-n3o4s0.70-")
     names = {path.name for path in folder.iterdir()}
     assert {
         "config.yaml",
