@@ -220,7 +220,7 @@ def main(arguments: Sequence[str]) -> None:
         plans = {budget: refined(settings, options, budget)[0] for budget in BUDGETS}
         many = items_of(dataclasses.replace(settings, num_items=2 * count))
         unseen = [item for item in many if item.title in set("56789")]
-        text = note.replace("unseen seeds", "unseen seeds of classes 5 to 9; the plan is calibrated on classes 0 to 4")
+        text = note.replace("unseen seeds", "unseen seeds of classes 5 to 9 (the plan is calibrated on classes 0 to 4)")
         compare(Bench(settings, unseen), plans, "calibrated_classes", "Equal full steps of 50, unseen classes", text)
     if "free" in parts:
         without_data(settings, Bench(settings, items))
