@@ -36,7 +36,7 @@ def test_references_come_first_and_rows_mean_what_was_composed(small):
     assert [row.frozen["seed"] for row in plan.rows if row.reference] == [0, 1, 0, 1]
     for row in plan.rows:
         assert run_id(row.settings(plan.results)) == row.run
-    assert plan.rows[2].label == "HiCache (N=3, m=4, σ=0.7), seed=0"
+    assert plan.rows[2].label == "HiCache (N=3, m=4, σ=0.5), seed=0"
     assert plan.facts["code"]["constraints"] and plan.facts["rows"] == 6
 
 
