@@ -108,8 +108,8 @@ def caching(backend: Backend, settings: Settings) -> Iterator[Handle | None]:
         yield handle
 
 
-def count_flops(backend: Backend, settings: Settings, full_steps: list[int]) -> Cost:
-    """FLOPs of one item that was computed at `full_steps`, from shapes."""
+def count_flops(backend: Backend, settings: Settings, full_steps: list[int] | None = None) -> Cost:
+    """FLOPs of one item, from shapes; `full_steps` are those executed, by default those planned."""
     steps = sampling_of(settings).num_steps
     options: dict[str, Any] = {"num_steps": steps, "batch": backend.model_batch(1), **backend.shape()}
     options["full_steps"] = full_steps
