@@ -10,6 +10,7 @@ Branches of two-call guidance are told apart by diffusers' `cache_context`, neve
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from math import prod
 from typing import Any, ClassVar
 
@@ -82,23 +83,22 @@ class StreamsAdapter(Adapter):
             call["_condition"] = self._embed_condition(call, hidden)
         return call["_condition"]
 
+    @abstractmethod
     def _embed_condition(self, call: Call, hidden: Tensor) -> Tensor:
-        raise TypeError(f"{type(self).__name__} must say how its condition is embedded")
+        """The condition, computed anew; `condition` keeps it for the rest of the call."""
 
     def head(self, call: Call, hidden: Tensor) -> Tensor:
         return self.model.proj_out(self.model.norm_out(hidden, self.condition(call, hidden)))
 
     def published_estimate(self, call: dict[str, Any]) -> float:
         """Embedders of both streams, the modulations of all blocks as a whole, and the head, 2 per multiply-add."""
-        image, text = call["hidden_states"], call["encoder_hidden_states"]
         batch, tokens = self._image_tokens(call)
         model = self.model
         rows = {
             tokens: [self._image_embedder(), model.proj_out],
-            text.shape[1]: [self._text_embedder()],
+            call["encoder_hidden_states"].shape[1]: [self._text_embedder()],
             1: [model.time_text_embed, model.norm_out, *self._modulations()],
         }
-        del image
         return float(sum(2 * batch * n * weights(module) for n, modules in rows.items() for module in modules))
 
     def _image_tokens(self, call: dict[str, Any]) -> tuple[int, int]:

@@ -147,9 +147,9 @@ def test_delta_dit_replaces_the_back_then_the_front():
     for hook in hooks:
         hook.remove()
     assert full == [0, 2, 5, 8]
-    early, late = 2, 3  # estimated steps 1, 3, 4 replace the back (step <= 4.5), 6 and 7 the front
-    assert [len(counts[i]) for i in range(3)] == [9 - 2, 9, 9 - 3]
-    assert early + late == 5
+    back, front = 3, 2  # estimated steps 1, 3, 4 replace the back (step <= 4.5), 6 and 7 the front
+    assert [len(counts[i]) for i in range(3)] == [9 - front, 9, 9 - back]
+    assert len(full) + back + front == 9
 
 
 def test_delta_dit_flops_of_dit_xl():
