@@ -13,10 +13,18 @@ __all__ = ["SCOPES", "Action", "Scope", "Site"]
 
 
 class Action(Enum):
-    """What happens to a site at a step."""
+    """What happens to a site at a step; the first three are also the kinds of a step as a whole.
+
+    COMPUTE runs it and remembers its value. ESTIMATE replaces it by a forecast. MIXED is a step of the model's own
+    forward in which every module has an action of its own: one of these two, PATCH (a forecast of which some token
+    rows are recomputed) or VERIFY (run it, measure how wrong its forecast is, and go on with the forecast).
+    """
 
     COMPUTE = "compute"
     ESTIMATE = "estimate"
+    MIXED = "mixed"
+    PATCH = "patch"
+    VERIFY = "verify"
 
 
 @dataclass(frozen=True)

@@ -91,9 +91,13 @@ class Forecaster:
         found = self.history.coefficients(step, self.sigma.at(step, k, self.num_steps))
         return [w.to(self._device, non_blocking=True) if isinstance(w, Tensor) else w for w in found]
 
-    def predict(self, step: int) -> Tensor:
-        """The forecast at `step`, in the dtype of the observed values."""
-        weights, frames = self.coefficients(step), self._frames()
+    def predict(self, step: int, site: int | None = None) -> Tensor:
+        """The forecast at `step`, in the dtype of the observed values; of one site only, if `site` is given."""
+        weights, frames = self.coefficients(step), self.history.frames
+        if site is not None:
+            weights = [w[site] if isinstance(w, Tensor) else w for w in weights]
+            frames = [frame[site] for frame in frames]
+        frames = [frame.to(self._device, non_blocking=True) for frame in frames]
         if self.numerics == "reference":
             total = frames[0].clone()
             for weight, frame in zip(weights[1:], frames[1:], strict=True):
@@ -102,6 +106,10 @@ class Forecaster:
                 total += frame * factor.reshape(factor.shape + (1,) * (frame.dim() - lead))
             return total
         return combine(weights, frames, self._dtype)
+
+    def amend(self, site: int) -> Tensor:
+        """The newest value of a site, to be changed in place: what a forecast starts from (the ladder's `D_0`)."""
+        return self.history.newest[site]
 
     def gated_predict(self, step: int, base: Tensor, gates: Tensor) -> Tensor:
         """`base + sum_site gate_site * forecast_site` at `step`, for frames of many sites.

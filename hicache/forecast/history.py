@@ -73,6 +73,11 @@ class History(ABC):
     def coefficients(self, step: int, sigma: Scalar) -> list[Scalar]:
         """Scalars that combine `frames` to the forecast at `step`."""
 
+    @property
+    def newest(self) -> Tensor:
+        """The value of the last anchor."""
+        return self.frames[-1]
+
     @abstractmethod
     def slope(self) -> tuple[Tensor, Tensor, float] | None:
         """`(newer, older, gap)` with `D_1 = (newer - older) / gap`, or None where there is no difference yet."""
@@ -170,6 +175,10 @@ class Elementwise(History):
         return self.anchors[-1], self.anchors[-2], float(self.times[-1] - self.times[-2])
 
     @property
+    def newest(self) -> Tensor:
+        return self.anchors[-1]
+
+    @property
     def bytes(self) -> int:
         return super().bytes + sum(t.numel() * t.element_size() for t in self.anchors)
 
@@ -192,6 +201,10 @@ class Differences(History):
     def coefficients(self, step: int, sigma: Scalar) -> list[Scalar]:
         assert isinstance(self.basis, LadderBasis)
         return self.basis.coefficients(step - self.times[-1], len(self.frames) - 1, sigma)
+
+    @property
+    def newest(self) -> Tensor:
+        return self.frames[0]
 
     def slope(self) -> tuple[Tensor, Tensor, float] | None:
         if len(self.frames) < 2:

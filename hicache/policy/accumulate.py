@@ -75,7 +75,8 @@ class TeaCache(Policy):
             raise ValueError(f"polynomial: must be one of {known}, got {self.polynomial!r}")
         self.prepare("identity")
 
-    def prepare(self, family: str) -> None:
+    def prepare(self, family: str, blocks: int = 0) -> None:
+        del blocks
         name = family if self.polynomial == "auto" else self.polynomial
         self.coefficients = POLYNOMIALS.get(name, POLYNOMIALS["identity"])
 

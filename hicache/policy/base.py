@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from hicache.tree import Action
+from hicache.tree import Action, Site
 
 __all__ = ["Clock", "Policy"]
 
@@ -17,7 +18,8 @@ class Clock:
 
     `step` counts the calls of one branch, 0..T-1, growing while noise falls (a second-order solver calls
     twice per solver step: both are steps). `timestep` is what the model was given, where it is known. `change` is the
-    relative change of what a policy watches, None while there is nothing to compare with.
+    relative change of what a policy watches, None while there is nothing to compare with. `error` is how
+    wrong the forecasts verified at the last step were, None if there were none.
     """
 
     branch: str = ""
@@ -25,6 +27,7 @@ class Clock:
     num_steps: int | None = None
     timestep: float | None = None
     change: float | None = None
+    error: float | None = None
     anchors: list[int] = field(default_factory=list)
 
 
@@ -34,17 +37,35 @@ class Policy(ABC):
     A policy with an `indicator` is told how much the modulated input of the first block changed since the last call;
     one that is a `probe` is asked only when the blocks before the span have run, and told how much they moved since
     the last computed step. Both arrive as `clock.change`. Every branch has its own copy of a policy.
+
+    A policy that `mixes` also decides MIXED, and then is asked for the action of each module that it `covers`;
+    the others run. Modules that it always computes at the same steps share a history: `grouping` says which (`all`
+    of them, those of a `kind`, or each `site` alone).
     """
 
     indicator: ClassVar[bool] = False
     probe: ClassVar[bool] = False
+    mixes: ClassVar[bool] = False
+    grouping: ClassVar[str] = "all"
+    timed: ClassVar[bool] = False
+    """Whether it reads `clock.timestep`, for which a GPU must be waited for."""
 
-    def prepare(self, family: str) -> None:  # noqa: B027
-        """The method is enabled on a model of `family` (an adapter's name for it)."""
+    def prepare(self, family: str, blocks: int) -> None:  # noqa: B027
+        """The method is enabled on a model of `family` (an adapter's name for it) with so many blocks."""
 
     @abstractmethod
     def decide(self, clock: Clock) -> Action:
-        """COMPUTE or ESTIMATE for the step that `clock` points at."""
+        """COMPUTE, ESTIMATE or MIXED for the step that `clock` points at."""
+
+    def covers(self, site: Site) -> bool:
+        """Whether the policy has a say in what happens to a module."""
+        del site
+        return True
+
+    def site_action(self, clock: Clock, site: Site) -> Action:
+        """What a module that is covered does at a MIXED step: COMPUTE, ESTIMATE or VERIFY."""
+        del clock, site
+        return Action.ESTIMATE
 
     def stage(self, clock: Clock) -> int:
         """Which span of scope `front_back` an estimated step replaces: 0 the back half, 1 the front half."""
@@ -53,9 +74,9 @@ class Policy(ABC):
 
     def plan(self, num_steps: int) -> list[int] | None:
         """The full steps of a run of `num_steps`, or None where they depend on the data."""
-        clock, full = Clock(num_steps=num_steps), []
+        policy, clock, full = copy.deepcopy(self), Clock(num_steps=num_steps), []
         for clock.step in range(num_steps):
-            if self.decide(clock) is Action.COMPUTE:
+            if policy.decide(clock) is Action.COMPUTE:
                 full.append(clock.step)
                 clock.anchors.append(clock.step)
         return full
