@@ -125,7 +125,7 @@ class Executor:
         branch = self._branches.get(self.branch)
         if branch is None:
             policy = copy.deepcopy(self.method.policy)
-            policy.prepare(self.adapter.family)
+            policy.prepare(self.adapter.family, len(self.adapter.blocks()))
             branch = self._branches[self.branch] = Branch(self.branch, self.num_steps, self._forecaster(), policy)
         clock = branch.clock
         clock.step, clock.timestep = clock.step + 1, timestep
