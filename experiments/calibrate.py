@@ -194,13 +194,7 @@ def schedule(settings: Settings, backend: Backend) -> tuple[Tensor, Tensor, str,
     except ValueError as error:
         raise ConfigError(f"data: must be trajectories for a schedule that depends on the size ({error})") from error
     gains = probe(copy.deepcopy(scheduler))
-    if hasattr(scheduler, "alphas_cumprod"):
-        squared = scheduler.alphas_cumprod.double()[scheduler.timesteps.long().cpu()]
-        alpha, sigma, kind = squared.sqrt(), (1 - squared).sqrt(), "eps"
-    else:
-        sigma = scheduler.sigmas.double().cpu()[:-1]
-        alpha, kind = 1 - sigma, "flow"
-    return alpha, sigma, kind, gains
+    return *sampler.levels(scheduler), gains
 
 
 def make_plan(settings: Settings, options: Options, found: Calibration, budget: int, backend: Backend) -> Plan:

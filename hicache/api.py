@@ -7,6 +7,7 @@ print(cache.report)
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -19,6 +20,7 @@ from hicache.executor import Executor
 from hicache.forecast import Forecaster
 from hicache.methods import CacheMethod, method
 from hicache.report import Report
+from hicache.sampler import clock_of
 
 __all__ = ["Handle", "cached", "disable", "enable", "forecaster"]
 
@@ -40,7 +42,7 @@ class Handle:
         self._patched: list[tuple[Any, str, Any, Any]] = []
         # An offload hook has replaced `forward` and keeps the model's own one here: stay inside it.
         name = "_old_forward" if "_old_forward" in vars(self.model) else "forward"
-        self.executor = Executor(adapter, cache_method, getattr(self.model, name))
+        self.executor = Executor(adapter, self._timed(cache_method), getattr(self.model, name))
         self._patch(self.model, name, self._forward(self.executor.forward))
         self._patch(self.model, MARK, self)
         context = getattr(self.model, "cache_context", None)
@@ -81,6 +83,16 @@ class Handle:
                 slots["_old_forward"] = self.executor.forward
         self._patched = []
         self.executor.detach()
+
+    def _timed(self, cache_method: CacheMethod) -> CacheMethod:
+        """The method with the clock that its time variable needs."""
+        time = cache_method.knobs.time
+        if time == "index" or not cache_method.caches:
+            return cache_method
+        pipe = self.pipe
+        if getattr(pipe, "scheduler", None) is None:
+            raise ValueError(f"time: must be index without a pipeline that has a scheduler, got {time!r}")
+        return dataclasses.replace(cache_method, clock=lambda: clock_of(getattr(pipe, "scheduler", None), time))
 
     def _patch(self, owner: Any, name: str, ours: Any) -> None:
         self._patched.append((owner, name, ours, vars(owner).get(name)))

@@ -27,7 +27,7 @@ Every entry is a composition, so any knob may be turned: `method("hicache", poli
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
@@ -52,6 +52,8 @@ __all__ = ["MAX_ORDER", "METHODS", "CacheMethod", "Knobs", "MethodSpec", "lookup
 MAX_ORDER = 6
 """Beyond it the differences are rounding noise."""
 
+TIMES = ("index", "sigma", "log_snr")
+
 DTYPES: dict[str, torch.dtype | None] = {"feature": None, "fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -70,6 +72,8 @@ class Knobs:
         policy: `interval`, `algorithm1`, `mask`, `growing` or `every`.
         policy_options: further parameters of the policy (`window`, `alpha`).
         mask: the full steps of policy `mask`.
+        time: the variable that the basis extrapolates in: `index` of the step, noise level `sigma`, or `log_snr`; the
+            last two from the scheduler of the pipeline, scaled so that the mean step is 1.
         basis: overrides the basis of the method.
         basis_options: parameters of the basis (`variant`, `degree`, `ridge`, `mix`, `rank`, `holdout`, ...).
         history: `snapshots`, or `differences` in the feature dtype.
@@ -91,6 +95,7 @@ class Knobs:
     policy: str = "interval"
     policy_options: Mapping[str, Any] = field(default_factory=dict)
     mask: Sequence[int] | None = None
+    time: str = "index"
     basis: str = "reuse"
     basis_options: Mapping[str, Any] = field(default_factory=dict)
     history: str = "snapshots"
@@ -105,6 +110,7 @@ class Knobs:
         lookup("scope", self.scope, SCOPES)
         lookup("sigma_schedule", self.sigma_schedule, SIGMA_SCHEDULES)
         lookup("policy", self.policy, POLICIES)
+        lookup("time", self.time, TIMES)
         lookup("basis", self.basis, BASES)
         lookup("history", self.history, HISTORIES)
         lookup("numerics", self.numerics, ("clean", "reference"))
@@ -125,7 +131,8 @@ class Knobs:
                 f"history: {self.basis} has no ladder of differences, must be snapshots, got 'differences'"
             )
         self.build_sigma()
-        self.build_basis()
+        if self.build_basis().counts_steps() and self.time != "index":
+            raise ValueError(f"time: must be index for basis {self.basis}, which counts steps, got {self.time!r}")
 
     def build_sigma(self) -> SigmaSchedule:
         """A fresh sigma schedule."""
@@ -168,6 +175,8 @@ class CacheMethod:
     policy: Policy
     knobs: Knobs
     caches: bool = True
+    clock: Callable[[], Sequence[float]] | None = field(default=None, compare=False)
+    """Times of the steps of the generation that begins; the handle gives it where `knobs.time` needs one."""
 
     def build_forecaster(self, lead: int = 1, channel: int = -1) -> Forecaster:
         """A fresh forecaster; `lead` and `channel` as in `Forecaster`."""
@@ -176,7 +185,7 @@ class CacheMethod:
         basis, dtype = knobs.build_basis(), DTYPES[knobs.history_dtype]
         kind = Elementwise if isinstance(basis, ElementwiseBasis) else HISTORIES[knobs.history]
         history = kind(basis, knobs.order, warmup, dtype, knobs.history_place, lead)
-        return Forecaster(history, knobs.build_sigma(), knobs.numerics, lead, channel)
+        return Forecaster(history, knobs.build_sigma(), knobs.numerics, lead, channel, self.clock)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +202,8 @@ class MethodSpec:
 
 _NEVER = {"policy_options": {"threshold": 0.0}}
 _POLICY = frozenset({"interval", "warmup_steps", "scope"})
-_LADDER = _POLICY | {"order"}
+_TIMED = _POLICY | {"time"}
+_LADDER = _TIMED | {"order"}
 _SCALED = _LADDER | {"sigma", "sigma_schedule"}
 
 METHODS: dict[str, MethodSpec] = {
@@ -224,12 +234,12 @@ METHODS: dict[str, MethodSpec] = {
         fixed={"basis": "hermite", "sigma_schedule": "adaptive"},
     ),
     "newton": MethodSpec(title="Newton (not published)", paper="", uses=_LADDER, fixed={"basis": "newton"}),
-    "foca": MethodSpec(title="FoCa", paper="arXiv 2508.16211", uses=_POLICY, fixed={"basis": "foca", "gate": False}),
+    "foca": MethodSpec(title="FoCa", paper="arXiv 2508.16211", uses=_TIMED, fixed={"basis": "foca", "gate": False}),
     "chebyshev": MethodSpec(
-        title="Spectrum", paper="arXiv 2603.01623", uses=_POLICY, fixed={"basis": "chebyshev", "gate": False}
+        title="Spectrum", paper="arXiv 2603.01623", uses=_TIMED, fixed={"basis": "chebyshev", "gate": False}
     ),
     "pade": MethodSpec(
-        title="Padé", paper="HiCache++, micro-benchmark", uses=_POLICY, fixed={"basis": "pade", "gate": False}
+        title="Padé", paper="HiCache++, micro-benchmark", uses=_TIMED, fixed={"basis": "pade", "gate": False}
     ),
     "dmd": MethodSpec(title="HiCache++ (DMD)", paper="HiCache++", uses=_SCALED, fixed={"basis": "dmd", "gate": False}),
     "auto": MethodSpec(

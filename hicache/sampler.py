@@ -21,14 +21,16 @@ steps is `G[s, s'] = sum_lambda f_s f_s'`: a model of the noise schedule that ne
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Gains", "clocks", "ddim", "dpmpp", "flow", "gaussian_gram", "log_spectrum"]
+__all__ = ["Gains", "clock_of", "clocks", "ddim", "dpmpp", "flow", "gaussian_gram", "levels", "log_spectrum"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,3 +108,25 @@ def clocks(alpha: Tensor, sigma: Tensor) -> dict[str, list[float]]:
     times = {"index": torch.arange(len(alpha)).double(), "sigma": -ratio, "log_snr": -ratio.clamp(min=1e-3).log()}
     last = len(alpha) - 1
     return {name: ((t - t[0]) * (last / (t[-1] - t[0]))).tolist() for name, t in times.items()}
+
+
+def levels(scheduler: Any) -> tuple[Tensor, Tensor, str]:
+    """alpha and sigma of the steps of a diffusers scheduler whose timesteps are set, and what the model predicts."""
+    if hasattr(scheduler, "alphas_cumprod"):
+        squared = scheduler.alphas_cumprod.double().cpu()[scheduler.timesteps.long().cpu()]
+        return squared.sqrt(), (1 - squared).sqrt(), "eps"
+    sigma = scheduler.sigmas.double().cpu()[: len(scheduler.timesteps)]
+    return 1 - sigma, sigma, "flow"
+
+
+def clock_of(scheduler: Any, name: str) -> list[float]:
+    """The growing times of a scheduler's steps in the variable `name` of `clocks`.
+
+    Raises:
+        ValueError: if two steps have the same time, as with solvers that call the model twice.
+    """
+    alpha, sigma, _ = levels(scheduler)
+    found = clocks(alpha, sigma)[name]
+    if any(b <= a for a, b in itertools.pairwise(found)):
+        raise ValueError(f"time: must grow from step to step, got {name} {[round(t, 3) for t in found]}")
+    return found

@@ -53,7 +53,7 @@ class Auto(Dmd):
         if self.interval is not None and (not isinstance(self.interval, int) or self.interval < 1):
             raise ValueError(f"interval: must be an integer >= 1, got {self.interval!r}")
 
-    def fit(self, times: Sequence[int], target: int, order: int, sigma: Scalar, gram: Tensor) -> Window:
+    def fit(self, times: Sequence[float], target: float, order: int, sigma: Scalar, gram: Tensor) -> Window:
         length = uniform_tail(times)
         if length < FLOOR + 1:
             return Window(tuple(times), order, gram.shape[:-2])
@@ -65,7 +65,7 @@ class Auto(Dmd):
             chosen = self._at_horizon(tail, self._reach(times, target, length), order, sigma)
         return replace(window, chosen=chosen)
 
-    def _reach(self, times: Sequence[int], target: int, length: int) -> int:
+    def _reach(self, times: Sequence[float], target: float, length: int) -> int:
         """h, the distance of the holdout in anchors."""
         spacing = times[-1] - times[-2]
         skipped = self.interval - 1 if self.interval is not None and self.interval > 1 else target - times[-1]

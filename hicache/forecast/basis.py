@@ -44,12 +44,13 @@ class Basis(ABC):
 
     @abstractmethod
     def weights(
-        self, times: Sequence[int], target: int, order: int, sigma: Scalar = 1.0, gram: Tensor | None = None
+        self, times: Sequence[float], target: float, order: int, sigma: Scalar = 1.0, gram: Tensor | None = None
     ) -> list[Scalar]:
         """Weights of the anchors at `times` (oldest first) for the value at step `target`.
 
         Args:
-            times: steps of the available anchors, strictly increasing, at least one.
+            times: steps of the available anchors (in the time variable that is used), strictly increasing, at
+                least one.
             target: the step to forecast, later than every anchor.
             order: highest derivative; fewer anchors than `order + 1` lower it, one anchor means reuse.
             sigma: contraction factor, for bases that have one.
@@ -60,8 +61,12 @@ class Basis(ABC):
         """How many past anchors the basis looks at."""
         return order + 1
 
+    def counts_steps(self) -> bool:
+        """Whether times must be step indices."""
+        return False
 
-def ladder(times: Sequence[int], order: int) -> list[list[float]]:
+
+def ladder(times: Sequence[float], order: int) -> list[list[float]]:
     """Rows `D_0..D_i` of the ladder at the newest anchor, as coefficients over `times` (oldest first).
 
     `D_i` exists only if `D_{i-1}` existed at the previous anchor, so `len(times)` anchors give at most
@@ -89,7 +94,7 @@ class LadderBasis(Basis):
         return [1.0, *(self.phi(i, k, sigma) / math.factorial(i) for i in range(1, order + 1))]
 
     def weights(
-        self, times: Sequence[int], target: int, order: int, sigma: Scalar = 1.0, gram: Tensor | None = None
+        self, times: Sequence[float], target: float, order: int, sigma: Scalar = 1.0, gram: Tensor | None = None
     ) -> list[Scalar]:
         del gram
         rows = ladder(times, order)
@@ -151,7 +156,7 @@ class Newton(Basis):
     """
 
     def weights(
-        self, times: Sequence[int], target: int, order: int, sigma: Scalar = 1.0, gram: Tensor | None = None
+        self, times: Sequence[float], target: float, order: int, sigma: Scalar = 1.0, gram: Tensor | None = None
     ) -> list[Scalar]:
         del sigma, gram
         nodes = times[-(order + 1) :]

@@ -64,7 +64,7 @@ class Chebyshev(Basis):
     def anchors(self, order: int) -> int:
         return self.history
 
-    def polynomials(self, step: int) -> list[float]:
+    def polynomials(self, step: float) -> list[float]:
         """`[T_0, ..., T_M]` at the mapped time of `step`."""
         tau = (2 * step - self.span) / self.span
         row = [1.0, tau]
@@ -73,7 +73,7 @@ class Chebyshev(Basis):
         return row[: self.degree + 1]
 
     def weights(
-        self, times: Sequence[int], target: int, order: int, sigma: Scalar = 1.0, gram: Tensor | None = None
+        self, times: Sequence[float], target: float, order: int, sigma: Scalar = 1.0, gram: Tensor | None = None
     ) -> list[Scalar]:
         del order, sigma, gram
         rows = torch.tensor([self.polynomials(step) for step in times], dtype=torch.float64)

@@ -60,7 +60,7 @@ class Modes:
 class Window:
     """What the forecasts between two anchors share; without `modes` they are Hermite's."""
 
-    times: tuple[int, ...]
+    times: tuple[float, ...]
     order: int
     shape: torch.Size
     modes: Modes | None = None
@@ -98,14 +98,14 @@ class Dmd(GramBasis):
     def anchors(self, order: int) -> int:
         return max(self.history, order + 1)
 
-    def fit(self, times: Sequence[int], target: int, order: int, sigma: Scalar, gram: Tensor) -> Window:
+    def fit(self, times: Sequence[float], target: float, order: int, sigma: Scalar, gram: Tensor) -> Window:
         window = Window(tuple(times), order, gram.shape[:-2])
         length = uniform_tail(times)
         if length < FLOOR:
             return window
         return Window(window.times, order, window.shape, self.identify(on_cpu(gram)[:, -length:, -length:]))
 
-    def advance(self, fitted: Window, target: int, sigma: Scalar) -> list[Scalar]:
+    def advance(self, fitted: Window, target: float, sigma: Scalar) -> list[Scalar]:
         times, modes = fitted.times, fitted.modes
         if modes is None:
             return HERMITE.weights(times, target, fitted.order, sigma)
@@ -117,7 +117,7 @@ class Dmd(GramBasis):
         unused = [0.0] * (len(times) - found.shape[1])
         return [*unused, *(c.reshape(fitted.shape) if c.any() else 0.0 for c in found.unbind(-1))]
 
-    def hermite(self, fitted: Window, target: int, sigma: Scalar) -> Tensor:
+    def hermite(self, fitted: Window, target: float, sigma: Scalar) -> Tensor:
         """Hermite's weights of all anchors, `[L, K]`."""
         rows = math.prod(fitted.shape)
         if isinstance(sigma, Tensor):

@@ -65,14 +65,17 @@ class Foca(Basis):
     def anchors(self, order: int) -> int:
         return {"variable": 3, "paper": 2, "util": 2, "anchored": self.history}[self.variant]
 
+    def counts_steps(self) -> bool:
+        return self.variant == "anchored"
+
     def weights(
-        self, times: Sequence[int], target: int, order: int, sigma: Scalar = 1.0, gram: Tensor | None = None
+        self, times: Sequence[float], target: float, order: int, sigma: Scalar = 1.0, gram: Tensor | None = None
     ) -> list[Scalar]:
         del order, sigma, gram
         if len(times) == 1:
             return [1.0]
         if self.variant == "anchored":
-            return [*_anchored(times, target)]
+            return [*_anchored([int(t) for t in times], int(target))]
         if self.variant == "util":
             found = [-1 / 6, 7 / 6]
         else:
@@ -82,7 +85,7 @@ class Foca(Basis):
         return [*(0.0 for _ in times[len(found) :]), *found]
 
 
-def _slope(times: Sequence[int]) -> list[float]:
+def _slope(times: Sequence[float]) -> list[float]:
     """Weights of the slope at the newest of two or three anchors."""
     g = times[-1] - times[-2]
     if len(times) == 2:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ class Forecaster:
             feature dtype, as the published code does.
         lead: number of leading dimensions that an adaptive sigma keeps apart (1: samples; 2: sites and samples).
         channel: the feature axis.
+        clock: gives the growing times of all steps, asked for at every `reset`; None = time is the step index.
     """
 
     def __init__(
@@ -35,12 +36,14 @@ class Forecaster:
         numerics: str = "clean",
         lead: int = 1,
         channel: int = -1,
+        clock: Callable[[], Sequence[float]] | None = None,
     ) -> None:
         self.history = history
         self.sigma = sigma
         self.numerics = numerics
         self.lead = lead
         self.channel = channel
+        self.clock = clock
         self.num_steps: int | None = None
         self.kernel = ""
         self._dtype: torch.dtype | None = None
@@ -85,9 +88,9 @@ class Forecaster:
         """
         if not self.ready:
             raise ValueError(f"step: nothing observed yet, cannot forecast step {step}")
-        k = step - self.last_anchor
-        if k <= 0:
+        if step <= self.last_anchor:
             raise ValueError(f"step: must be later than the last anchor {self.last_anchor}, got {step}")
+        k = self.history.at(step) - self.history.at(self.last_anchor)
         found = self.history.coefficients(step, self.sigma.at(step, k, self.num_steps))
         return [w.to(self._device, non_blocking=True) if isinstance(w, Tensor) else w for w in found]
 
@@ -134,5 +137,6 @@ class Forecaster:
     def reset(self, num_steps: int | None = None) -> None:
         """Forget all anchors; a run of `num_steps` may follow."""
         self.history.reset()
+        self.history.clock = None if self.clock is None else self.clock()
         self.sigma.reset()
         self.num_steps = num_steps

@@ -10,6 +10,9 @@ the ladder is extended only from step `warmup_steps - 1` on. Before it an anchor
 extending it, so after a warm-up of 3 steps (0, 1, 2) the first difference is F(2) - F(1) and F(0) is forgotten.
 Without the gate (`warmup_steps=None`) every anchor extends it.
 
+Anchors are known by their steps. Where the forecast is to extrapolate in another variable, `clock` gives the time of
+every step, and differences, weights and horizons are taken in it.
+
 Frames live in buffers that are allocated once per shape and reused from one generation to the next, on the device of
 the values or, with `place="cpu"`, in pinned host memory that is copied to and from without blocking.
 """
@@ -17,6 +20,7 @@ the values or, with `place="cpu"`, in pinned host memory that is copied to and f
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -47,8 +51,18 @@ class History(ABC):
         self.place = place
         self.lead = lead
         self.times: list[int] = []
+        self.clock: Sequence[float] | None = None
         self.frames: list[Tensor] = []
         self._spare: list[Tensor] = []
+
+    def at(self, step: int) -> float:
+        """The time of a step; its index, unless there is a clock."""
+        return step if self.clock is None else self.clock[step]
+
+    @property
+    def moments(self) -> list[float]:
+        """The times of the anchors."""
+        return [self.at(step) for step in self.times]
 
     def gated(self, step: int) -> bool:
         """Whether an anchor at `step` is still before the ladder starts."""
@@ -119,11 +133,11 @@ class Snapshots(History):
 
     def coefficients(self, step: int, sigma: Scalar) -> list[Scalar]:
         if not isinstance(self.basis, GramBasis):
-            return self.basis.weights(self.times, step, self.order, sigma)
+            return self.basis.weights(self.moments, self.at(step), self.order, sigma)
         assert self.gram is not None
         if self._fitted is None:
-            self._fitted = self.basis.fit(self.times, step, self.order, sigma, self.gram)
-        return self.basis.advance(self._fitted, step, sigma)
+            self._fitted = self.basis.fit(self.moments, self.at(step), self.order, sigma, self.gram)
+        return self.basis.advance(self._fitted, self.at(step), sigma)
 
     def reset(self) -> None:
         super().reset()
@@ -132,7 +146,7 @@ class Snapshots(History):
     def slope(self) -> tuple[Tensor, Tensor, float] | None:
         if len(self.frames) < 2:
             return None
-        return self.frames[-1], self.frames[-2], float(self.times[-1] - self.times[-2])
+        return self.frames[-1], self.frames[-2], float(self.at(self.times[-1]) - self.at(self.times[-2]))
 
 
 class Elementwise(History):
@@ -161,7 +175,7 @@ class Elementwise(History):
     def coefficients(self, step: int, sigma: Scalar) -> list[Scalar]:
         del sigma
         assert isinstance(self.basis, ElementwiseBasis)
-        self.basis.evaluate(self.times, self.anchors, step, self.frames[0])
+        self.basis.evaluate(self.moments, self.anchors, self.at(step), self.frames[0])
         return [1.0]
 
     def reset(self) -> None:
@@ -172,7 +186,7 @@ class Elementwise(History):
     def slope(self) -> tuple[Tensor, Tensor, float] | None:
         if len(self.anchors) < 2:
             return None
-        return self.anchors[-1], self.anchors[-2], float(self.times[-1] - self.times[-2])
+        return self.anchors[-1], self.anchors[-2], float(self.at(self.times[-1]) - self.at(self.times[-2]))
 
     @property
     def newest(self) -> Tensor:
@@ -190,7 +204,7 @@ class Differences(History):
         if not isinstance(self.basis, LadderBasis):
             raise ValueError(f"history: differences need a ladder basis, got {type(self.basis).__name__}")
         old = [] if self.gated(step) or not self.times else self.frames
-        gap = step - self.times[-1] if self.times else 1
+        gap = self.at(step) - self.at(self.times[-1]) if self.times else 1
         if gap <= 0:
             raise ValueError(f"step: must grow, got {step} after {self.times[-1]}")
         new = [value]
@@ -200,7 +214,7 @@ class Differences(History):
 
     def coefficients(self, step: int, sigma: Scalar) -> list[Scalar]:
         assert isinstance(self.basis, LadderBasis)
-        return self.basis.coefficients(step - self.times[-1], len(self.frames) - 1, sigma)
+        return self.basis.coefficients(self.at(step) - self.at(self.times[-1]), len(self.frames) - 1, sigma)
 
     @property
     def newest(self) -> Tensor:

@@ -53,7 +53,7 @@ class Pade(ElementwiseBasis):
     def anchors(self, order: int) -> int:
         return NUMERATOR + DENOMINATOR + 1
 
-    def evaluate(self, times: Sequence[int], anchors: Sequence[Tensor], target: int, out: Tensor) -> None:
+    def evaluate(self, times: Sequence[float], anchors: Sequence[Tensor], target: float, out: Tensor) -> None:
         length = uniform_tail(times)
         spacing = times[-1] - times[-2] if length > 1 else 1
         flat, result = [frame.reshape(-1) for frame in anchors[-length:]], out.view(-1)

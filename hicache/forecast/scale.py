@@ -34,8 +34,8 @@ class SigmaSchedule(ABC):
             raise ValueError(f"sigma: must be a number > 0, got {self.sigma}")
 
     @abstractmethod
-    def at(self, step: int, k: int, num_steps: int | None) -> Scalar:
-        """Sigma for step `step`, `k` steps after the last anchor, in a run of `num_steps`."""
+    def at(self, step: int, k: float, num_steps: int | None) -> Scalar:
+        """Sigma for step `step`, a time of `k` after the last anchor, in a run of `num_steps`."""
 
     def observe(self, history: History, lead: int, channel: int) -> None:
         """Learn from the newest anchor; `lead` leading dimensions are kept apart, `channel` is the feature axis."""
@@ -49,7 +49,7 @@ class SigmaSchedule(ABC):
 class Constant(SigmaSchedule):
     """The same sigma throughout."""
 
-    def at(self, step: int, k: int, num_steps: int | None) -> Scalar:
+    def at(self, step: int, k: float, num_steps: int | None) -> Scalar:
         return self.sigma
 
 
@@ -64,7 +64,7 @@ class Horizon(SigmaSchedule):
         if not self.c > 0:
             raise ValueError(f"c: must be > 0, got {self.c}")
 
-    def at(self, step: int, k: int, num_steps: int | None) -> Scalar:
+    def at(self, step: int, k: float, num_steps: int | None) -> Scalar:
         return min(self.sigma, self.c / (math.sqrt(2) * k))
 
 
@@ -79,7 +79,7 @@ class Linear(SigmaSchedule):
         if not self.sigma_end > 0:
             raise ValueError(f"sigma_end: must be > 0, got {self.sigma_end}")
 
-    def at(self, step: int, k: int, num_steps: int | None) -> Scalar:
+    def at(self, step: int, k: float, num_steps: int | None) -> Scalar:
         if num_steps is None:
             raise ValueError("num_steps: the linear sigma schedule needs the number of steps; call begin(num_steps)")
         return self.sigma + (self.sigma_end - self.sigma) * step / max(num_steps - 1, 1)
@@ -127,7 +127,7 @@ class Adaptive(SigmaSchedule):
         previous = torch.ones_like(size) if self.q is None else self.q
         self.q = ((1 - self.beta) * previous**2 + self.beta * size**2).sqrt()
 
-    def at(self, step: int, k: int, num_steps: int | None) -> Scalar:
+    def at(self, step: int, k: float, num_steps: int | None) -> Scalar:
         if self.q is None:
             return min(self.sigma, self.alpha / (math.sqrt(2) + self.epsilon))
         return (self.alpha / (math.sqrt(2) * self.q + self.epsilon)).clamp(max=self.sigma)

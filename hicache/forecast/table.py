@@ -61,13 +61,16 @@ class Table(Basis):
     def anchors(self, order: int) -> int:
         return self.memory
 
+    def counts_steps(self) -> bool:
+        return True
+
     def weights(
-        self, times: Sequence[int], target: int, order: int, sigma: Scalar = 1.0, gram: Tensor | None = None
+        self, times: Sequence[float], target: float, order: int, sigma: Scalar = 1.0, gram: Tensor | None = None
     ) -> list[Scalar]:
         del order, sigma, gram
         if not self.rows:
             return [*(0.0 for _ in times[1:]), 1.0]
-        row = self.rows.get(target)
+        row = self.rows.get(int(target))
         if row is None:
             raise ValueError(f"step: must be one that the plan estimates, got {target}")
         if tuple(times[-len(row.anchors) :]) != row.anchors:

@@ -33,15 +33,15 @@ class GramBasis(Basis):
     uses_gram = True
 
     @abstractmethod
-    def fit(self, times: Sequence[int], target: int, order: int, sigma: Scalar, gram: Tensor) -> Any:
+    def fit(self, times: Sequence[float], target: float, order: int, sigma: Scalar, gram: Tensor) -> Any:
         """What every forecast of this window needs; `target` is the first of them. Arguments as for `weights`."""
 
     @abstractmethod
-    def advance(self, fitted: Any, target: int, sigma: Scalar) -> list[Scalar]:
+    def advance(self, fitted: Any, target: float, sigma: Scalar) -> list[Scalar]:
         """The weights for step `target` from what `fit` found."""
 
     def weights(
-        self, times: Sequence[int], target: int, order: int, sigma: Scalar = 1.0, gram: Tensor | None = None
+        self, times: Sequence[float], target: float, order: int, sigma: Scalar = 1.0, gram: Tensor | None = None
     ) -> list[Scalar]:
         if gram is None:
             raise ValueError(f"gram: {type(self).__name__} needs the inner products of the anchors, got None")
@@ -52,23 +52,23 @@ class ElementwiseBasis(Basis):
     """A basis that is no weighted sum of anchors: every element has its own formula."""
 
     @abstractmethod
-    def evaluate(self, times: Sequence[int], anchors: Sequence[Tensor], target: int, out: Tensor) -> None:
+    def evaluate(self, times: Sequence[float], anchors: Sequence[Tensor], target: float, out: Tensor) -> None:
         """Write the forecast at step `target` from the anchors (oldest first) into `out`."""
 
     def weights(
-        self, times: Sequence[int], target: int, order: int, sigma: Scalar = 1.0, gram: Tensor | None = None
+        self, times: Sequence[float], target: float, order: int, sigma: Scalar = 1.0, gram: Tensor | None = None
     ) -> list[Scalar]:
         raise ValueError(f"basis: {type(self).__name__} is element-wise and has no scalar weights")
 
 
-def uniform_tail(times: Sequence[int]) -> int:
+def uniform_tail(times: Sequence[float]) -> int:
     """Length of the longest run of equally spaced anchors that ends with the newest.
 
     >>> uniform_tail([0, 1, 2, 9, 16, 23])
     4
     """
     length = min(len(times), 2)
-    while length < len(times) and times[-length] - times[-length - 1] == times[-1] - times[-2]:
+    while length < len(times) and math.isclose(times[-length] - times[-length - 1], times[-1] - times[-2]):
         length += 1
     return length
 

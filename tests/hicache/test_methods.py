@@ -49,7 +49,7 @@ def test_a_method_ignores_what_it_does_not_read_and_can_be_recomposed():
 @pytest.mark.parametrize("name", hicache.METHODS)
 def test_every_entry_composes(name):
     spec = hicache.METHODS[name]
-    assert spec.uses <= {"interval", "order", "sigma", "warmup_steps", "scope", "sigma_schedule"}
+    assert spec.uses <= {"interval", "order", "sigma", "warmup_steps", "scope", "sigma_schedule", "time"}
     built = hicache.method(name, interval=4, order=2, sigma=0.5, warmup_steps=2, scope="stack")
     assert built.name == name
     plan = built.policy.plan(12)
