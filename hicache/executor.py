@@ -10,6 +10,7 @@ Three things happen at a call: the clock of its branch ticks, the policy decides
                final_hidden  head(forecast of h_out)
                output        the forecast itself
     or, for scope span, the model's forward with the span's blocks replaced by their forecast residual
+    MIXED      the model's own forward, in which every module has an action of its own (`hicache.mixed`)
 
 A generation begins with `begin(num_steps)`, or when the timestep goes up; state left by an aborted one is dropped
 there. When its last step is done, the executed full steps are compared with the planned ones.
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -28,20 +29,28 @@ from torch import Tensor, nn
 from hicache.adapters.base import Adapter, Call, Streams
 from hicache.forecast import Forecaster, History
 from hicache.methods import CacheMethod
+from hicache.mixed import Ledger, MixedStep, attach, tracked
+from hicache.observe import observed
+from hicache.patch import Patch
 from hicache.policy import Clock, Policy
 from hicache.report import PlanError, Report, Stopwatch
-from hicache.tree import Action
+from hicache.tree import Action, Site
 
 __all__ = ["Executor"]
 
 
 class Branch:
-    """The state of one branch (conditional, unconditional): its clock, history and policy."""
+    """The state of one branch (conditional, unconditional): its clock, histories, policy and patch.
 
-    def __init__(self, name: str, num_steps: int | None, forecaster: Forecaster, policy: Policy) -> None:
-        self.clock = Clock(branch=name, num_steps=num_steps)
+    `forecaster` remembers the scope as a whole, `ledger` its modules one by one.
+    """
+
+    def __init__(self, clock: Clock, forecaster: Forecaster, ledger: Ledger, policy: Policy, patch: Patch | None):
+        self.clock = clock
         self.forecaster = forecaster
+        self.ledger = ledger
         self.policy = policy
+        self.patch = patch
         self.watched: Tensor | None = None
 
     @torch.no_grad()
@@ -64,6 +73,7 @@ class Executor:
         self.spans = spans_of(method, len(adapter.blocks()))
         if method.policy.probe and method.scope != "span":
             raise ValueError(f"scope: must be span for a policy that probes the blocks before it, got {method.scope!r}")
+        check_mixing(method)
         self.adapter = adapter
         self.method = method
         self.forward = forward
@@ -72,10 +82,15 @@ class Executor:
         self.num_steps: int | None = None
         self.report = Report(method=method.name, num_steps=None)
         self._branches: dict[str, Branch] = {}
-        self._idle: dict[str, Forecaster] = {}
+        self._idle: dict[str, tuple[Forecaster, Ledger]] = {}
         self._announced = False
         self._target: tuple[Forecaster, list[Tensor]] | None = None
-        self._hooks = adapter.attach(method.scope, self.spans, self._record) if method.caches else []
+        self._listening: Ledger | None = None
+        self.cells = tracked(adapter, method.policy, method.patch) if method.mixes else []
+        self.by_module = method.mixes and method.scope == "modules"
+        self._hooks = attach(adapter, self.cells, self._record_cell)
+        if method.caches and not self.by_module:
+            self._hooks += adapter.attach(method.scope, self.spans, self._record)
 
     def detach(self) -> None:
         """Remove every observer from the model and drop the histories."""
@@ -85,7 +100,7 @@ class Executor:
 
     def begin(self, num_steps: int | None) -> None:
         """Start a generation: all branches forget the last one."""
-        self._idle.update((name, branch.forecaster) for name, branch in self._branches.items())
+        self._idle.update((name, (branch.forecaster, branch.ledger)) for name, branch in self._branches.items())
         self._branches = {}
         self._announced = num_steps is not None
         self.num_steps = num_steps
@@ -108,7 +123,7 @@ class Executor:
             action, result = self._probe(branch, args, kwargs)
         else:
             action = self._decide(branch, call)
-            run = self._compute if action is Action.COMPUTE else self._estimate
+            run = {Action.COMPUTE: self._compute, Action.ESTIMATE: self._estimate, Action.MIXED: self._mix}[action]
             result = run(branch, call, args, kwargs)
         watch.stop()
         self._account(branch, action, watch)
@@ -124,9 +139,7 @@ class Executor:
             self.begin(self.num_steps)
         branch = self._branches.get(self.branch)
         if branch is None:
-            policy = copy.deepcopy(self.method.policy)
-            policy.prepare(self.adapter.family, len(self.adapter.blocks()))
-            branch = self._branches[self.branch] = Branch(self.branch, self.num_steps, self._forecaster(), policy)
+            branch = self._branches[self.branch] = self._new_branch()
         clock = branch.clock
         clock.step, clock.timestep = clock.step + 1, timestep
         if clock.num_steps is not None and clock.step >= clock.num_steps:
@@ -139,16 +152,24 @@ class Executor:
     def _read_timestep(self, call: Call) -> float | None:
         """The timestep as a number, unless reading it would make the GPU wait for no need."""
         timestep = self.adapter.timestep(call)
-        if timestep is None or timestep.is_meta or (self._announced and timestep.is_cuda):
+        wait = self.method.policy.timed or not self._announced
+        if timestep is None or timestep.is_meta or (timestep.is_cuda and not wait):
             return None
-        return float(timestep.flatten()[0])
+        return float(timestep.flatten()[0]) / self.adapter.timestep_range
 
-    def _forecaster(self) -> Forecaster:
-        forecaster = self._idle.pop(self.branch, None)
-        if forecaster is None:
-            forecaster = self.method.build_forecaster(lead=2, channel=self.adapter.channel(self.method.scope))
+    def _new_branch(self) -> Branch:
+        method, adapter = self.method, self.adapter
+        forecaster, ledger = self._idle.pop(self.branch, (None, None))
+        if forecaster is None or ledger is None:
+            forecaster = method.build_forecaster(lead=2, channel=adapter.channel(method.scope))
+            ledger = Ledger(self.cells, method.policy.grouping, lambda: method.build_forecaster(lead=2))
         forecaster.reset(self.num_steps)
-        return forecaster
+        ledger.reset(self.num_steps)
+        policy, patch = copy.deepcopy(method.policy), copy.deepcopy(method.patch)
+        policy.prepare(adapter.family, len(adapter.blocks()))
+        if patch is not None:
+            patch.prepare(adapter.family, len(adapter.blocks()), adapter.featured_block + 1)
+        return Branch(Clock(branch=self.branch, num_steps=self.num_steps), forecaster, ledger, policy, patch)
 
     # -- the step ----------------------------------------------------------------------------------------------
 
@@ -159,7 +180,8 @@ class Executor:
                 value = self.adapter.indicator(call, self.adapter.embed(call))
             branch.watch(value)
             branch.watched = value
-        return branch.policy.decide(branch.clock)
+        action = branch.policy.decide(branch.clock)
+        return Action.MIXED if action is Action.ESTIMATE and self.by_module else action
 
     def _probe(self, branch: Branch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Action, Any]:
         """Run the model's forward; the policy decides at the entry of the span, once the blocks before it have run."""
@@ -195,6 +217,18 @@ class Executor:
     def _compute(self, branch: Branch, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self.method.caches:
             return self.forward(*args, **kwargs)
+        with ExitStack() as stack:
+            if branch.patch is not None:
+                branch.patch.renew()
+                stack.enter_context(observed(self.adapter, branch.patch))
+            if self.method.mixes:
+                stack.enter_context(self._listen(branch))
+            if self.by_module:
+                return self.forward(*args, **kwargs)
+            return self._remembered(branch, call, args, kwargs)
+
+    def _remembered(self, branch: Branch, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The model's forward; the scope's values become an anchor."""
         buffer: list[Tensor] = []
         self._target = (branch.forecaster, buffer)
         try:
@@ -206,6 +240,39 @@ class Executor:
         if not buffer:
             raise PlanError(f"branch {branch.clock.branch!r}: no site of scope {self.method.scope} reported a value")
         branch.forecaster.commit(branch.clock.step, buffer[0])
+        return result
+
+    @contextmanager
+    def _listen(self, branch: Branch) -> Iterator[None]:
+        """Inside, every cell runs and is remembered."""
+        self._listening = branch.ledger
+        branch.ledger.open()
+        try:
+            yield
+        finally:
+            self._listening = None
+        branch.ledger.close(branch.clock.step)
+
+    def _record_cell(self, site: Site, value: Tensor) -> None:
+        if self._listening is not None:
+            self._listening.record(site, value)
+
+    @torch.no_grad()
+    def _mix(self, branch: Branch, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The model's forward with an action for every module."""
+        clock, patch = branch.clock, branch.patch
+        if not branch.ledger.ready:
+            raise PlanError(f"branch {clock.branch!r}: step {clock.step} is to be estimated before any full step")
+        step = MixedStep(self.adapter, self.cells, branch.ledger, branch.policy, patch, clock)
+        with ExitStack() as stack:
+            if patch is not None and patch.needs != "hidden" and Action.COMPUTE in step.actions.values():
+                stack.enter_context(observed(self.adapter, patch))
+            stack.enter_context(step.installed())
+            if self.by_module:
+                result = self.forward(*args, **kwargs)
+            else:
+                result = self._remembered(branch, call, args, kwargs)
+        clock.error = float(torch.stack(step.errors).mean()) if step.errors and not step.errors[0].is_meta else None
         return result
 
     @torch.no_grad()
@@ -251,6 +318,8 @@ class Executor:
 
     def _account(self, branch: Branch, action: Action, watch: Stopwatch) -> None:
         clock, report = branch.clock, self.report
+        if action is not Action.MIXED:
+            clock.error = None
         first = clock.branch == next(iter(self._branches))
         full = report.branches.setdefault(clock.branch, [])
         if action is Action.COMPUTE:
@@ -260,11 +329,12 @@ class Executor:
             if first:
                 report.full_steps.append(clock.step)
         else:
-            report.estimated_times.append(watch)
+            mixed = action is Action.MIXED
+            (report.mixed_times if mixed else report.estimated_times).append(watch)
             if first:
-                report.estimated_steps.append(clock.step)
+                (report.mixed_steps if mixed else report.estimated_steps).append(clock.step)
         report.kernel = branch.forecaster.kernel
-        report.cache_bytes = sum(b.forecaster.bytes for b in self._branches.values())
+        report.cache_bytes = sum(b.forecaster.bytes + b.ledger.bytes for b in self._branches.values())
         if clock.num_steps is not None and clock.step == clock.num_steps - 1:
             self._check(branch)
 
@@ -276,16 +346,18 @@ class Executor:
             extra = sorted(set(clock.anchors) - set(planned))
             raise PlanError(f"branch {clock.branch!r}: planned full steps not executed {missing}, not planned {extra}")
 
-    def fill_history(self, anchors: int) -> History:
-        """Repeat the only anchor so far until the history is full or holds `anchors` (to count costs)."""
+    def fill_history(self, anchors: int) -> list[History]:
+        """Repeat the only anchor so far until the histories are full or hold `anchors` (to count costs)."""
         branch = self._branches[self.branch]
-        forecaster, history = branch.forecaster, branch.forecaster.history
-        start, frame = max(branch.clock.step + 1, history.warmup_steps or 0), history.frames[0]
-        for extra in range(min(anchors, history.basis.anchors(history.order))):
-            forecaster.commit(start + extra, forecaster.slot(frame.shape, frame.dtype, frame.device))
-        branch.clock.step = start + extra
+        forecasters = [f for f in (branch.forecaster, *branch.ledger.forecasters.values()) if f.ready]
+        for forecaster in forecasters:
+            history = forecaster.history
+            start, frame = max(branch.clock.step + 1, history.warmup_steps or 0), history.frames[0]
+            for extra in range(min(anchors, history.basis.anchors(history.order))):
+                forecaster.commit(start + extra, forecaster.slot(frame.shape, frame.dtype, frame.device))
+            branch.clock.step = start + extra
         branch.clock.num_steps = None
-        return history
+        return [forecaster.history for forecaster in forecasters]
 
     def finish(self) -> None:
         """The generation is over: every branch must have run all its steps.
@@ -297,6 +369,19 @@ class Executor:
             clock = branch.clock
             if clock.num_steps is not None and clock.step != clock.num_steps - 1:
                 raise PlanError(f"branch {clock.branch!r}: {clock.step + 1} of {clock.num_steps} steps were executed")
+
+
+def check_mixing(method: CacheMethod) -> None:
+    """Refuse what would be decided module by module and never is, or the other way round.
+
+    Raises:
+        ValueError: naming the scope it needs.
+    """
+    policy, name = method.policy, type(method.policy).__name__
+    if policy.mixes and method.patch is None and method.scope != "modules":
+        raise ValueError(f"scope: must be modules for policy {name}, got {method.scope!r}")
+    if method.patch is not None and not policy.mixes and method.scope != "modules":
+        raise ValueError(f"scope: must be modules for a patch with policy {name}, got {method.scope!r}")
 
 
 def spans_of(method: CacheMethod, blocks: int) -> list[tuple[int, int]]:

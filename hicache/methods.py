@@ -19,6 +19,7 @@
     dmd               interval    dmd            constant    HiCache++
     auto              interval    auto           constant    HiCache++, backend auto
     calibrated        mask        table          -           none: weights and full steps from trajectories
+    lesa              interval    lesa           -           arXiv 2602.20497 (a trained predictor)
 
 Every entry is a composition, so any knob may be turned: `method("hicache", policy="mask", mask=[0, 1, 5, 20])`,
 `method("taylorseer", basis="hermite")`, any scope with any of them.
@@ -44,6 +45,7 @@ from hicache.forecast import (
     LadderBasis,
     SigmaSchedule,
 )
+from hicache.patch import PATCHES, Patch
 from hicache.policy import POLICIES, Policy
 from hicache.tree import SCOPES
 
@@ -81,6 +83,8 @@ class Knobs:
         numerics: `clean`, or `reference` for the in-dtype arithmetic of the published code.
         history_dtype: `feature`, `fp32` or `bf16`.
         history_place: `device`, or `cpu` for pinned host memory.
+        patch: `none`, `tokens` (ToCa) or `clusters` (ClusCa): which rows are recomputed inside an estimate.
+        patch_options: parameters of the patch (`fraction`, `select`, `clusters`, `gamma`, `amend`, ...).
         front: blocks before the span of scope `span`, always run.
         back: blocks after it, always run.
     """
@@ -103,6 +107,8 @@ class Knobs:
     numerics: str = "clean"
     history_dtype: str = "feature"
     history_place: str = "device"
+    patch: str = "none"
+    patch_options: Mapping[str, Any] = field(default_factory=dict)
     front: int = 1
     back: int = 0
 
@@ -113,6 +119,7 @@ class Knobs:
         lookup("time", self.time, TIMES)
         lookup("basis", self.basis, BASES)
         lookup("history", self.history, HISTORIES)
+        lookup("patch", self.patch, PATCHES)
         lookup("numerics", self.numerics, ("clean", "reference"))
         lookup("history_dtype", self.history_dtype, DTYPES)
         lookup("history_place", self.history_place, ("device", "cpu"))
@@ -131,6 +138,7 @@ class Knobs:
                 f"history: {self.basis} has no ladder of differences, must be snapshots, got 'differences'"
             )
         self.build_sigma()
+        self.build_patch()
         if self.build_basis().counts_steps() and self.time != "index":
             raise ValueError(f"time: must be index for basis {self.basis}, which counts steps, got {self.time!r}")
 
@@ -154,6 +162,24 @@ class Knobs:
         except TypeError as error:
             raise ValueError(f"policy_options: {error}") from error
 
+    def build_patch(self) -> Patch | None:
+        """The patch with its options."""
+        kind: Any = PATCHES[self.patch]
+        names = [] if kind is None else [f.name for f in fields(kind) if f.init]
+        check_options("patch_options", f"patch {self.patch}", self.patch_options, [n for n in names if n != "interval"])
+        if kind is None:
+            return None
+        try:
+            patch = kind(**({"interval": self.interval} if "interval" in names else {}), **self.patch_options)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"patch_options: {error}") from error
+        if patch.amend == "before" and self.history != "differences" and self.basis != "reuse":
+            raise ValueError(
+                "history: must be differences for a patch that amends before the forecast "
+                f"(or patch_options={{amend: after}}), got {self.history!r}"
+            )
+        return patch
+
     def build_basis(self) -> Basis:
         """The basis with its options."""
         basis: Any = BASES[self.basis]
@@ -174,9 +200,15 @@ class CacheMethod:
     scope: str
     policy: Policy
     knobs: Knobs
+    patch: Patch | None = None
     caches: bool = True
     clock: Callable[[], Sequence[float]] | None = field(default=None, compare=False)
     """Times of the steps of the generation that begins; the handle gives it where `knobs.time` needs one."""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether there are steps at which every module has an action of its own."""
+        return self.patch is not None or self.policy.mixes
 
     def build_forecaster(self, lead: int = 1, channel: int = -1) -> Forecaster:
         """A fresh forecaster; `lead` and `channel` as in `Forecaster`."""
@@ -286,9 +318,48 @@ METHODS: dict[str, MethodSpec] = {
         uses=frozenset({"interval"}),
         fixed={"scope": "front_back", "policy": "stages", "basis": "reuse", "order": 0},
     ),
+    "toca": MethodSpec(
+        title="ToCa",
+        paper="arXiv 2410.05317",
+        uses=frozenset({"interval", "warmup_steps"}),
+        fixed={"patch": "tokens", "basis": "reuse", "order": 0},
+    ),
+    "duca": MethodSpec(
+        title="DuCa",
+        paper="arXiv 2412.18911",
+        uses=frozenset({"interval", "warmup_steps"}),
+        fixed={"scope": "final_hidden", "policy": "alternate", "patch": "tokens", "basis": "reuse", "order": 0},
+    ),
+    "clusca": MethodSpec(
+        title="ClusCa",
+        paper="arXiv 2509.10312",
+        uses=frozenset({"interval", "warmup_steps", "order"}),
+        fixed={"patch": "clusters", "basis": "taylor", "history": "differences"},
+    ),
+    "hi_clusca": MethodSpec(
+        title="Hi-ClusCa",
+        paper="arXiv 2508.16984, Table 3",
+        uses=frozenset({"interval", "warmup_steps", "order", "sigma", "sigma_schedule"}),
+        fixed={"patch": "clusters", "basis": "hermite", "history": "differences"},
+    ),
+    "speca": MethodSpec(
+        title="SpeCa",
+        paper="Cache4Diffusion/speca",
+        uses=frozenset({"warmup_steps", "order"}),
+        fixed={"policy": "verify", "basis": "taylor"},
+        off={"policy_options": {"max_drafts": 0}},
+    ),
+    "pab": MethodSpec(
+        title="PAB",
+        paper="arXiv 2408.12588",
+        uses=frozenset(),
+        fixed={"policy": "broadcast", "basis": "reuse", "order": 0},
+        off={"policy_options": {"range": 1}},
+    ),
     "calibrated": MethodSpec(
         title="calibrated plan (ours)", paper="", uses=frozenset({"scope"}), fixed={"basis": "table", "gate": False}
     ),
+    "lesa": MethodSpec(title="LESA", paper="arXiv 2602.20497", uses=_POLICY, fixed={"basis": "lesa", "gate": False}),
 }
 """Every method by its name in `method=`. Adding one: a line here."""
 
@@ -343,4 +414,11 @@ def method(name: str, **knobs: Any) -> CacheMethod:
         if key in fixed and key not in spec.uses:
             given.pop(key, None)
     chosen = replace(Knobs(), **{**fixed, **given})
-    return CacheMethod(name=name, scope=chosen.scope, policy=chosen.build_policy(), knobs=chosen, caches=spec.caches)
+    return CacheMethod(
+        name=name,
+        scope=chosen.scope,
+        policy=chosen.build_policy(),
+        knobs=chosen,
+        patch=chosen.build_patch(),
+        caches=spec.caches,
+    )

@@ -54,6 +54,7 @@ class Report:
         num_steps: model calls of a branch, as announced; None where nobody announced it.
         full_steps: steps that were computed, of the first branch.
         estimated_steps: steps that were forecast, of the first branch.
+        mixed_steps: steps at which each module was computed, forecast or patched, of the first branch.
         branches: full steps of every branch by its name.
         cache_bytes: memory of all histories.
         kernel: what reduced the last estimate of scope modules or blocks: `torch` or `triton`; "" elsewhere.
@@ -63,11 +64,13 @@ class Report:
     num_steps: int | None
     full_steps: list[int] = field(default_factory=list)
     estimated_steps: list[int] = field(default_factory=list)
+    mixed_steps: list[int] = field(default_factory=list)
     branches: dict[str, list[int]] = field(default_factory=dict)
     cache_bytes: int = 0
     kernel: str = ""
     full_times: list[Stopwatch] = field(default_factory=list, repr=False)
     estimated_times: list[Stopwatch] = field(default_factory=list, repr=False)
+    mixed_times: list[Stopwatch] = field(default_factory=list, repr=False)
 
     @property
     def seconds_full(self) -> list[float]:
@@ -79,10 +82,16 @@ class Report:
         """Seconds of each estimated call, all branches."""
         return [watch.seconds for watch in self.estimated_times]
 
+    @property
+    def seconds_mixed(self) -> list[float]:
+        """Seconds of each mixed call, all branches."""
+        return [watch.seconds for watch in self.mixed_times]
+
     def __str__(self) -> str:
         lines = [f"{self.method}: {len(self.full_steps)} full steps of {self.num_steps or 'an unknown number'}"]
         lines.append(f"  full at {self.full_steps}")
-        for kind, seconds in (("full", self.seconds_full), ("estimated", self.seconds_estimated)):
+        kinds = {"full": self.seconds_full, "mixed": self.seconds_mixed, "estimated": self.seconds_estimated}
+        for kind, seconds in kinds.items():
             if seconds:
                 lines.append(f"  {kind} step {1000 * statistics.median(seconds):.2f} ms (median of {len(seconds)})")
         lines.append(

@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from hicache.adapters.cells import Cell
 from hicache.tree import SCOPES, Site
 
 __all__ = ["Adapter", "Call", "Part", "Sink", "Streams"]
@@ -74,6 +75,9 @@ class Adapter(ABC):
     """Name of the model family, by which published coefficients are found."""
     output_channel: ClassVar[int] = -1
     """The feature axis of the model's output."""
+
+    timestep_range: ClassVar[float] = 1000.0
+    """What the model calls the timestep of pure noise."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model: Any = model
@@ -122,6 +126,30 @@ class Adapter(ABC):
     def value(self, part: Part, output: Any) -> Tensor:
         """The image rows of what a part returned."""
         return output
+
+    # -- modules one by one ------------------------------------------------------------------------------------
+
+    def cells(self) -> list[Cell]:
+        """Every module of every stream in execution order."""
+        return [Cell(part.site, part.module) for part in self.parts()]
+
+    def cell_value(self, cell: Cell, output: Any) -> Tensor:
+        """The tokens of what a cell's module returned, `[B, n, D]`."""
+        return output
+
+    def cell_output(self, cell: Cell, value: Tensor) -> Any:
+        """What the module would return for this value; the attention of a single block may be given fewer rows."""
+        return value
+
+    def rows(self, stream: str) -> slice:
+        """The tokens of a stream among the joint tokens."""
+        del stream
+        return slice(None)
+
+    @property
+    def featured_block(self) -> int:
+        """The block by whose output tokens are told apart: the last one that keeps the streams apart."""
+        return len(self.model.transformer_blocks) - 1
 
     # -- what an estimated step evaluates ----------------------------------------------------------------------
 

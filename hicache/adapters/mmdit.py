@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hicache.adapters.base import Adapter, Call, Part, Streams
+from hicache.adapters.cells import Cell
 from hicache.tree import Site
 
 __all__ = ["FluxAdapter", "HunyuanVideoAdapter", "QwenImageAdapter", "StreamsAdapter"]
@@ -31,6 +32,7 @@ class StreamsAdapter(Adapter):
     text_first: ClassVar[bool] = True
     """Whether single blocks put the text in front."""
     mlp_name: ClassVar[str] = "ff"
+    text_mlp_name: ClassVar[str] = "ff_context"
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -59,6 +61,42 @@ class StreamsAdapter(Adapter):
             Part(Site(len(double) + i, "fused", "joint"), block.proj_out, block.norm.linear, 2)
             for i, block in enumerate(getattr(self.model, "single_transformer_blocks", ()))
         ]
+
+    def cells(self) -> list[Cell]:
+        cells: list[Cell] = []
+        for i, block in enumerate(self.model.transformer_blocks):
+            cells += [
+                Cell(Site(i, "attn", "joint"), block.attn),
+                Cell(Site(i, "mlp", "img"), getattr(block, self.mlp_name)),
+                Cell(Site(i, "mlp", "txt"), getattr(block, self.text_mlp_name)),
+            ]
+        single = getattr(self.model, "single_transformer_blocks", ())
+        for i, block in enumerate(single, len(self.model.transformer_blocks)):
+            fused = Site(i, "fused", "joint")
+            cells += [
+                Cell(Site(i, "attn", "joint"), block.attn, feeds=fused),
+                Cell(fused, block.proj_out, up=block.proj_mlp),
+            ]
+        return cells
+
+    def cell_value(self, cell: Cell, output: Any) -> Tensor:
+        if isinstance(output, Tensor):
+            return output
+        image, text = output
+        return torch.cat([text, image] if self.text_first else [image, text], dim=1)
+
+    def cell_output(self, cell: Cell, value: Tensor) -> Any:
+        if cell.site.module != "attn" or cell.feeds:
+            return value
+        return value[:, self.rows("img")], value[:, self.rows("txt")]
+
+    def rows(self, stream: str) -> slice:
+        text = self._text_tokens
+        if stream == "joint":
+            return slice(None)
+        if self.text_first:
+            return slice(text, None) if stream == "img" else slice(0, text)
+        return slice(0, -text) if stream == "img" else slice(-text, None)
 
     def value(self, part: Part, output: Any) -> Tensor:
         if part.site.module == "attn":
@@ -120,6 +158,7 @@ class FluxAdapter(StreamsAdapter):
     """`FluxTransformer2DModel`: 19 double and 38 single blocks; text first; blocks return (text, image)."""
 
     family = "flux"
+    timestep_range = 1.0
     image_index = 1
 
     def embed(self, call: Call) -> Tensor:
@@ -154,6 +193,9 @@ class HunyuanVideoAdapter(StreamsAdapter):
     image_index = 0
     text_first = False
     output_channel = -4
+
+    def cell_output(self, cell: Cell, value: Tensor) -> Any:
+        return (value, value[:, :0]) if cell.feeds else super().cell_output(cell, value)
 
     def embed(self, call: Call) -> Tensor:
         return self.model.x_embedder(call["hidden_states"])
@@ -202,8 +244,10 @@ class QwenImageAdapter(StreamsAdapter):
     """
 
     family = "qwen_image"
+    timestep_range = 1.0
     image_index = 1
     mlp_name = "img_mlp"
+    text_mlp_name = "txt_mlp"
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)

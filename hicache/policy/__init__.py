@@ -2,9 +2,12 @@
 
 from hicache.policy.accumulate import MagCache, TeaCache
 from hicache.policy.base import Clock, Policy
+from hicache.policy.broadcast import Broadcast
 from hicache.policy.growing import Growing
+from hicache.policy.modulated import Alternate, Modulated
 from hicache.policy.probe import Probe
 from hicache.policy.static import Algorithm1, Every, Interval, Mask, Stages, Uniform, full_steps
+from hicache.policy.verify import Verify
 
 POLICIES: dict[str, type[Policy]] = {
     "interval": Interval,
@@ -17,22 +20,30 @@ POLICIES: dict[str, type[Policy]] = {
     "teacache": TeaCache,
     "magcache": MagCache,
     "probe": Probe,
+    "modulated": Modulated,
+    "alternate": Alternate,
+    "verify": Verify,
+    "broadcast": Broadcast,
 }
 """Every policy by its name in `policy=`."""
 
 __all__ = [
     "POLICIES",
     "Algorithm1",
+    "Alternate",
+    "Broadcast",
     "Clock",
     "Every",
     "Growing",
     "Interval",
     "MagCache",
     "Mask",
+    "Modulated",
     "Policy",
     "Probe",
     "Stages",
     "TeaCache",
     "Uniform",
+    "Verify",
     "full_steps",
 ]

@@ -1,0 +1,52 @@
+r"""Pyramid Attention Broadcast (arXiv 2408.12588): attention is computed every few steps, everything else always.
+
+While the noise level is inside a window, a block's attention is computed every `range` steps and its last output is
+used in between; outside it is always computed. The paper has one range per kind of attention (spatial 2, temporal 4,
+cross 6); the models here have one kind each. Window: training timesteps 100 to 800 of 1000.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from hicache.policy.base import Clock, Policy
+from hicache.tree import Action, Site
+
+__all__ = ["Broadcast"]
+
+
+@dataclass(kw_only=True)
+class Broadcast(Policy):
+    """Compute attention every `range` steps inside the window.
+
+    Attributes:
+        range: distance of the steps that compute attention; 1 computes all.
+        low: lower end of the window, as a share of the training timesteps.
+        high: upper end.
+    """
+
+    mixes: ClassVar[bool] = True
+    grouping: ClassVar[str] = "kind"
+    timed: ClassVar[bool] = True
+    range: int = 2
+    low: float = 0.1
+    high: float = 0.8
+
+    def __post_init__(self) -> None:
+        if isinstance(self.range, bool) or not isinstance(self.range, int) or self.range < 1:
+            raise ValueError(f"range: must be an integer >= 1, got {self.range!r}")
+        if not 0 <= self.low <= self.high <= 1:
+            raise ValueError(f"low: must be between 0 and high <= 1, got {self.low} and {self.high}")
+
+    def covers(self, site: Site) -> bool:
+        return site.module == "attn"
+
+    def decide(self, clock: Clock) -> Action:
+        if clock.step == 0 or clock.timestep is None or not self.low < clock.timestep < self.high:
+            return Action.COMPUTE
+        return Action.COMPUTE if clock.step - clock.anchors[-1] >= self.range else Action.MIXED
+
+    def plan(self, num_steps: int) -> list[int] | None:
+        """Known only where nothing is broadcast: the window is one of timesteps."""
+        return list(range(num_steps)) if self.range == 1 else None
