@@ -1,9 +1,9 @@
-"""Calibrate a plan on trajectories, or find the sigma and order of HiCache.
+"""Calibrate a plan on trajectories, or store what `sigma=auto` chooses the sigma and order of HiCache from.
 
     python -m experiments.calibrate backend=digits budget=8
     python -m experiments.calibrate backend=digits budget=6,8,10 scope=modules items=32
     python -m experiments.calibrate backend=digits budget=8 refine=none data=gaussian
-    python -m experiments.calibrate backend=digits method=hicache interval=7
+    python -m experiments.calibrate backend=digits method=hicache scope=modules interval=7
 
     items     calibration items (32), with seeds of their own (calibration_seed=1000)
     data      trajectories, or gaussian: no data, a Gaussian model of the noise schedule (scope output)
@@ -38,14 +38,16 @@ from experiments.backends.base import Backend, Item, sampling_of
 from experiments.calibrate_config import CalibratedConfig
 from experiments.calibrate_loop import Loop, probe, refit
 from experiments.calibrate_plans import keys_of, path_of, save_plan
+from experiments.calibrate_scale import Moments, automatic, moments_path, save_moments
 from experiments.cli import Exit
 from experiments.compose import compose
 from experiments.config import Settings, resolve
 from experiments.errors import ConfigError, check, choose
+from experiments.methods import method_of
 from experiments.runner import items_of
 from experiments.trajectories import grams, split_arguments, watched
 from hicache import sampler
-from hicache.calibrate import Plan, best_scale, build_plan, formula_rows, total_error
+from hicache.calibrate import Plan, build_plan, formula_rows, total_error
 from hicache.forecast import BASES
 from hicache.sampler import Gains
 
@@ -120,7 +122,7 @@ class Calibration:
         size: mean square of the guided prediction per step.
         gains: of the sampler.
         loop: the calibration items with their un-cached trajectory, at scope output.
-        clocks: time variables of the schedule, with data=gaussian.
+        clocks: time variables of the schedule.
         items: the calibration items.
     """
 
@@ -152,13 +154,15 @@ def measure(settings: Settings, options: Options, backend: Backend) -> Calibrati
     sampling, items = sampling_of(settings), calibration_items(settings, options)
     sites: dict[str, Tensor] = {}
     gains: Gains | None = None
+    clocks: dict[str, list[float]] = {}
     path = torch.empty(0)
     size = settings.batch_size if scope != "output" else len(items)
     for start in range(0, len(items), size):
         batch = items[start : start + size]
         recorder = watched(backend, settings, batch, SITES[scope])
         found = recorder.trajectories(len(batch))
-        gains = probe(recorder.scheduler) if gains is None else gains
+        if gains is None:
+            gains, clocks = probe(recorder.scheduler), sampler.clocks(*sampler.levels(recorder.scheduler)[:2])
         rule = "the sampler must call the model once per step"
         check(len(gains.sample) == sampling.num_steps, "num_steps", rule, sampling.num_steps)
         for name, values in found.items():
@@ -173,7 +177,8 @@ def measure(settings: Settings, options: Options, backend: Backend) -> Calibrati
     loop = None
     if scope == "output":
         loop = Loop(backend=backend, items=items, sampling=sampling, gains=gains, path=path, ridge=options.penalty)
-    return Calibration(gram=gram, size=output.diagonal(), gains=gains, loop=loop, items=items)
+    power = output.diagonal()
+    return Calibration(gram=gram, size=power, gains=gains, loop=loop, items=items, clocks=clocks)
 
 
 def gaussian(settings: Settings, backend: Backend) -> Calibration:
@@ -257,18 +262,21 @@ def calibrate(settings: Settings, options: Options, budgets: Sequence[int]) -> l
     return paths
 
 
-def best_sigma(settings: Settings, options: Options) -> None:
-    """Print the sigma and order of a scaled method with the least predicted error at its full steps."""
-    from experiments.methods import method_of
-
-    backend, output = load_backend(settings.backend), dataclasses.replace(settings, scope="output")
-    found = measure(output, options, backend)
-    method = method_of(settings)
-    full = method.policy.plan(settings.num_steps) or []
-    sigma, order, error = best_scale(
-        found.gram, found.gains.cost, full, method.knobs.basis, warmup_steps=settings.warmup_steps
-    )
-    print(f"sigma={sigma:g} order={order}: predicted error {error:.4f} of reuse at full steps {full}")
+def store_moments(settings: Settings, options: Options) -> Path:
+    """Store what `sigma=auto` and `order=auto` choose from, and print their choice for these settings."""
+    started = time.monotonic()
+    found = measure(settings, options, load_backend(settings.backend))
+    clocks = {name: times for name, times in found.clocks.items() if name != "index"}
+    moments = Moments(gram=found.gram, cost=found.gains.cost, size=found.size, clocks=clocks)
+    path, keys = moments_path(settings), keys_of(settings) | {"scope": settings.scope}
+    made = {"items": options.items, "calibration_seed": options.calibration_seed, "classes": options.classes}
+    save_moments(path, moments, keys, made | {"revision": settings.backend.revision})
+    print(f"moments: {path} ({time.monotonic() - started:.1f} s)", flush=True)
+    chosen = automatic(dataclasses.replace(settings, time=options.time), ["sigma", "order"])
+    full = method_of(settings).policy.plan(settings.num_steps)
+    error = chosen.chosen["predicted_error"]
+    print(f"sigma={chosen.sigma:g} order={chosen.order}: predicted error {error:.4f} of reuse at full steps {full}")
+    return path
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -281,7 +289,7 @@ def main(arguments: Sequence[str]) -> None:
     choose("method", name, ("calibrated", "hicache", "hi_taylor"))
     settings = resolve(compose(overrides if given else ["method=calibrated", *overrides]))
     if name != "calibrated":
-        best_sigma(settings, options)
+        store_moments(settings, options)
         return
     try:
         budgets = [int(text) for text in own.get("budget", "8").split(",")]

@@ -16,11 +16,11 @@ from typing import Any
 
 from experiments.backends.base import sampling_of
 from experiments.calibrate_config import CalibratedConfig
-from experiments.config import Settings
+from experiments.config import BackendConfig, Settings
 from experiments.errors import ConfigError, check
 from hicache.calibrate import Plan
 
-__all__ = ["ASSETS", "contents", "keys_of", "load_plan", "path_of", "save_plan", "stored_budget"]
+__all__ = ["artefacts", "contents", "keys_of", "load_plan", "path_of", "save_plan", "stored_budget"]
 
 ASSETS = Path(__file__).parent / "assets"
 SIZE_FIELDS = ("height", "width", "num_frames", "frames", "size")
@@ -38,6 +38,12 @@ def keys_of(settings: Settings) -> dict[str, Any]:
         "guidance": getattr(backend, "true_cfg", None) if guidance is None else guidance,
         "resolution": [getattr(backend, name) for name in SIZE_FIELDS if hasattr(backend, name)],
     }
+
+
+def artefacts(backend: BackendConfig) -> Path:
+    """Where what was calibrated for a backend is kept: with the code, or beside weights that do not ship with it."""
+    own = Path(backend.path) if backend.path else None
+    return own if own is not None and own.is_dir() else ASSETS / backend.name
 
 
 def stored_budget(settings: Settings) -> int:
@@ -59,7 +65,7 @@ def path_of(settings: Settings) -> Path:
         return Path(config.plan)
     keys = keys_of(settings)
     name = f"{settings.scope}-{keys['solver']}{keys['num_steps']}-g{keys['guidance']:g}-b{stored_budget(settings)}.json"
-    return ASSETS / settings.backend.name / "plans" / name
+    return artefacts(settings.backend) / "plans" / name
 
 
 def contents(settings: Settings) -> dict[str, str]:

@@ -18,7 +18,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from experiments.errors import ConfigError, check, choose
 from experiments.preset import PaperConfig, PresetConfig, RowConfig
-from hicache.methods import MAX_ORDER
+from hicache.methods import MAX_ORDER, TIMES
 
 __all__ = [
     "BackendConfig",
@@ -241,8 +241,12 @@ class RunConfig:
     logger: LoggerConfig = MISSING
     preset: PresetConfig | None = None
     interval: int | None = None
-    order: int | None = None
-    sigma: float | None = None
+    order: Any = None
+    """An integer, or `auto`: from stored trajectories (`experiments.calibrate_scale`)."""
+    sigma: Any = None
+    """A number, or `auto`."""
+    time: str = "index"
+    """What the basis extrapolates in: index (of the step), sigma, log_snr."""
     warmup_steps: int | None = None
     num_steps: int | None = None
     scope: str | None = None
@@ -257,18 +261,15 @@ class RunConfig:
         for name in ("interval", "warmup_steps", "num_steps", "num_items", "batch_size", "progress_every"):
             value = getattr(self, name)
             check(value is None or value >= 1, name, "must be an integer >= 1", value)
-        check(
-            self.order is None or 0 <= self.order <= MAX_ORDER,
-            "order",
-            f"must be an integer from 0 to {MAX_ORDER}",
-            self.order,
-        )
-        check(
-            self.sigma is None or 0 < self.sigma < float("inf"),
-            "sigma",
-            "must be a finite number > 0",
-            self.sigma,
-        )
+        if self.order not in (None, "auto"):
+            whole = isinstance(self.order, int) and not isinstance(self.order, bool)
+            rule = f"must be auto or an integer from 0 to {MAX_ORDER}"
+            check(whole and 0 <= self.order <= MAX_ORDER, "order", rule, self.order)
+        if self.sigma not in (None, "auto"):
+            real = isinstance(self.sigma, (int, float)) and not isinstance(self.sigma, bool)
+            self.sigma = float(self.sigma) if real else self.sigma
+            check(real and 0 < self.sigma < float("inf"), "sigma", "must be auto or a finite number > 0", self.sigma)
+        choose("time", self.time, TIMES)
         check(self.seed >= 0, "seed", "must be an integer >= 0", self.seed)
 
 
@@ -310,10 +311,13 @@ class Settings:
     shard: Shard
     results: Path
     progress_every: int
+    time: str = "index"
+    chosen: dict[str, Any] = field(default_factory=dict)
+    """What `auto` stood for in `sigma` and `order`, with the artefact that said so; no part of the identity."""
 
     def reference(self) -> Settings:
         """The un-cached run that this one is compared with."""
-        return dataclasses.replace(self, method=MethodConfig(name="none"))
+        return dataclasses.replace(self, method=MethodConfig(name="none"), chosen={})
 
 
 def register() -> None:
@@ -361,8 +365,8 @@ def resolve(config: RunConfig) -> Settings:
     filled: dict[str, Any] = {}
     for f in dataclasses.fields(Recommended):
         given = getattr(config, f.name)
-        filled[f.name] = own.get(f.name, getattr(recommended, f.name)) if given is None else given
-    return Settings(
+        filled[f.name] = own.get(f.name, getattr(recommended, f.name)) if given in (None, "auto") else given
+    settings = Settings(
         backend=config.backend,
         method=config.method,
         sigma_schedule=config.sigma_schedule,
@@ -373,5 +377,12 @@ def resolve(config: RunConfig) -> Settings:
         shard=Shard.parse(config.shard),
         results=Path(config.results),
         progress_every=config.progress_every,
+        time=config.time,
         **filled,
     )
+    open_keys = [key for key in ("sigma", "order") if getattr(config, key) == "auto"]
+    if not open_keys:
+        return settings
+    from experiments.calibrate_scale import automatic
+
+    return automatic(settings, open_keys)

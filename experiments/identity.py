@@ -48,6 +48,8 @@ def canonical(settings: Settings) -> dict[str, Any]:
     for name in ("interval", "order", "sigma", "warmup_steps", "scope"):
         if name in uses:
             described[name] = getattr(settings, name)
+    if "time" in uses and settings.time != "index":
+        described["time"] = settings.time
     schedule = semantic(settings.sigma_schedule)
     if "sigma_schedule" in uses and schedule != {"name": "constant"}:
         described["sigma_schedule"] = schedule

@@ -36,15 +36,16 @@ COMPOSITION = (
 )
 """Fields of every method's group that the library takes as they are; null leaves the method's own choice."""
 
+TOP_LEVEL = ("interval", "order", "sigma", "warmup_steps", "scope", "time")
+"""Top-level keys of a run that methods read."""
+
 
 def method_of(settings: Settings) -> CacheMethod:
     """The method with the settings it reads; a value that the library refuses is a `ConfigError`."""
     config, schedule = settings.method, settings.sigma_schedule
     uses = hicache.METHODS[choose("method", config.name, hicache.METHODS)].uses
     knobs: dict[str, Any] = {key: getattr(config, key) for key in COMPOSITION}
-    knobs |= {
-        key: getattr(settings, key) for key in ("interval", "order", "sigma", "warmup_steps", "scope") if key in uses
-    }
+    knobs |= {key: getattr(settings, key) for key in TOP_LEVEL if key in uses}
     if isinstance(config, AdaptiveConfig):
         knobs["sigma_options"] = options(config, AdaptiveScheduleConfig)
     elif "sigma_schedule" in uses:
@@ -88,6 +89,8 @@ def describe_method(settings: Settings) -> str:
     parts = [f"{symbol}={getattr(settings, key):g}" for key, symbol in symbols.items() if key in spec.uses]
     if "scope" in spec.uses and settings.scope != "modules":
         parts.append(settings.scope)
+    if "time" in spec.uses and settings.time != "index":
+        parts.append(f"in {settings.time}")
     return f"{spec.title} ({', '.join(parts)})" if parts else spec.title
 
 

@@ -246,14 +246,28 @@ def best_scale(
     orders: Sequence[int] = (1, 2, 3, 4),
     sigmas: Sequence[float] = tuple(i / 20 for i in range(1, 31)),
     warmup_steps: int = 1,
+    size: Tensor | None = None,
+    clock: Sequence[float] | None = None,
 ) -> tuple[float, int, float]:
     """The sigma and order of a scaled basis with the least predicted error at given full steps.
+
+    Args:
+        gram: inner products of the values over the steps, `[sites, T, T]` (or `[T, T]`), float64.
+        cost: `c_s` of the sampler, `[T]`.
+        full_steps: the steps that are computed.
+        basis: a key of `hicache.forecast.BASES`, on the ladder of differences.
+        orders: which to choose from.
+        sigmas: which to choose from.
+        warmup_steps: the ladder starts at the last of them; 1 = at the first step.
+        size: mean square of the guided prediction per step; by default that of the first site.
+        clock: time of every step, where it is not the index.
 
     Returns:
         sigma, order, and the error divided by that of the same full steps with reuse.
     """
     gram = gram if gram.dim() == 3 else gram[None]
-    size, known = gram[0].diagonal(), [s for s in full_steps if s >= warmup_steps - 1]
+    size = gram[0].diagonal() if size is None else size
+    known, times = [s for s in full_steps if s >= warmup_steps - 1], range(gram.shape[-1]) if clock is None else clock
     estimated = sorted(set(range(gram.shape[-1])) - set(full_steps))
 
     def error(name: str, order: int, sigma: float) -> float:
@@ -261,7 +275,7 @@ def best_scale(
         for step in estimated:
             before = [a for a in known if a < step] or [a for a in full_steps if a < step][-1:]
             anchors = before[-BASES[name].anchors(order) :]
-            found = BASES[name].weights(anchors, step, order, sigma)
+            found = BASES[name].weights([times[a] for a in anchors], times[step], order, sigma)
             rows[step] = Row(anchors=tuple(anchors), weights=tuple((float(w),) for w in found))
         return total_error(gram, cost, rows, size)
 

@@ -183,11 +183,6 @@ def test_a_basis_in_another_time_makes_a_plan(small, tmp_path):
         main([*small, "data=gaussian", "refine=none", "basis=dmd", "budget=4", f"output={path}"])
 
 
-def test_the_best_sigma_is_printed(small, capsys):
-    main([*small, "method=hicache", "items=4"])
-    assert "sigma=" in capsys.readouterr().out
-
-
 def test_contenders_have_equal_full_steps():
     for budget in (6, 8, 10):
         assert all(len(method.policy.plan(50)) == budget for _, _, method in contenders(50, budget))

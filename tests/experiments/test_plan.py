@@ -95,7 +95,7 @@ def test_a_row_that_no_longer_means_the_same_is_refused(small):
         (["method=glob(*)"], "method: must list its values, got 'method=glob"),
         (["method"], "override: must read key=value, got 'method'"),
         (["experiment=digits_tabel"], "experiment: must be one of .*did you mean digits_table"),
-        (["sigma=0"], "sigma: must be a finite number > 0, got 0"),
+        (["sigma=0"], "sigma: must be auto or a finite number > 0, got 0"),
         (["title=../x"], "title: must be made of letters"),
     ],
 )

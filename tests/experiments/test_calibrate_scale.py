@@ -1,0 +1,108 @@
+"""`sigma=auto`: stored moments, the choice made from them, and what a run remembers of it."""
+
+import dataclasses
+import json
+
+import pytest
+
+from experiments.calibrate import main
+from experiments.calibrate_scale import SIGMAS, automatic, load_moments, moments_path
+from experiments.compose import compose
+from experiments.config import resolve
+from experiments.errors import ConfigError
+from experiments.identity import run_id
+from experiments.manifest import freeze, thaw
+from experiments.methods import describe_method, method_of
+from experiments.runner import describe
+from hicache.calibrate import best_scale
+
+
+def settings_of(*overrides):
+    return resolve(compose([*overrides]))
+
+
+@pytest.mark.parametrize("method", ["hicache", "hi_taylor"])
+@pytest.mark.parametrize("scope", ["output", "stack", "modules"])
+def test_the_shipped_moments_choose_for_every_schedule(method, scope):
+    for interval in (4, 9):
+        auto = settings_of(f"method={method}", f"scope={scope}", f"interval={interval}", "sigma=auto", "order=auto")
+        moments = load_moments(auto, "sigma")
+        full = method_of(auto).policy.plan(50) or []
+        errors = [
+            best_scale(moments.gram, moments.cost, full, auto_basis(method), orders=(auto.order,), sigmas=(sigma,),
+                       warmup_steps=auto.warmup_steps, size=moments.size)[2]
+            for sigma in SIGMAS
+        ]  # fmt: skip
+        assert auto.chosen["predicted_error"] == pytest.approx(min(errors))
+        assert auto.sigma == SIGMAS[errors.index(min(errors))]
+
+
+def auto_basis(method):
+    return {"hicache": "hermite", "hi_taylor": "scaled_taylor"}[method]
+
+
+def test_the_run_is_the_one_with_the_number_and_says_where_it_came_from():
+    auto = settings_of("sigma=auto", "order=auto", "interval=8")
+    said = settings_of(f"sigma={auto.sigma}", f"order={auto.order}", "interval=8")
+    assert run_id(auto) == run_id(said)
+    assert f"σ={auto.sigma:g}" in describe_method(auto)
+    stored = describe(auto)["settings"]
+    assert stored["sigma"] == auto.sigma == stored["chosen"]["sigma"]
+    assert stored["chosen"]["artefact"] == "modules-ddim50-g1.5.safetensors" and len(stored["chosen"]["digest"]) == 12
+    assert auto.reference().chosen == {} == said.chosen
+    assert thaw(json.loads(json.dumps(freeze(auto))), auto.results).chosen == auto.chosen
+
+
+def test_only_what_is_auto_is_chosen():
+    fixed = settings_of("sigma=auto", "order=1")
+    assert fixed.order == 1 and set(fixed.chosen) == {"sigma", "artefact", "digest", "predicted_error"}
+    ordered = settings_of("method=taylorseer", "order=auto", "sigma=0.3")
+    assert ordered.sigma == 0.3 and ordered.order in (1, 2, 3, 4)
+    assert settings_of("method=fora", "sigma=auto").chosen == {}
+
+
+def test_time_takes_part():
+    index, timed = settings_of("sigma=auto", "order=auto"), settings_of("sigma=auto", "order=auto", "time=log_snr")
+    assert index.chosen["predicted_error"] != timed.chosen["predicted_error"]
+    assert run_id(timed) != run_id(dataclasses.replace(timed, time="index"))
+    assert method_of(timed).knobs.time == "log_snr" and "in log_snr" in describe_method(timed)
+    assert run_id(settings_of("method=fora", "time=sigma")) == run_id(settings_of("method=fora"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["sigma_schedule=horizon"], "sigma: must be a number for sigma schedule horizon"),
+        (["method=dmd"], "sigma: must be a number for basis dmd"),
+        (["method.policy=teacache"], "sigma: must be a number where full steps depend on the data"),
+        (
+            ["num_steps=49"],
+            r"sigma: must be a number where no .*calibrate backend=digits method=hicache scope=modules num",
+        ),
+        (["scope=blocks"], "sigma: must be a number where no trajectories are stored"),
+    ],
+)
+def test_errors_name_the_key(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        settings_of("sigma=auto", *overrides)
+
+
+def test_moments_are_made_beside_other_weights_and_refused_elsewhere(small, tiny, capsys):
+    main([*small, "method=hicache", "scope=stack", "items=4"])
+    settings = settings_of(*small, "scope=stack")
+    path = moments_path(settings)
+    assert path.is_relative_to(tiny)
+    auto = settings_of(*small, "scope=stack", "sigma=auto", "order=auto")
+    assert f"sigma={auto.sigma:g} order={auto.order}" in capsys.readouterr().out
+    moments = load_moments(settings, "sigma")
+    assert moments.gram.shape == (1, 8, 8) and set(moments.clocks) == {"sigma", "log_snr"}
+    other = dataclasses.replace(settings, num_steps=9)
+    path.rename(moments_path(other))
+    with pytest.raises(ConfigError, match="sigma: stack-ddim9-g1.5.safetensors is valid for num_steps=8, got 9"):
+        automatic(other, ["sigma"])
+    moments_path(other).write_text("x")
+    with pytest.raises(
+        ConfigError, match="sigma: stack-ddim9-g1.5.safetensors must be a file of experiments.calibrate"
+    ):
+        automatic(other, ["sigma"])
+    moments_path(other).unlink()
