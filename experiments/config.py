@@ -325,6 +325,7 @@ def register() -> None:
     from experiments.backends.config import CONFIGS
     from experiments.calibrate_config import CalibratedConfig
     from experiments.cluster import SlurmConfig
+    from experiments.learned_config import L2cConfig, LesaConfig
 
     store = ConfigStore.instance()
     store.store(name="schema", node=RunConfig)
@@ -335,6 +336,8 @@ def register() -> None:
             "steps": StepsConfig,
             "adaptive": AdaptiveConfig,
             "calibrated": CalibratedConfig,
+            "lesa": LesaConfig,
+            "l2c": L2cConfig,
         },
         "sigma_schedule": {
             "plain": SigmaScheduleConfig,

@@ -18,6 +18,7 @@ from typing import Any
 import hicache
 from experiments.calibrate_plans import contents
 from experiments.config import Settings, StepsConfig
+from experiments.learned_files import contents as learned_contents
 
 __all__ = ["VERSION", "canonical", "run_id", "slug"]
 
@@ -40,7 +41,7 @@ def canonical(settings: Settings) -> dict[str, Any]:
     described: dict[str, Any] = {
         "version": VERSION,
         "backend": semantic(settings.backend) | settings.backend.contents(),
-        "method": semantic(settings.method) | contents(settings),
+        "method": semantic(settings.method) | contents(settings) | learned_contents(settings),
         "num_steps": settings.num_steps,
         "num_items": settings.num_items,
         "seed": settings.seed,

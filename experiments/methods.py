@@ -14,6 +14,8 @@ from experiments.calibrate_config import CalibratedConfig
 from experiments.calibrate_plans import load_plan, stored_budget
 from experiments.config import AdaptiveConfig, AdaptiveScheduleConfig, Settings, SigmaScheduleConfig, StepsConfig
 from experiments.errors import ConfigError, check, choose
+from experiments.learned_config import LesaConfig
+from experiments.learned_files import load_predictor
 from hicache import CacheMethod, Handle
 from hicache.adapters import ADAPTERS, Adapter
 from hicache.cost import Cost, measure
@@ -52,6 +54,8 @@ def method_of(settings: Settings) -> CacheMethod:
         knobs |= {"sigma_schedule": schedule.name, "sigma_options": options(schedule, type(schedule))}
     if isinstance(config, CalibratedConfig):
         knobs |= load_plan(settings).knobs()
+    if isinstance(config, LesaConfig):
+        knobs |= load_predictor(settings).knobs()
     try:
         return hicache.method(config.name, **knobs)
     except ValueError as error:

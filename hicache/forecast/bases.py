@@ -10,6 +10,7 @@ from hicache.forecast.basis import Basis, Hermite, Newton, Reuse, ScaledTaylor, 
 from hicache.forecast.chebyshev import Chebyshev
 from hicache.forecast.dmd import Dmd
 from hicache.forecast.foca import Foca
+from hicache.forecast.lesa import Lesa
 from hicache.forecast.pade import Pade
 from hicache.forecast.table import Table
 
@@ -27,4 +28,5 @@ BASES: dict[str, Basis] = {
     "dmd": Dmd(),
     "auto": Auto(),
     "table": Table(),
+    "lesa": Lesa(),
 }

@@ -1,0 +1,139 @@
+"""Train the artefact of a learned method.
+
+    python -m experiments.train_predictor method=lesa backend=digits
+    python -m experiments.train_predictor method=lesa backend=digits temporal=mlp memories=6 output=mlp.safetensors
+    python -m experiments.train_predictor method=l2c backend=digits penalty=1e-5
+
+The options are those of `experiments.train_options`; everything else is a setting of the run that the artefact is for.
+The state of a training is kept in `results/training/`: the same command continues an interrupted one, and repeats
+nothing that is done. Loss curves are in `losses.csv` there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from experiments.backends import load_backend
+from experiments.cli import Exit
+from experiments.compose import compose
+from experiments.config import MethodConfig, Settings, resolve
+from experiments.errors import ConfigError, check, choose
+from experiments.learned_config import LearnedConfig
+from experiments.learned_files import path_of, save_artefact, valid_for
+from experiments.runner import check as check_settings
+from experiments.train_lesa import PredictorTask, rows_of
+from experiments.train_loop import Phase, Point, train
+from experiments.train_options import L2cOptions, LesaOptions, TrainOptions, parse
+from experiments.trajectories import Recording, load, record, split_arguments
+from hicache.adapters import adapter_for
+from hicache.forecast.lesa import Predictor
+
+__all__ = ["SCOPES", "recorded", "train_predictor"]
+
+SCOPES = ("final_hidden", "stack", "output")
+KINDS: dict[str, type[TrainOptions]] = {"lesa": LesaOptions, "l2c": L2cOptions}
+
+
+def digest(data: Any) -> str:
+    """Eight digits that name a folder."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def folder_of(settings: Settings, options: TrainOptions) -> Path:
+    """Where the state of this training is kept."""
+    what = dataclasses.asdict(options) | {"output": None}
+    warmup = settings.warmup_steps if settings.method.name == "lesa" else None
+    name = digest([valid_for(settings), what, warmup, str(settings.backend.path)])
+    return settings.results / "training" / f"{settings.method.name}-{settings.backend.name}-{name}"
+
+
+def recorded(settings: Settings, options: LesaOptions) -> tuple[Tensor, Tensor]:
+    """Trajectories of the training and of the held-out items, `[items, T, ...]`; recorded once."""
+    scope = choose("scope", settings.scope, SCOPES)
+    none = dataclasses.replace(
+        settings,
+        method=MethodConfig(name="none"),
+        num_items=options.items + options.held_out,
+        seed=options.training_seed,
+    )
+    recording = Recording(sites=(scope,), keep="tensors", tokens=options.tokens)
+    name = digest([valid_for(settings), none.num_items, none.seed, none.batch_size, options.tokens])
+    folder = settings.results / "training" / f"trajectories-{settings.backend.name}-{name}"
+    record(none, recording, folder)
+    values = load(folder)[scope]
+    return values[: options.items], values[options.items :]
+
+
+def lesa_task(settings: Settings, options: LesaOptions) -> PredictorTask:
+    """The predictor with its data."""
+    known, unseen = recorded(settings, options)
+    adapter = adapter_for(load_backend(settings.backend).transformer)
+    axis = adapter.channel(settings.scope)
+    train_rows, held_rows = rows_of(known, axis), rows_of(unseen, axis)
+    torch.manual_seed(options.training_seed)
+    try:
+        predictor = Predictor(
+            channels=train_rows.shape[-1],
+            num_steps=settings.num_steps,
+            memories=options.memories,
+            cuts=options.cuts,
+            temporal=options.temporal,
+            mixing=options.mixing,
+            width=options.width,
+            splines=options.splines,
+            axis=axis,
+            scope=settings.scope,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    named = zip(("guided", "closed"), options.updates, strict=True)
+    phases = [Phase(name=name, updates=updates, rate=options.rate) for name, updates in named]
+    return PredictorTask(
+        predictor, train_rows, held_rows, options.intervals, settings.warmup_steps, options.rows, phases
+    )
+
+
+def train_predictor(settings: Settings, options: TrainOptions) -> tuple[Path, list[Point]]:
+    """Train, write the artefact; returns it with the loss curve."""
+    folder = folder_of(settings, options)
+    if isinstance(options, L2cOptions):
+        raise ConfigError("method: l2c is not here yet")
+    assert isinstance(options, LesaOptions)
+    task = lesa_task(settings, options)
+    curve = train(task, folder, options.training_seed, options.every)
+    config = settings.method
+    assert isinstance(config, LearnedConfig)
+    target = dataclasses.replace(settings, method=dataclasses.replace(config, artefact=options.output))
+    path = path_of(target)
+    described = {"method": config.name, **task.module.described}
+    made = dataclasses.asdict(options) | {"output": None, "warmup_steps": settings.warmup_steps}
+    save_artefact(path, dict(task.module.state_dict()), valid_for(settings), described, made)
+    print(f"artefact: {path} ({path.stat().st_size / 1000:.0f} kB; losses in {folder / 'losses.csv'})", flush=True)
+    return path, curve
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command line."""
+    named = [a.partition("=")[2] for a in arguments if a.startswith("method=")]
+    check(bool(named), "method", f"must be one of {', '.join(sorted(KINDS))}", None)
+    kind = KINDS[choose("method", named[-1], KINDS)]
+    own, overrides = split_arguments(arguments, [f.name for f in dataclasses.fields(kind)])
+    options = parse(kind, own)
+    settings = resolve(compose(overrides))
+    check_settings(dataclasses.replace(settings, method=MethodConfig(name="none")))
+    train_predictor(settings, options)
+
+
+if __name__ == "__main__":
+    outcome = Exit()
+    outcome.guard(lambda: main(sys.argv[1:]))
+    sys.exit(outcome.code)
