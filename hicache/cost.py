@@ -1,16 +1,22 @@
 r"""What a plan costs: FLOPs from shapes alone, and bytes of cache.
 
 The model is rebuilt from its configuration on the `meta` device, at its true size and without memory, and the
-executor runs it under PyTorch's FLOP counter: one computed step, one estimated step. So the count is that of the
-code that runs. The convention is that of the papers: a multiply-add of a matrix product or an attention
-counts 2; norms, softmax and other element-wise work count 0. The arithmetic of the forecast is element-wise
-too; it is given separately as `overhead` (2 per value of every frame) and is not part of `total`.
+executor runs it under PyTorch's FLOP counter: a computed step, an estimated step, and every kind of mixed step that
+the plan has. So the count is that of the code that runs. The convention is that of the papers: a multiply-add of a
+matrix product or an attention counts 2; norms, softmax and other element-wise work count 0. The arithmetic of the
+forecast is element-wise too; it is given separately as `overhead` (2 per value of every frame) and is not part
+of `total`.
 
-    total = n_full * full + n_estimated * estimated,        speedup = num_steps * full / total
+    total = n_full * full + sum of the mixed steps + n_estimated * estimated,      speedup = num_steps * full / total
+
+The published tables leave out what their authors did not charge: the attention maps and clusterings that a patch needs
+at full steps, and everything outside the blocks for methods that skip the stack. HunyuanVideo's do charge a product
+that the published code computes and throws away.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,9 +26,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hicache.adapters import adapter_for
+from hicache.adapters.cells import Cell
 from hicache.executor import Executor
-from hicache.methods import CacheMethod, Knobs
-from hicache.policy import Mask
+from hicache.methods import CacheMethod, Knobs, method
+from hicache.policy import Clock, Policy
+from hicache.tree import Action, Site
 
 __all__ = ["Cost", "measure"]
 
@@ -38,6 +46,8 @@ class Cost:
         full_steps: number of computed steps.
         num_steps: number of steps.
         cache_bytes: memory of the histories once they are full.
+        mixed: all mixed steps together.
+        mixed_steps: number of mixed steps.
     """
 
     full: float
@@ -46,11 +56,14 @@ class Cost:
     full_steps: int
     num_steps: int
     cache_bytes: int
+    mixed: float = 0.0
+    mixed_steps: int = 0
 
     @property
     def total(self) -> float:
         """FLOPs of the run."""
-        return self.full_steps * self.full + (self.num_steps - self.full_steps) * self.estimated
+        estimated = self.num_steps - self.full_steps - self.mixed_steps
+        return self.full_steps * self.full + self.mixed + estimated * self.estimated
 
     @property
     def baseline(self) -> float:
@@ -99,37 +112,158 @@ def measure(
     """
     if convention not in ("executed", "published"):
         raise ValueError(f"convention: must be executed or published, got {convention!r}")
-    steps = method.policy.plan(num_steps) if full_steps is None else list(full_steps)
-    if steps is None:
+    full_steps = method.policy.plan(num_steps) if full_steps is None else list(full_steps)
+    if full_steps is None:
         raise ValueError("full_steps: the plan of this policy depends on the data, must be given, got None")
-    meta = on_meta(model)
-    adapter = adapter_for(meta)
-    executor = Executor(adapter, replace(method, policy=Mask(steps=[0]), knobs=any_step(method.knobs)), meta.forward)
-    example = adapter.example(batch, torch.device("meta"), **shape)
-    executor.begin(2)
+    meter = Meter(model, method, batch, convention == "published", shape)
     with torch.no_grad():
-        full = _count(executor, example)
-        if not method.caches:
-            return Cost(
-                full=full,
-                estimated=0.0,
-                overhead=0.0,
-                full_steps=num_steps,
-                num_steps=num_steps,
-                cache_bytes=0,
-            )
-        history = executor.fill_history(len(steps))
-        estimated = _count(executor, example)
-    if convention == "published" and method.scope == "modules":
-        estimated = adapter.published_estimate(example)
-    return Cost(
-        full=full,
-        estimated=estimated,
-        overhead=2.0 * sum(frame.numel() for frame in history.frames),
-        full_steps=len(steps),
-        num_steps=num_steps,
-        cache_bytes=history.bytes,
-    )
+        return meter.cost(num_steps, full_steps)
+
+
+class Scripted(Policy):
+    """Does at the next step what it is told."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.mixes, self.grouping = policy.mixes, policy.grouping  # type: ignore[misc]
+        self.action = Action.COMPUTE
+        self.actions: dict[Site, Action] = {}
+
+    def covers(self, site: Site) -> bool:
+        return self.policy.covers(site)
+
+    def decide(self, clock: Clock) -> Action:
+        return self.action
+
+    def site_action(self, clock: Clock, site: Site) -> Action:
+        return self.actions[site]
+
+    def stage(self, clock: Clock) -> int:
+        return self.policy.stage(clock)
+
+    def plan(self, num_steps: int) -> None:
+        """Nothing is planned."""
+
+
+class Meter:
+    """Counts the steps of one method on one model of the `meta` device."""
+
+    def __init__(
+        self, model: nn.Module, method: CacheMethod, batch: int, published: bool, shape: dict[str, int]
+    ) -> None:
+        self.model = on_meta(model)
+        self.adapter = adapter_for(self.model)
+        self.published = published
+        self.method = method
+        self.example = self.adapter.example(batch, torch.device("meta"), **shape)
+        scripted = replace(method, policy=Scripted(method.policy), knobs=any_step(method.knobs))
+        self.executor = Executor(self.adapter, scripted, self.model.forward)
+        self._known: dict[Any, float] = {}
+
+    def cost(self, num_steps: int, full_steps: Sequence[int]) -> Cost:
+        """The cost of a run."""
+        self.executor.begin(2)
+        full = self._count()
+        common: dict[str, Any] = {"full": full, "num_steps": num_steps}
+        if not self.method.caches:
+            return Cost(**common, estimated=0.0, overhead=0.0, full_steps=num_steps, cache_bytes=0)
+        plan = self._plan(num_steps, full_steps)
+        computed = [step for step, (action, _) in enumerate(plan) if action is Action.COMPUTE]
+        histories = self.executor.fill_history(len(computed))
+        mixed = [self._mixed(step, num_steps, actions) for step, (_, actions) in enumerate(plan) if actions]
+        estimated = self._estimated() if len(computed) + len(mixed) < num_steps else 0.0
+        if self.published:
+            common["full"] = self._published_full(full)
+        return Cost(
+            **common,
+            estimated=estimated,
+            overhead=2.0 * sum(frame.numel() for history in histories for frame in history.frames),
+            full_steps=len(computed),
+            cache_bytes=sum(history.bytes for history in histories),
+            mixed=sum(mixed),
+            mixed_steps=len(mixed),
+        )
+
+    def _plan(self, num_steps: int, full_steps: Sequence[int]) -> list[tuple[Action, dict[Site, Action]]]:
+        """The action of every step, and of every cell at the mixed ones."""
+        policy, clock, found = copy.deepcopy(self.method.policy), Clock(num_steps=num_steps), []
+        policy.prepare(self.adapter.family, len(self.adapter.blocks()))
+        for clock.step in range(num_steps):
+            action = policy.decide(clock)
+            cached = Action.ESTIMATE if action is Action.COMPUTE else action
+            action = Action.COMPUTE if clock.step in full_steps else cached
+            if action is Action.ESTIMATE and self.executor.by_module:
+                action = Action.MIXED
+            mixed = action is Action.MIXED
+            found.append((action, {c.site: policy.site_action(clock, c.site) for c in self.executor.cells if mixed}))
+            if action is Action.COMPUTE:
+                clock.anchors.append(clock.step)
+        return found
+
+    def _mixed(self, step: int, num_steps: int, actions: dict[Site, Action]) -> float:
+        """A mixed step: what runs whatever is patched, and the patched rows."""
+        branch = self.executor.rehearse(step, num_steps)
+        clock, patch, total = replace(branch.clock, step=step), branch.patch, self._unpatched(actions)
+        for cell in self.executor.cells:
+            if patch is not None and actions[cell.site] is Action.ESTIMATE and patch.covers(cell.site):
+                rows = patch.count(cell.site, clock, branch.ledger.newest(cell.site).shape[1])
+                total += rows * self._row(cell)
+        return total
+
+    def _unpatched(self, actions: dict[Site, Action]) -> float:
+        """A mixed step without its patch; the tables charge what runs beside the modules as in an estimated step."""
+        counted = self._unpatched_count(actions)
+        if not self.published or self.method.patch is None:
+            return counted
+        beside = self._unpatched_count(dict.fromkeys(actions, Action.ESTIMATE))
+        return counted - beside + self.adapter.published_estimate(self.example)
+
+    def _unpatched_count(self, actions: dict[Site, Action]) -> float:
+        key = tuple(actions.items())
+        if key not in self._known:
+            branch = self.executor.rehearse(1, None)
+            assert isinstance(branch.policy, Scripted)
+            branch.policy.action, branch.policy.actions = Action.MIXED, actions
+            patch, branch.patch = branch.patch, None
+            self._known[key] = self._count()
+            branch.patch = patch
+        return self._known[key]
+
+    def _row(self, cell: Cell) -> float:
+        """One patched row of a module, in every sample."""
+        branch = self.executor.rehearse(1, None)
+        value = branch.ledger.newest(cell.site)
+        row, module = value[:, :1], cell.module
+        key = (cell.site.module, cell.site.stream)
+        if key not in self._known:
+            with FlopCounterMode(display=False) as counter:
+                if cell.up is not None:
+                    cell.up(row)
+                    row = row.new_empty(len(row), 1, int(module.in_features))  # type: ignore[arg-type]
+                module(row)
+            self._known[key] = float(counter.get_total_flops())
+        discarded = self.published and cell.up is not None
+        return self._known[key] + (self.adapter.discarded_flops * len(row) if discarded else 0.0)
+
+    def _estimated(self) -> float:
+        """An estimated step."""
+        if self.published and self.method.scope in ("modules", "final_hidden"):
+            return self.adapter.published_estimate(self.example)
+        if self.published and self.method.scope == "stack":
+            return 0.0
+        branch = self.executor.rehearse(1, None)
+        assert isinstance(branch.policy, Scripted)
+        branch.policy.action = Action.ESTIMATE
+        return self._count()
+
+    def _published_full(self, full: float) -> float:
+        """A computed step as the tables count it."""
+        if self.method.patch is not None:
+            full = count(Executor(self.adapter, method("none"), self.model.forward), self.example)
+        return full - self.adapter.published_estimate(self.example) if self.method.scope == "stack" else full
+
+    def _count(self) -> float:
+        return count(self.executor, self.example)
 
 
 def any_step(knobs: Knobs) -> Knobs:
@@ -139,7 +273,8 @@ def any_step(knobs: Knobs) -> Knobs:
     return replace(knobs, basis_options={k: v for k, v in knobs.basis_options.items() if k != "rows"})
 
 
-def _count(executor: Executor, example: dict[str, Any]) -> float:
+def count(executor: Executor, example: dict[str, Any]) -> float:
+    """FLOPs of the next call."""
     with FlopCounterMode(display=False) as counter:
         executor(**example)
     return float(counter.get_total_flops())

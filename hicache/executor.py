@@ -45,7 +45,9 @@ class Branch:
     `forecaster` remembers the scope as a whole, `ledger` its modules one by one.
     """
 
-    def __init__(self, clock: Clock, forecaster: Forecaster, ledger: Ledger, policy: Policy, patch: Patch | None):
+    def __init__(
+        self, clock: Clock, forecaster: Forecaster, ledger: Ledger, policy: Policy, patch: Patch | None
+    ) -> None:
         self.clock = clock
         self.forecaster = forecaster
         self.ledger = ledger
@@ -223,12 +225,12 @@ class Executor:
                 stack.enter_context(observed(self.adapter, branch.patch))
             if self.method.mixes:
                 stack.enter_context(self._listen(branch))
-            if self.by_module:
-                return self.forward(*args, **kwargs)
-            return self._remembered(branch, call, args, kwargs)
+            return self._run(branch, call, args, kwargs)
 
-    def _remembered(self, branch: Branch, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run(self, branch: Branch, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The model's forward; the scope's values become an anchor."""
+        if self.by_module:
+            return self.forward(*args, **kwargs)
         buffer: list[Tensor] = []
         self._target = (branch.forecaster, buffer)
         try:
@@ -268,10 +270,7 @@ class Executor:
             if patch is not None and patch.needs != "hidden" and Action.COMPUTE in step.actions.values():
                 stack.enter_context(observed(self.adapter, patch))
             stack.enter_context(step.installed())
-            if self.by_module:
-                result = self.forward(*args, **kwargs)
-            else:
-                result = self._remembered(branch, call, args, kwargs)
+            result = self._run(branch, call, args, kwargs)
         clock.error = float(torch.stack(step.errors).mean()) if step.errors and not step.errors[0].is_meta else None
         return result
 
@@ -355,9 +354,14 @@ class Executor:
             start, frame = max(branch.clock.step + 1, history.warmup_steps or 0), history.frames[0]
             for extra in range(min(anchors, history.basis.anchors(history.order))):
                 forecaster.commit(start + extra, forecaster.slot(frame.shape, frame.dtype, frame.device))
-            branch.clock.step = start + extra
-        branch.clock.num_steps = None
+            history.times = [i - len(history.times) for i in range(len(history.times))]
         return [forecaster.history for forecaster in forecasters]
+
+    def rehearse(self, step: int, num_steps: int | None) -> Branch:
+        """Make the next call of this branch that of a step (to count costs)."""
+        branch = self._branches[self.branch]
+        branch.clock.step, branch.clock.num_steps = step - 1, num_steps
+        return branch
 
     def finish(self) -> None:
         """The generation is over: every branch must have run all its steps.

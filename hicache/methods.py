@@ -20,6 +20,7 @@
     auto              interval    auto           constant    HiCache++, backend auto
     calibrated        mask        table          -           none: weights and full steps from trajectories
     lesa              interval    lesa           -           arXiv 2602.20497 (a trained predictor)
+    l2c               layer_mask  reuse          -           arXiv 2406.01733 (a trained router)
 
 Every entry is a composition, so any knob may be turned: `method("hicache", policy="mask", mask=[0, 1, 5, 20])`,
 `method("taylorseer", basis="hermite")`, any scope with any of them.
@@ -322,7 +323,7 @@ METHODS: dict[str, MethodSpec] = {
         title="ToCa",
         paper="arXiv 2410.05317",
         uses=frozenset({"interval", "warmup_steps"}),
-        fixed={"patch": "tokens", "basis": "reuse", "order": 0},
+        fixed={"scope": "modules", "patch": "tokens", "basis": "reuse", "order": 0},
     ),
     "duca": MethodSpec(
         title="DuCa",
@@ -334,30 +335,44 @@ METHODS: dict[str, MethodSpec] = {
         title="ClusCa",
         paper="arXiv 2509.10312",
         uses=frozenset({"interval", "warmup_steps", "order"}),
-        fixed={"patch": "clusters", "basis": "taylor", "history": "differences"},
+        fixed={"scope": "modules", "patch": "clusters", "basis": "taylor", "history": "differences"},
     ),
     "hi_clusca": MethodSpec(
         title="Hi-ClusCa",
         paper="arXiv 2508.16984, Table 3",
         uses=frozenset({"interval", "warmup_steps", "order", "sigma", "sigma_schedule"}),
-        fixed={"patch": "clusters", "basis": "hermite", "history": "differences"},
+        fixed={"scope": "modules", "patch": "clusters", "basis": "hermite", "history": "differences"},
     ),
     "speca": MethodSpec(
         title="SpeCa",
         paper="Cache4Diffusion/speca",
         uses=frozenset({"warmup_steps", "order"}),
-        fixed={"policy": "verify", "basis": "taylor"},
+        fixed={"scope": "modules", "policy": "verify", "basis": "taylor"},
         off={"policy_options": {"max_drafts": 0}},
     ),
     "pab": MethodSpec(
         title="PAB",
         paper="arXiv 2408.12588",
         uses=frozenset(),
-        fixed={"policy": "broadcast", "basis": "reuse", "order": 0},
+        fixed={"scope": "modules", "policy": "broadcast", "basis": "reuse", "order": 0},
         off={"policy_options": {"range": 1}},
+    ),
+    "smoothcache": MethodSpec(
+        title="SmoothCache",
+        paper="arXiv 2411.10510",
+        uses=frozenset(),
+        fixed={"scope": "modules", "policy": "kinds", "basis": "reuse", "order": 0},
+        off={"policy_options": {"table": {}}},
     ),
     "calibrated": MethodSpec(
         title="calibrated plan (ours)", paper="", uses=frozenset({"scope"}), fixed={"basis": "table", "gate": False}
+    ),
+    "l2c": MethodSpec(
+        title="Learning-to-Cache",
+        paper="arXiv 2406.01733",
+        uses=frozenset(),
+        fixed={"scope": "modules", "policy": "layer_mask", "basis": "reuse", "order": 0},
+        off={"policy_options": {"threshold": 0.0}},
     ),
     "lesa": MethodSpec(title="LESA", paper="arXiv 2602.20497", uses=_POLICY, fixed={"basis": "lesa", "gate": False}),
 }

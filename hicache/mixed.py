@@ -188,16 +188,16 @@ class MixedStep:
 
     def _feeding(self, cell: Cell) -> Callable[..., Any]:
         """The attention of a single block: only the rows that are fused anew are wanted."""
-        original, site = cell.module.forward, cell.site
-        assert cell.feeds is not None
-        fused = self.actions.get(cell.feeds, Action.COMPUTE)
+        original, site, fusion = cell.module.forward, cell.site, cell.feeds
+        assert fusion is not None
+        fused = self.actions.get(fusion, Action.COMPUTE)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if fused is Action.ESTIMATE:
                 x = kwargs["hidden_states"]
                 return self.adapter.cell_output(cell, x[:, :0])
             if fused is Action.PATCH:
-                return self.adapter.cell_output(cell, gather(self._forecast(site), self._rows[cell.feeds]))
+                return self.adapter.cell_output(cell, gather(self._forecast(site), self._rows[fusion]))
             if self.actions.get(site, Action.COMPUTE) is Action.ESTIMATE:
                 return self.adapter.cell_output(cell, self._forecast(site))
             output = original(*args, **kwargs)

@@ -88,7 +88,8 @@ def attended(cell: Cell, adapter: Adapter, patch: Patch) -> Callable[..., Any]:
 
 def keyed(cell: Cell, adapter: Adapter, patch: Patch) -> Callable[..., Any]:
     """The attention's forward, which also shows its keys' norms."""
-    original, module = cell.module.forward, cell.module
+    module: Any = cell.module
+    original, heads = module.forward, module.heads
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         found: dict[str, Tensor] = {}
@@ -108,7 +109,7 @@ def keyed(cell: Cell, adapter: Adapter, patch: Patch) -> Callable[..., Any]:
         keys = found["img"]
         if "txt" in found:
             keys = torch.cat([found["txt"], keys] if adapter.rows("txt").start == 0 else [keys, found["txt"]], dim=1)
-        show(cell, adapter, patch, -keys.detach().float().unflatten(-1, (module.heads, -1)).norm(dim=-1).mean(-1))
+        show(cell, adapter, patch, -keys.detach().float().unflatten(-1, (heads, -1)).norm(dim=-1).mean(-1))
         return output
 
     return forward
@@ -132,13 +133,13 @@ def attention_scores(
 ) -> Tensor:
     """Mean attention that every token receives, `[B, n]`, from queries and keys `[B, H, n, d]`."""
     batch, heads, tokens, width = query.shape
-    scale = width**-0.5 if scale is None else scale
+    factor = width**-0.5 if scale is None else scale
     chunk = max(1, CHUNK // (batch * heads * key.shape[2]))
     valid = query_mask(attn_mask, batch, tokens, query.device)
     total = torch.zeros(batch, key.shape[2], device=query.device)
     for start in range(0, tokens, chunk):
         part = slice(start, start + chunk)
-        logits = (query[:, :, part] @ key.transpose(-1, -2)).float() * scale
+        logits = (query[:, :, part] @ key.transpose(-1, -2)).float() * factor
         if attn_mask is not None:
             mask = attn_mask if attn_mask.shape[-2] == 1 else attn_mask[..., part, :]
             logits = logits.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else logits + mask

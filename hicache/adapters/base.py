@@ -76,6 +76,8 @@ class Adapter(ABC):
     output_channel: ClassVar[int] = -1
     """The feature axis of the model's output."""
 
+    discarded_flops: ClassVar[float] = 0.0
+    """FLOPs per patched row of a single block that the published counts include and that nothing uses."""
     timestep_range: ClassVar[float] = 1000.0
     """What the model calls the timestep of pure noise."""
 

@@ -32,7 +32,7 @@ class Patch(ABC):
 
     @property
     def needs(self) -> str:
-        """What it must see at computed steps: `attention` or `keys` (a score per token), `hidden` (a block's states)."""
+        """What it must see at computed steps: `attention` or `keys` (scores of tokens), `hidden` (a block's states)."""
         return ""
 
     def prepare(self, family: str, blocks: int, double: int) -> None:  # noqa: B027
