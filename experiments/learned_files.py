@@ -22,7 +22,16 @@ from experiments.errors import ConfigError
 from experiments.learned_config import LearnedConfig
 from hicache.forecast.lesa import Predictor
 
-__all__ = ["contents", "load_artefact", "load_predictor", "path_of", "read", "save_artefact", "valid_for"]
+__all__ = [
+    "contents",
+    "load_artefact",
+    "load_predictor",
+    "load_router",
+    "path_of",
+    "read",
+    "save_artefact",
+    "valid_for",
+]
 
 
 def valid_for(settings: Settings) -> dict[str, Any]:
@@ -63,6 +72,7 @@ def save_artefact(
         partial,
         metadata={name: json.dumps(value, allow_nan=False) for name, value in header.items()},
     )
+    partial.chmod(0o644)
     partial.replace(path)
 
 
@@ -104,3 +114,9 @@ def load_predictor(settings: Settings) -> Predictor:
         predictor = Predictor(**{key: value for key, value in described.items() if key != "method"})
     predictor.load_state_dict(tensors)
     return predictor.eval().requires_grad_(False)
+
+
+def load_router(settings: Settings) -> dict[str, Any]:
+    """Sites and logits of an `l2c` run."""
+    tensors, described = load_artefact(settings)
+    return {"sites": described["sites"], "logits": tensors["logits"].tolist()}

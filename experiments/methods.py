@@ -14,8 +14,8 @@ from experiments.calibrate_config import CalibratedConfig
 from experiments.calibrate_plans import load_plan, stored_budget
 from experiments.config import AdaptiveConfig, AdaptiveScheduleConfig, Settings, SigmaScheduleConfig, StepsConfig
 from experiments.errors import ConfigError, check, choose
-from experiments.learned_config import LesaConfig
-from experiments.learned_files import load_predictor
+from experiments.learned_config import L2cConfig, LesaConfig
+from experiments.learned_files import load_predictor, load_router
 from hicache import CacheMethod, Handle
 from hicache.adapters import ADAPTERS, Adapter
 from hicache.cost import Cost, measure
@@ -56,6 +56,8 @@ def method_of(settings: Settings) -> CacheMethod:
         knobs |= load_plan(settings).knobs()
     if isinstance(config, LesaConfig):
         knobs |= load_predictor(settings).knobs()
+    if isinstance(config, L2cConfig):
+        knobs["policy_options"] = load_router(settings) | {"threshold": config.threshold}
     try:
         return hicache.method(config.name, **knobs)
     except ValueError as error:

@@ -79,20 +79,22 @@ class PredictorTask:
         """No parameter is bounded."""
 
     def _error(self, phase: str, values: Tensor, interval: int) -> Tensor:
+        """Mean over the estimated steps of one schedule."""
         errors: list[Tensor] = []
         for anchors, last in intervals_of(self.module.num_steps, interval, self._warmup_steps):
             times = anchors[-self._memory :]
-            found = self._guided(times, last, values) if phase == "guided" else self._closed(times, last, values)
-            errors += [(forecast - values[step]).abs().mean() for step, forecast in found]
-        return torch.stack(errors).mean()
+            forecasts = self._guided(times, last, values) if phase == "guided" else self._closed(times, last, values)
+            errors.append((forecasts - values[times[-1] + 1 : last + 1]).abs().mean((1, 2)))
+        return torch.cat(errors).mean()
 
-    def _guided(self, times: list[int], last: int, values: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Forecasts one step ahead of the truth."""
+    def _guided(self, times: list[int], last: int, values: Tensor) -> Tensor:
+        """Forecasts of the steps up to `last`, each one step ahead of the truth."""
         windows = self.module.windows(times, last)
-        for step, (weights, bias) in self.module.one_step(windows).items():
-            yield step, torch.einsum("kd,krd->rd", weights, values[windows[step]]) + bias
+        found = self.module.one_step(windows)
+        made = {s: torch.einsum("kd,krd->rd", w, values[windows[s]]) + b for s, (w, b) in found.items()}
+        return torch.stack([made[step] for step in windows])
 
-    def _closed(self, times: list[int], last: int, values: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Forecasts from the anchors alone."""
-        for step, weights in self.module.unrolled(times, last).items():
-            yield step, torch.einsum("nd,nrd->rd", weights[:-1], values[times]) + weights[-1]
+    def _closed(self, times: list[int], last: int, values: Tensor) -> Tensor:
+        """Forecasts of the steps up to `last` from the anchors alone."""
+        weights = torch.stack(list(self.module.unrolled(times, last).values()))
+        return torch.einsum("snd,nrd->srd", weights[:, :-1], values[times]) + weights[:, -1:]

@@ -60,7 +60,7 @@ class LesaOptions(TrainOptions):
     """Functions phi_m."""
     splines: int = 8
     """B-splines per function."""
-    rows: int = 256
+    rows: int = 128
     """Trajectories of feature vectors per update."""
     tokens: int = 16
     """Token rows that are recorded."""

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from experiments.backends import load_backend
+from experiments.backends.base import sampling_of
 from experiments.cli import Exit
 from experiments.compose import compose
 from experiments.config import MethodConfig, Settings, resolve
@@ -30,6 +31,7 @@ from experiments.errors import ConfigError, check, choose
 from experiments.learned_config import LearnedConfig
 from experiments.learned_files import path_of, save_artefact, valid_for
 from experiments.runner import check as check_settings
+from experiments.train_l2c import RouterTask
 from experiments.train_lesa import PredictorTask, rows_of
 from experiments.train_loop import Phase, Point, train
 from experiments.train_options import L2cOptions, LesaOptions, TrainOptions, parse
@@ -102,21 +104,30 @@ def lesa_task(settings: Settings, options: LesaOptions) -> PredictorTask:
     )
 
 
+def l2c_task(settings: Settings, options: L2cOptions) -> RouterTask:
+    """The router with the model that it is trained on."""
+    torch.manual_seed(options.training_seed)
+    phases = [Phase(name="router", updates=options.updates[0], rate=options.rate)]
+    backend, sampling = load_backend(settings.backend), sampling_of(settings)
+    return RouterTask(backend, sampling, options.penalty, options.images, options.items, options.held_out, phases)
+
+
 def train_predictor(settings: Settings, options: TrainOptions) -> tuple[Path, list[Point]]:
     """Train, write the artefact; returns it with the loss curve."""
-    folder = folder_of(settings, options)
-    if isinstance(options, L2cOptions):
-        raise ConfigError("method: l2c is not here yet")
-    assert isinstance(options, LesaOptions)
-    task = lesa_task(settings, options)
-    curve = train(task, folder, options.training_seed, options.every)
-    config = settings.method
+    folder, config = folder_of(settings, options), settings.method
     assert isinstance(config, LearnedConfig)
-    target = dataclasses.replace(settings, method=dataclasses.replace(config, artefact=options.output))
-    path = path_of(target)
-    described = {"method": config.name, **task.module.described}
+    path = path_of(dataclasses.replace(settings, method=dataclasses.replace(config, artefact=options.output)))
+    if isinstance(options, L2cOptions):
+        task = l2c_task(settings, options)
+        described: dict[str, Any] = {"sites": task.sites}
+    else:
+        assert isinstance(options, LesaOptions)
+        task = lesa_task(settings, options)
+        described = task.module.described
+    curve = train(task, folder, options.training_seed, options.every)
     made = dataclasses.asdict(options) | {"output": None, "warmup_steps": settings.warmup_steps}
-    save_artefact(path, dict(task.module.state_dict()), valid_for(settings), described, made)
+    tensors = dict(task.module.state_dict())
+    save_artefact(path, tensors, valid_for(settings), {"method": config.name, **described}, made)
     print(f"artefact: {path} ({path.stat().st_size / 1000:.0f} kB; losses in {folder / 'losses.csv'})", flush=True)
     return path, curve
 

@@ -51,7 +51,7 @@ class KanLayer(nn.Module):
         degree: of the splines; 3 = cubic.
         low: lower end of the interval that they cover.
         high: upper end.
-        noise: standard deviation of the initial spline coefficients.
+        noise: size of the initial functions.
     """
 
     knots: Tensor
@@ -69,7 +69,7 @@ class KanLayer(nn.Module):
         super().__init__()
         self.degree = degree
         self.register_buffer("knots", uniform_knots(splines, degree, low, high).float(), persistent=False)
-        self.base = nn.Parameter(torch.randn(outputs, inputs) / math.sqrt(inputs))
+        self.base = nn.Parameter(noise * torch.randn(outputs, inputs) / math.sqrt(inputs))
         self.scale = nn.Parameter(torch.ones(outputs, inputs))
         self.coefficients = nn.Parameter(noise * torch.randn(outputs, inputs, splines))
 

@@ -4,6 +4,7 @@ from hicache.policy.accumulate import MagCache, TeaCache
 from hicache.policy.base import Clock, Policy
 from hicache.policy.broadcast import Broadcast
 from hicache.policy.growing import Growing
+from hicache.policy.learned import LayerMask
 from hicache.policy.modulated import Alternate, Modulated
 from hicache.policy.probe import Probe
 from hicache.policy.static import Algorithm1, Every, Interval, Mask, Stages, Uniform, full_steps
@@ -24,6 +25,7 @@ POLICIES: dict[str, type[Policy]] = {
     "alternate": Alternate,
     "verify": Verify,
     "broadcast": Broadcast,
+    "layer_mask": LayerMask,
 }
 """Every policy by its name in `policy=`."""
 
@@ -36,6 +38,7 @@ __all__ = [
     "Every",
     "Growing",
     "Interval",
+    "LayerMask",
     "MagCache",
     "Mask",
     "Modulated",

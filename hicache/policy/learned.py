@@ -2,10 +2,10 @@ r"""Learning-to-Cache (arXiv 2406.01733): a trained router says which modules a 
 
 Steps are paired. The first of a pair is computed in full; in the second, module m of pair p is computed where
 
-    sigmoid(logit[p, m]) >= threshold,
+    beta = sigmoid(logit[p, m]) >= threshold,
 
 and otherwise gives its value of the step before. The published threshold is 0.1 (0.9 at 512 x 512). The logits belong
-to one model, solver and number of steps. Without a router every step is computed.
+to one model, solver and number of steps. Without a router beta is 0: every second step skips all modules.
 """
 
 from __future__ import annotations
@@ -26,34 +26,39 @@ class LayerMask(Policy):
     """Full and routed steps in turn.
 
     Attributes:
-        sites: names of the routed modules, in the order of the logits.
-        logits: of every pair of steps and module.
-        threshold: smallest sigmoid that counts as kept.
+        sites: names of the routed modules, in the order of the logits; other modules always run.
+        logits: of every pair of steps and module; steps beyond them are full.
+        threshold: smallest beta that counts as kept.
     """
 
     mixes: ClassVar[bool] = True
     grouping: ClassVar[str] = "site"
-    sites: Sequence[str] = ()
-    logits: Sequence[Sequence[float]] = ()
+    sites: Sequence[str] | None = None
+    logits: Sequence[Sequence[float]] | None = None
     threshold: float = 0.1
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold: must be between 0 and 1, got {self.threshold}")
-        if any(len(row) != len(self.sites) for row in self.logits):
-            raise ValueError(f"logits: must have {len(self.sites)} values per pair of steps, one per site")
+        if (self.sites is None) != (self.logits is None):
+            raise ValueError("logits: must be given exactly when sites are")
+        if any(len(row) != len(self.sites or ()) for row in self.logits or ()):
+            raise ValueError(f"logits: must be {len(self.sites or ())} per pair of steps, one per site")
 
-    def kept(self, pair: int) -> set[str]:
-        """The modules that the routed step of a pair computes."""
-        chosen = zip(self.sites, self.logits[pair], strict=True)
-        return {site for site, logit in chosen if 1 / (1 + math.exp(-logit)) >= self.threshold}
+    def keeps(self, pair: int, site: str) -> bool:
+        """Whether the routed step of a pair computes a module."""
+        if self.sites is None or self.logits is None:
+            return self.threshold == 0
+        return 1 / (1 + math.exp(-self.logits[pair][self.sites.index(site)])) >= self.threshold
 
     def decide(self, clock: Clock) -> Action:
-        routed = clock.step % 2 == 1 and clock.step // 2 < len(self.logits)
-        return Action.MIXED if routed else Action.COMPUTE
+        pair = clock.step // 2
+        if clock.step % 2 == 0 or (self.logits is not None and pair >= len(self.logits)):
+            return Action.COMPUTE
+        return Action.COMPUTE if all(self.keeps(pair, site) for site in self.sites or ("",)) else Action.MIXED
 
     def covers(self, site: Site) -> bool:
-        return str(site) in self.sites
+        return self.sites is None or str(site) in self.sites
 
     def site_action(self, clock: Clock, site: Site) -> Action:
-        return Action.COMPUTE if str(site) in self.kept(clock.step // 2) else Action.ESTIMATE
+        return Action.COMPUTE if self.keeps(clock.step // 2, str(site)) else Action.ESTIMATE
