@@ -4,8 +4,9 @@
     python -m experiments.calibrate backend=digits budget=6,8,10 scope=modules items=32
     python -m experiments.calibrate backend=digits budget=8 refine=none data=gaussian
     python -m experiments.calibrate backend=digits method=hicache scope=modules interval=7
+    python -m experiments.calibrate backend=digits method=smoothcache          # or teacache, magcache
 
-    items     calibration items (32), with seeds of their own (calibration_seed=1000)
+    items     calibration items (32; 10 for curves), with seeds of their own (calibration_seed=1000)
     data      trajectories, or gaussian: no data, a Gaussian model of the noise schedule (scope output)
     memory    anchors per weight row (4 at scope output, 3 elsewhere and without data)
     ridge     relative to the trace (1e-8; 1e-4 without data)
@@ -36,6 +37,8 @@ from torch import Tensor
 from experiments.backends import load_backend
 from experiments.backends.base import Backend, Item, sampling_of
 from experiments.calibrate_config import CalibratedConfig
+from experiments.calibrate_curves import CURVES
+from experiments.calibrate_files import curve_path, save_curves
 from experiments.calibrate_loop import Loop, probe, refit
 from experiments.calibrate_plans import keys_of, path_of, save_plan
 from experiments.calibrate_scale import Moments, automatic, moments_path, save_moments
@@ -279,6 +282,17 @@ def store_moments(settings: Settings, options: Options) -> Path:
     return path
 
 
+def store_curves(settings: Settings, options: Options, name: str) -> Path:
+    """Measure the curves of method `name` on un-cached runs and store them."""
+    started = time.monotonic()
+    curves = CURVES[name](load_backend(settings.backend), settings, calibration_items(settings, options))
+    path = curve_path(settings, name)
+    made = {"items": options.items, "calibration_seed": options.calibration_seed, "classes": options.classes}
+    save_curves(path, curves, keys_of(settings), made | {"revision": settings.backend.revision})
+    print(f"curves: {path} ({time.monotonic() - started:.1f} s)", flush=True)
+    return path
+
+
 def main(arguments: Sequence[str]) -> None:
     """The command line."""
     names = [f.name for f in dataclasses.fields(Options)]
@@ -286,7 +300,11 @@ def main(arguments: Sequence[str]) -> None:
     options = Options.parse({key: value for key, value in own.items() if key != "budget"})
     given = [o for o in overrides if o.startswith("method=")]
     name = given[0].partition("=")[2] if given else "calibrated"
-    choose("method", name, ("calibrated", "hicache", "hi_taylor"))
+    choose("method", name, ("calibrated", "hicache", "hi_taylor", *CURVES))
+    if name in CURVES:
+        settings = resolve(compose(["method=none", *(o for o in overrides if o not in given)]))
+        store_curves(settings, options if "items" in own else dataclasses.replace(options, items=10), name)
+        return
     settings = resolve(compose(overrides if given else ["method=calibrated", *overrides]))
     if name != "calibrated":
         store_moments(settings, options)

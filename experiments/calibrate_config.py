@@ -1,4 +1,4 @@
-"""The settings of `method=calibrated`."""
+"""The settings of the methods that need a calibration: `calibrated`, `smoothcache`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from experiments.config import MethodConfig
 from experiments.errors import check
 
-__all__ = ["CalibratedConfig"]
+__all__ = ["CalibratedConfig", "SmoothCacheConfig"]
 
 
 @dataclass(kw_only=True)
@@ -29,3 +29,14 @@ class CalibratedConfig(MethodConfig):
 
     def defaults(self) -> dict[str, Any]:
         return {"scope": "output"}
+
+
+@dataclass(kw_only=True)
+class SmoothCacheConfig(MethodConfig):
+    """SmoothCache: the largest relative error of a module's output that is accepted."""
+
+    alpha: float = 0.22
+    """0 computes everything."""
+
+    def __post_init__(self) -> None:
+        check(0 <= self.alpha < float("inf"), "method.alpha", "must be a finite number >= 0", self.alpha)

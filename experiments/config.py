@@ -323,7 +323,7 @@ class Settings:
 def register() -> None:
     """Put the schemas into Hydra's store, where `conf/` finds them."""
     from experiments.backends.config import CONFIGS
-    from experiments.calibrate_config import CalibratedConfig
+    from experiments.calibrate_config import CalibratedConfig, SmoothCacheConfig
     from experiments.cluster import SlurmConfig
     from experiments.learned_config import L2cConfig, LesaConfig
 
@@ -336,6 +336,7 @@ def register() -> None:
             "steps": StepsConfig,
             "adaptive": AdaptiveConfig,
             "calibrated": CalibratedConfig,
+            "smoothcache": SmoothCacheConfig,
             "lesa": LesaConfig,
             "l2c": L2cConfig,
         },

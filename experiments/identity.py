@@ -16,6 +16,7 @@ import json
 from typing import Any
 
 import hicache
+from experiments.calibrate_files import curve_digest
 from experiments.calibrate_plans import contents
 from experiments.config import Settings, StepsConfig
 from experiments.learned_files import contents as learned_contents
@@ -41,7 +42,7 @@ def canonical(settings: Settings) -> dict[str, Any]:
     described: dict[str, Any] = {
         "version": VERSION,
         "backend": semantic(settings.backend) | settings.backend.contents(),
-        "method": semantic(settings.method) | contents(settings) | learned_contents(settings),
+        "method": semantic(settings.method) | contents(settings) | curve_digest(settings) | learned_contents(settings),
         "num_steps": settings.num_steps,
         "num_items": settings.num_items,
         "seed": settings.seed,

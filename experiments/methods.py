@@ -10,7 +10,8 @@ from typing import Any
 
 import hicache
 from experiments.backends.base import Backend, sampling_of
-from experiments.calibrate_config import CalibratedConfig
+from experiments.calibrate_config import CalibratedConfig, SmoothCacheConfig
+from experiments.calibrate_files import curve_options
 from experiments.calibrate_plans import load_plan, stored_budget
 from experiments.config import AdaptiveConfig, AdaptiveScheduleConfig, Settings, SigmaScheduleConfig, StepsConfig
 from experiments.errors import ConfigError, check, choose
@@ -52,6 +53,8 @@ def method_of(settings: Settings) -> CacheMethod:
         knobs["sigma_options"] = options(config, AdaptiveScheduleConfig)
     elif "sigma_schedule" in uses:
         knobs |= {"sigma_schedule": schedule.name, "sigma_options": options(schedule, type(schedule))}
+    if found := curve_options(settings):
+        knobs["policy_options"] = found | dict(config.policy_options or {})
     if isinstance(config, CalibratedConfig):
         knobs |= load_plan(settings).knobs()
     if isinstance(config, LesaConfig):
@@ -91,6 +94,8 @@ def describe_method(settings: Settings) -> str:
         return f"{method.solver or 'fewer steps'} ({method.steps} steps)"
     if isinstance(method, CalibratedConfig):
         return f"{spec.title} ({stored_budget(settings)} full steps, {settings.scope})"
+    if isinstance(method, SmoothCacheConfig):
+        return f"{spec.title} (α={method.alpha:g})"
     symbols = {"interval": "N", "order": "m", "sigma": "σ"}
     parts = [f"{symbol}={getattr(settings, key):g}" for key, symbol in symbols.items() if key in spec.uses]
     if "scope" in spec.uses and settings.scope != "modules":

@@ -7,6 +7,7 @@ from hicache.policy.growing import Growing
 from hicache.policy.learned import LayerMask
 from hicache.policy.modulated import Alternate, Modulated
 from hicache.policy.probe import Probe
+from hicache.policy.scheduled import KindSchedule
 from hicache.policy.static import Algorithm1, Every, Interval, Mask, Stages, Uniform, full_steps
 from hicache.policy.verify import Verify
 
@@ -26,6 +27,7 @@ POLICIES: dict[str, type[Policy]] = {
     "verify": Verify,
     "broadcast": Broadcast,
     "layer_mask": LayerMask,
+    "kinds": KindSchedule,
 }
 """Every policy by its name in `policy=`."""
 
@@ -39,6 +41,7 @@ __all__ = [
     "Growing",
     "Interval",
     "LayerMask",
+    "KindSchedule",
     "MagCache",
     "Mask",
     "Modulated",

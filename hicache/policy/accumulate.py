@@ -15,7 +15,8 @@ Both decide for the whole batch of a call: which steps are computed depends on w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hicache.policy.base import Clock, Policy
@@ -57,28 +58,26 @@ class TeaCache(Policy):
 
     Attributes:
         threshold: published for FLUX are 0.25, 0.4, 0.6 and 0.8 at 28 steps, 1.0 and 1.2 at 50.
-        polynomial: a key of `POLYNOMIALS`, or `auto` for that of the model the method is enabled on; models without a
-            published fit have `identity`, for which the threshold is the accumulated relative change itself.
+        polynomial: coefficients, highest degree first, or a key of `POLYNOMIALS`, or `auto` for that of the model the
+            method is enabled on; models without a published fit have `identity`, for which the threshold is the
+            accumulated relative change itself.
     """
 
     indicator = True
     threshold: float = 0.25
-    polynomial: str = "auto"
+    polynomial: str | Sequence[float] = "auto"
     coefficients: tuple[float, ...] = field(default=(), init=False, repr=False)
     total: float = field(default=0.0, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.threshold >= 0:
             raise ValueError(f"threshold: must be a number >= 0, got {self.threshold}")
-        if self.polynomial not in ("auto", *POLYNOMIALS):
-            known = ", ".join(("auto", *POLYNOMIALS))
-            raise ValueError(f"polynomial: must be one of {known}, got {self.polynomial!r}")
+        check_numbers("polynomial", self.polynomial, POLYNOMIALS)
         self.prepare("identity")
 
     def prepare(self, family: str, blocks: int = 0) -> None:
         del blocks
-        name = family if self.polynomial == "auto" else self.polynomial
-        self.coefficients = POLYNOMIALS.get(name, POLYNOMIALS["identity"])
+        self.coefficients = numbers(self.polynomial, family, POLYNOMIALS, "identity")
 
     def decide(self, clock: Clock) -> Action:
         value = 0.0
@@ -106,13 +105,15 @@ class MagCache(Policy):
         threshold: delta; FLUX 0.24, HunyuanVideo 0.24 (quality: 0.12), Qwen-Image 0.06.
         max_skips: K, steps skipped in a row at most; 5, 6 (4) and 2 for these.
         retention: rho, leading share of the steps that is always computed; 0.1, 0.2 and 0.2.
-        curve: a key of `MAGNITUDES`; resampled to the number of steps by nearest neighbour.
+        curve: a ratio per step, or a key of `MAGNITUDES`, or `auto` for that of the model the method is enabled on;
+            models without a published curve have `flat`. Resampled to the number of steps by nearest neighbour.
     """
 
     threshold: float = 0.24
     max_skips: int = 5
     retention: float = 0.1
-    curve: str = "flat"
+    curve: str | Sequence[float] = "auto"
+    ratios: tuple[float, ...] = field(default=(), init=False, repr=False)
     ratio: float = field(default=1.0, init=False, repr=False)
     error: float = field(default=0.0, init=False, repr=False)
     skipped: int = field(default=0, init=False, repr=False)
@@ -124,8 +125,12 @@ class MagCache(Policy):
             raise ValueError(f"max_skips: must be an integer >= 0, got {self.max_skips}")
         if not 0 <= self.retention <= 1:
             raise ValueError(f"retention: must be between 0 and 1, got {self.retention}")
-        if self.curve not in MAGNITUDES:
-            raise ValueError(f"curve: must be one of {', '.join(MAGNITUDES)}, got {self.curve!r}")
+        check_numbers("curve", self.curve, MAGNITUDES)
+        self.prepare("flat")
+
+    def prepare(self, family: str, blocks: int = 0) -> None:
+        del blocks
+        self.ratios = numbers(self.curve, family, MAGNITUDES, "flat")
 
     def decide(self, clock: Clock) -> Action:
         if clock.num_steps is None:
@@ -134,7 +139,7 @@ class MagCache(Policy):
             self.reset()
         if clock.step == 0 or clock.step < int(self.retention * clock.num_steps + 0.5):
             return Action.COMPUTE
-        self.ratio *= resampled(MAGNITUDES[self.curve], clock.step, clock.num_steps)
+        self.ratio *= resampled(self.ratios, clock.step, clock.num_steps)
         self.error += abs(1 - self.ratio)
         self.skipped += 1
         if self.error <= self.threshold and self.skipped <= self.max_skips:
@@ -149,3 +154,21 @@ class MagCache(Policy):
 def resampled(curve: Sequence[float], step: int, num_steps: int) -> float:
     """The curve's value at a step of a run of another length, by nearest neighbour."""
     return curve[round(step * (len(curve) - 1) / max(num_steps - 1, 1))]
+
+
+def check_numbers(key: str, given: str | Sequence[float], known: Mapping[str, Sequence[float]]) -> None:
+    """Raise a `ValueError` unless `given` is `auto`, a known name or a list of numbers."""
+    if isinstance(given, str):
+        if given not in ("auto", *known):
+            raise ValueError(f"{key}: must be one of {', '.join(('auto', *known))}, got {given!r}")
+    elif not given or not all(isinstance(x, (int, float)) and math.isfinite(x) for x in given):
+        raise ValueError(f"{key}: must be a name or a list of finite numbers, got {given!r}")
+
+
+def numbers(
+    given: str | Sequence[float], family: str, known: Mapping[str, tuple[float, ...]], default: str
+) -> tuple[float, ...]:
+    """The numbers that are given, named, or (`auto`) known of a family."""
+    if not isinstance(given, str):
+        return tuple(float(x) for x in given)
+    return known.get(family if given == "auto" else given, known[default])

@@ -186,7 +186,7 @@ def test_any_forecaster_under_any_policy(name, basis, scope):
     [
         ("teacache", {"policy_options": {"threshold": -1}}, "threshold: must be a number >= 0, got -1"),
         ("teacache", {"policy_options": {"polynomial": "sd3"}}, "polynomial: must be one of auto, identity"),
-        ("magcache", {"policy_options": {"curve": "x"}}, "curve: must be one of flat, flux"),
+        ("magcache", {"policy_options": {"curve": "x"}}, "curve: must be one of auto, flat, flux"),
         ("dbcache", {"policy_options": {"max_cached": -2}}, "max_cached: must be an integer >= -1, got -2"),
         ("delta_dit", {"policy_options": {"switch": 2}}, "switch: must be between 0 and 1, got 2"),
     ],

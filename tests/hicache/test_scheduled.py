@@ -1,0 +1,100 @@
+"""SmoothCache: the greedy schedule, and kinds of modules that follow schedules of their own."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import hicache
+from hicache.adapters import adapter_for
+from hicache.policy.scheduled import KindSchedule, greedy, kind_of
+from tests.hicache.models import build, denoise, inputs
+
+CURVES = st.integers(2, 20).flatmap(
+    lambda steps: st.lists(st.lists(st.floats(0, 1), min_size=3, max_size=3), min_size=steps, max_size=steps)
+)
+
+
+@given(errors=CURVES, alpha=st.floats(0, 1))
+def test_a_schedule_keeps_its_ends_and_never_exceeds_alpha(errors, alpha):
+    computed = greedy(errors, alpha)
+    assert computed == sorted(set(computed))
+    assert computed[0] == 0 and computed[-1] == len(errors) - 1
+    for before, after in zip(computed, computed[1:], strict=False):
+        k = after - before - 1
+        assert k <= 3
+        assert k == 0 or errors[before + k][k - 1] < alpha
+
+
+@given(errors=CURVES)
+def test_alpha_0_never_skips(errors):
+    assert greedy(errors, 0.0) == list(range(len(errors)))
+
+
+@pytest.mark.parametrize(("alpha", "period"), [(0.05, 1), (0.15, 2), (0.25, 3), (0.35, 4), (9.0, 4)])
+def test_constant_curves_give_a_periodic_schedule(alpha, period):
+    computed = greedy([[0.1, 0.2, 0.3]] * 21, alpha)
+    assert computed[:-1] == list(range(0, 20, period))
+    assert computed[-1] == 20
+
+
+def schedule_of(adapter, **steps):
+    kinds = {kind_of(cell.site) for cell in adapter.cells()}
+    fused = [cell.site.layer for cell in adapter.cells() if cell.site.module == "fused"]
+    table = {kind: steps.get(kind.partition(".")[0], list(range(8))) for kind in kinds}
+    return {"table": table, "fused_from": min(fused, default=None)}
+
+
+@pytest.mark.parametrize("name", ["dit", "flux", "hunyuan_video", "qwen_image"])
+def test_a_table_of_all_steps_changes_nothing(name):
+    model = build(name)
+    call = inputs(model, name)
+    plain, _ = denoise(model, call, 8)
+    with hicache.cached(model, hicache.method("smoothcache", policy_options=schedule_of(adapter_for(model)))) as handle:
+        handle.begin(8)
+        cached, _ = denoise(model, call, 8)
+    assert all(torch.equal(a, b) for a, b in zip(plain, cached, strict=True))
+    assert handle.report.full_steps == list(range(8))
+
+
+@pytest.mark.parametrize("name", ["dit", "flux", "hunyuan_video", "qwen_image"])
+def test_every_kind_runs_at_the_steps_of_its_table(name):
+    model = build(name)
+    adapter = adapter_for(model)
+    options = schedule_of(adapter, attn=[0, 3, 7], mlp=[0, 1, 3, 5, 7], fused=[0, 2, 3, 7])
+    with hicache.cached(model, hicache.method("smoothcache", policy_options=options)) as handle:
+        ran: dict = {}
+        for cell in adapter.cells():
+            original = cell.module.forward
+
+            def forward(*args, original=original, site=cell.site, **kwargs):
+                step = handle.executor._branches[""].clock.step
+                ran.setdefault(site, []).append(step)
+                return original(*args, **kwargs)
+
+            cell.module.forward = forward
+        handle.begin(8)
+        outputs, _ = denoise(model, inputs(model, name), 8)
+    assert all(torch.isfinite(output).all() for output in outputs)
+    assert handle.report.full_steps == [0, 3, 7]
+    for cell in adapter.cells():
+        kind = "fused.joint" if cell.feeds is not None else kind_of(cell.site)
+        assert ran[cell.site] == list(options["table"][kind]), cell.site
+
+
+def test_a_reused_output_is_the_last_computed_one():
+    model = build("dit")
+    seen: list = []
+    model.transformer_blocks[1].attn1.register_forward_hook(lambda m, a, output: seen.append(output.clone()))
+    with hicache.cached(model, hicache.method("smoothcache", policy_options={"table": {"attn.img": [0, 2, 7]}})) as h:
+        h.begin(8)
+        denoise(model, inputs(model, "dit"), 8)
+    for step, source in enumerate([0, 0, 2, 2, 2, 2, 2, 7]):
+        assert torch.equal(seen[step], seen[source])
+    assert not torch.equal(seen[0], seen[2]) and not torch.equal(seen[2], seen[7])
+
+
+@pytest.mark.parametrize("steps", [[], [1, 2], [0, 2, 2]])
+def test_errors_name_key_rule_and_value(steps):
+    with pytest.raises(ValueError, match=r"table: attn.img must have growing steps that start with 0, got \["):
+        KindSchedule(table={"attn.img": steps})
