@@ -26,10 +26,13 @@ outcome = Exit()
 
 def jobs(config: DictConfig) -> None:
     """The runs of one composed configuration, in turn."""
+    from experiments.announce import announcement
     from experiments.runner import execute
     from experiments.summary import print_outcome
 
     for settings in settings_of(config):
+        if (line := announcement(settings)) is not None:
+            print(line, flush=True)
         outcome.guard(lambda settings=settings: print_outcome(execute(settings)))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import matplotlib
 
-__all__ = ["Line", "plot_budgets", "write_table"]
+__all__ = ["Line", "plot_budgets", "write_rows", "write_table"]
 
 COLUMNS = ("method", "full steps", "setting", "PSNR (dB)", "low", "high")
 MARKERS = "*osD^vP<Xd"
@@ -38,13 +38,16 @@ class Line:
 
 def write_table(path: Path, title: str, note: str, lines: Sequence[Line]) -> None:
     """`path.md` and `path.csv`."""
+    write_rows(path, title, note, COLUMNS, [line.cells() for line in lines])
+
+
+def write_rows(path: Path, title: str, note: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """The same for cells that are written already."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_suffix(".csv"), "w", newline="") as handle:
-        writer = csv.writer(handle)
-        writer.writerow(COLUMNS)
-        writer.writerows(line.cells() for line in lines)
-    rows = [COLUMNS, ["---"] * len(COLUMNS), *(line.cells() for line in lines)]
-    body = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        csv.writer(handle).writerows([columns, *rows])
+    lines = [columns, ["---"] * len(columns), *rows]
+    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     path.with_suffix(".md").write_text(f"# {title}\n\n{note}\n\n{body}\n")
 
 

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 
+from experiments.announce import announcement
 from experiments.calibrate import main
 from experiments.calibrate_scale import SIGMAS, automatic, load_moments, moments_path
 from experiments.compose import compose
@@ -106,3 +108,27 @@ def test_moments_are_made_beside_other_weights_and_refused_elsewhere(small, tiny
     ):
         automatic(other, ["sigma"])
     moments_path(other).unlink()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["method=calibrated"], r"plan: 8 of 50 steps in full \[0, .*\], predicted error 0\.\d+ of reuse .*-b8.json\)"),
+        (
+            ["sigma=auto"],
+            r"plan: 10 of 50 steps in full, auto: sigma=0\.\d+, predicted error 0\.\d+ of reuse .*tensors\)",
+        ),
+        (
+            ["method=smoothcache"],
+            r"plan: computed of 50 steps: attn.img \d+, mlp.img \d+, curves of smoothcache-.*.json",
+        ),
+        (["method=teacache"], r"plan: curves of teacache-ddim50-g1.5.json"),
+    ],
+)
+def test_what_is_predicted_is_said_before_the_run(overrides, line):
+    assert re.fullmatch(line, announcement(settings_of(*overrides)) or "")
+
+
+def test_runs_without_a_calibration_say_nothing():
+    assert announcement(settings_of()) is None
+    assert announcement(settings_of("method=none")) is None

@@ -1,0 +1,38 @@
+"""What is known of a calibrated run before it starts, in one line."""
+
+from __future__ import annotations
+
+from experiments.calibrate_config import CalibratedConfig
+from experiments.calibrate_files import calibrated_by, curve_path
+from experiments.calibrate_plans import load_plan, path_of
+from experiments.config import Settings
+from experiments.methods import method_of
+from hicache.policy.scheduled import KindSchedule
+
+__all__ = ["announcement"]
+
+
+def announcement(settings: Settings) -> str | None:
+    """Full steps, predicted error and the artefact; None for runs without a calibration."""
+    if isinstance(settings.method, CalibratedConfig):
+        plan = load_plan(settings)
+        return (
+            f"plan: {len(plan.full_steps)} of {plan.num_steps} steps in full {list(plan.full_steps)}, "
+            f"predicted error {plan.predicted_error:.3g} of reuse at the same steps ({path_of(settings).name})"
+        )
+    if settings.chosen:
+        facts = settings.chosen
+        full = method_of(settings).policy.plan(settings.num_steps) or []
+        chosen = " ".join(f"{key}={facts[key]:g}" for key in ("sigma", "order") if key in facts)
+        return (
+            f"plan: {len(full)} of {settings.num_steps} steps in full, auto: {chosen}, "
+            f"predicted error {facts['predicted_error']:.3g} of reuse at the same steps ({facts['artefact']})"
+        )
+    name = calibrated_by(settings)
+    if name is None:
+        return None
+    policy, computed = method_of(settings).policy, ""
+    if isinstance(policy, KindSchedule):
+        counts = ", ".join(f"{kind} {len(steps)}" for kind, steps in policy.table.items())
+        computed = f"computed of {settings.num_steps} steps: {counts}, "
+    return f"plan: {computed}curves of {curve_path(settings, name).name}"
