@@ -19,8 +19,8 @@ from experiments.backends import backend_class
 from experiments.backends.base import Backend, sampling_of
 from experiments.backends.digits import DigitsBackend, folder_of
 from experiments.backends.pipeline import PipelineBackend
+from experiments.caching import method_of
 from experiments.config import BackendConfig, Settings
-from experiments.methods import method_of
 from hicache import CacheMethod
 from hicache.cost import Cost, measure
 

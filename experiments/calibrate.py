@@ -36,6 +36,7 @@ from torch import Tensor
 
 from experiments.backends import load_backend
 from experiments.backends.base import Backend, Item, sampling_of
+from experiments.caching import method_of
 from experiments.calibrate_config import CalibratedConfig
 from experiments.calibrate_curves import CURVES
 from experiments.calibrate_files import curve_path, save_curves
@@ -46,7 +47,6 @@ from experiments.cli import Exit
 from experiments.compose import compose
 from experiments.config import Settings, resolve
 from experiments.errors import ConfigError, check, choose
-from experiments.methods import method_of
 from experiments.runner import items_of
 from experiments.trajectories import grams, split_arguments, watched
 from hicache import sampler

@@ -18,13 +18,13 @@ import torch
 from evaluation.fidelity import psnr
 from evaluation.statistics import bootstrap_mean
 from experiments.backends.base import sampling_of
+from experiments.caching import count_flops, method_of
 from experiments.calibrate_report import write_rows
 from experiments.calibrate_study import FOLDER, Bench
 from experiments.cli import Exit
 from experiments.compose import compose
 from experiments.config import Settings, resolve
 from experiments.errors import ConfigError, check
-from experiments.methods import count_flops, method_of
 from experiments.runner import generate_batch, items_of
 from experiments.trajectories import split_arguments
 from hicache.policy.scheduled import KindSchedule

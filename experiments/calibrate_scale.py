@@ -25,10 +25,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import hicache
+from experiments.caching import method_of
 from experiments.calibrate_plans import artefacts, keys_of
 from experiments.config import Settings
 from experiments.errors import ConfigError, check
-from experiments.methods import method_of
 from hicache.calibrate import best_scale
 from hicache.forecast import LadderBasis
 

@@ -14,6 +14,7 @@ import itertools
 import sys
 from collections.abc import Sequence
 
+from experiments.caching import method_of
 from experiments.calibrate_report import Line, write_table
 from experiments.calibrate_scale import automatic
 from experiments.calibrate_study import FOLDER, Bench
@@ -21,7 +22,6 @@ from experiments.cli import Exit
 from experiments.compose import compose
 from experiments.config import Settings, resolve
 from experiments.errors import ConfigError, check, choose
-from experiments.methods import method_of
 from experiments.runner import items_of
 from experiments.trajectories import split_arguments
 from hicache.methods import TIMES

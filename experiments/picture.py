@@ -8,7 +8,7 @@ import matplotlib
 from torch import Tensor
 
 from experiments.backends.base import Item
-from experiments.methods import describe_method
+from experiments.caching import describe_method
 from experiments.metrics import Evidence
 
 __all__ = ["draw_comparison"]

@@ -23,6 +23,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 
+from experiments.caching import describe_method, method_of
 from experiments.cli import Exit
 from experiments.compose import Composer, absent_rows, compose, parsed, row_configs
 from experiments.config import RunConfig, Settings, resolve
@@ -30,7 +31,6 @@ from experiments.errors import ConfigError, check
 from experiments.forecast import Forecast, forecast
 from experiments.identity import run_id
 from experiments.manifest import Plan, PlanRow, freeze, plan_name
-from experiments.methods import describe_method, method_of
 from experiments.preset import RowConfig
 from experiments.revision import revision
 from experiments.store import ensure_writable, write_json, write_text

@@ -24,11 +24,11 @@ import hicache
 from experiments import environment, stopping
 from experiments.backends import backend_class, load_backend
 from experiments.backends.base import Backend, Item, sampling_of
+from experiments.caching import caching, check_method, count_flops
 from experiments.config import Settings
 from experiments.errors import ConfigError, choose
 from experiments.identity import canonical, run_id
 from experiments.loggers import Logger, make_logger
-from experiments.methods import caching, check_method, count_flops
 from experiments.metrics import Evidence, applicable, check_metrics, compute
 from experiments.picture import draw_comparison
 from experiments.progress import Progress

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from experiments.methods import describe_method
+from experiments.caching import describe_method
 from experiments.metrics import TITLES
 from experiments.runner import Outcome
 

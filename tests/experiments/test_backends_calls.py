@@ -13,9 +13,9 @@ import hicache
 from experiments import runner
 from experiments.backends import load_backend
 from experiments.backends.dit_sampler import ChainDDIM, guide, scheduler
+from experiments.caching import count_flops
 from experiments.compose import compose
 from experiments.config import resolve
-from experiments.methods import count_flops
 from experiments.runner import execute, folder_of, items_of
 
 ROOT = Path(__file__).parents[2]

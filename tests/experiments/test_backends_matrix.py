@@ -12,9 +12,9 @@ from PIL import Image
 import hicache
 from experiments import runner
 from experiments.backends import backend_class, load_backend
+from experiments.caching import adapter_class
 from experiments.compose import compose, options
 from experiments.config import Settings, resolve
-from experiments.methods import adapter_class
 from experiments.runner import execute, folder_of, items_of
 from experiments.summary import print_outcome
 

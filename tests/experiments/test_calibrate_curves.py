@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from experiments.backends import load_backend
+from experiments.caching import describe_method, method_of
 from experiments.calibrate import main
 from experiments.calibrate_curves import magnitudes, polynomial, smoothness
 from experiments.calibrate_files import curve_path, load_curves
@@ -14,7 +15,6 @@ from experiments.compose import compose
 from experiments.config import resolve
 from experiments.errors import ConfigError
 from experiments.identity import canonical, run_id
-from experiments.methods import describe_method, method_of
 from experiments.runner import execute, items_of
 from experiments.trajectories import generate
 from hicache.policy.accumulate import POLYNOMIALS

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from experiments.announce import announcement
+from experiments.caching import describe_method, method_of
 from experiments.calibrate import main
 from experiments.calibrate_scale import SIGMAS, automatic, load_moments, moments_path
 from experiments.compose import compose
@@ -14,7 +15,6 @@ from experiments.config import resolve
 from experiments.errors import ConfigError
 from experiments.identity import run_id
 from experiments.manifest import freeze, thaw
-from experiments.methods import describe_method, method_of
 from experiments.runner import describe
 from hicache.calibrate import best_scale
 

@@ -6,10 +6,10 @@ import re
 import pytest
 
 import hicache
+from experiments.caching import method_of
 from experiments.compose import CONF, compose, options
 from experiments.config import Recommended, resolve
 from experiments.errors import ConfigError
-from experiments.methods import method_of
 
 
 def test_without_arguments_it_is_hicache_on_digits_as_recommended():

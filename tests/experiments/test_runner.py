@@ -14,9 +14,9 @@ import torch
 import hicache
 from experiments import runner
 from experiments.backends import load_backend
+from experiments.caching import method_of
 from experiments.compose import compose, options
 from experiments.config import Settings, resolve
-from experiments.methods import method_of
 from experiments.runner import RunError, execute, folder_of, items_of
 
 ROOT = Path(__file__).parents[2]

@@ -5,9 +5,9 @@ import torch
 from diffusers import DiffusionPipeline
 
 from experiments.backends import backend_class
+from experiments.caching import count_flops
 from experiments.compose import compose
 from experiments.config import resolve
-from experiments.methods import count_flops
 from experiments.tiny import dit, flux, hunyuan_video, qwen_image, text
 
 META = (torch.bfloat16, "meta")
