@@ -80,9 +80,13 @@ class LesaOptions(TrainOptions):
 class L2cOptions(TrainOptions):
     """The choices of Learning-to-Cache."""
 
+    items: int = 1600
+    """Training images."""
+    held_out: int = 2
+    """Held-out images per pair of steps."""
     updates: tuple[int, ...] = (300,)
     rate: float = 3e-2
-    every: int = 25
+    every: int = 50
     penalty: float = 1e-5
     """lambda, the price of a computed module."""
     images: int = 1

@@ -21,7 +21,7 @@ from experiments.runner import RunError, execute, folder_of, items_of
 
 ROOT = Path(__file__).parents[2]
 
-NAMES = sorted({*options("method")} - {"calibrated", "smoothcache"})  # which are calibrated for given settings
+NAMES = sorted({*options("method")} - {"calibrated", "smoothcache", "lesa", "l2c"})  # made for given settings
 
 
 def settings(*overrides: str) -> Settings:
