@@ -11,6 +11,9 @@ import matplotlib
 
 __all__ = ["basis", "bound", "gaussianity", "paths", "prediction"]
 
+SHOWN = (1, 2, 3)
+"""Orders whose curves are drawn."""
+
 
 @contextlib.contextmanager
 def panels(path: Path, count: int, title: str, width: float = 4.6) -> Iterator[Any]:
@@ -42,17 +45,20 @@ def prediction(
         horizons = range(1, len(reuse) + 1)
         left.plot(horizons, reuse, color="black", linestyle=":", label="reuse")
         for (name, order), errors in mean.items():
+            if order not in SHOWN:
+                continue
             style = {"linestyle": "--", "marker": "s"} if name == "taylor" else {"linestyle": "-", "marker": "o"}
             label = f"{'TaylorSeer' if name == 'taylor' else 'HiCache'}, order {order}"
             left.plot(horizons, errors, color=f"C{order}", markersize=4, linewidth=1.2, label=label, **style)
         left.set(yscale="log", xlabel="horizon (steps)", ylabel="relative mean square error")
         left.set_xticks(list(horizons))
-        left.legend(fontsize=7, ncols=2)
+        left.set_title(f"σ={sigma:g}", fontsize=9)
+        left.legend(fontsize=8, ncols=2)
         orders = sorted({m for _, m, _, _ in ratios})
         right.boxplot([[r for _, m, _, r in ratios if m == order] for order in orders], tick_labels=orders)
         right.axhline(1.0, color="C3", linestyle="--", linewidth=1.0, label="equal errors")
-        right.set(xlabel="order", ylabel=f"R = MSE TaylorSeer / MSE HiCache (σ={sigma:g})")
-        right.set_title("all sites and horizons", fontsize=9)
+        right.set(xlabel="order", ylabel="R = MSE of TaylorSeer / MSE of HiCache")
+        right.set_title(f"all sites and horizons, σ={sigma:g}", fontsize=9)
         right.legend(fontsize=8)
 
 
@@ -63,10 +69,10 @@ def paths(
     title = f"First principal component: true and forecast (anchors every {interval} steps, order {order}, σ={sigma:g})"
     with panels(path, len(curves), title) as axes:
         for axis, (site, lines) in zip(axes, curves.items(), strict=True):
-            for name, style in (("TaylorSeer", "C1--"), ("HiCache", "C0-")):
-                axis.plot(lines[name], style, linewidth=1.2, label=name)
             true = lines["true"]
             axis.plot(true, color="black", linewidth=1.8, alpha=0.6, label="true")
+            for name, style, width in (("HiCache", "C0-", 2.2), ("TaylorSeer", "C1--", 1.2)):  # often on each other
+                axis.plot(lines[name], style, linewidth=width, label=name)
             anchors = range(0, len(true), interval)
             axis.plot(anchors, [true[a] for a in anchors], "ko", markersize=4, label="anchors")
             reach = max(true) - min(true)
@@ -109,7 +115,7 @@ def bound(path: Path, rows: Sequence[tuple[Any, ...]], over: Sequence[tuple[floa
             right.axvline(1 / (2**0.5 * horizon), color=f"C{index}", linestyle=":", linewidth=1.0)
         right.set(yscale="log", xlabel="σ", ylabel="relative error")
         right.set_title("order 2; dotted: σ √2 h = 1", fontsize=9)
-        right.legend(fontsize=8)
+        right.legend(fontsize=8, loc="lower right")
 
 
 def gaussianity(path: Path, rows: Sequence[tuple[Any, ...]], mode: str) -> None:

@@ -1,8 +1,9 @@
-"""Figures of tables: quality against speed with its Pareto front, and a grid of pictures.
+"""Figures of tables (quality against speed with its Pareto front, a grid of pictures), and of a backend (analyses).
 
     python -m experiments.figures table=digits                 from the runs of presets
     python -m experiments.figures plan=results/plans/NAME      from the runs of a plan
     python -m experiments.figures table=4 quality=fid speed=wall_speedup items=8
+    python -m experiments.figures backend=digits               all analyses of trajectories (`experiments.analyses`)
 
 `results/figures/<name>_pareto.{png,pdf}`: one point per run, and the front of those that no other run beats in both.
 `results/figures/<name>_grid.png`: one row per run, the reference first, one column per item with the same noise in it.
@@ -18,6 +19,7 @@ from typing import Any
 
 import matplotlib
 
+from experiments import analyses
 from experiments.cli import Exit
 from experiments.errors import check, choose
 from experiments.gallery import read_still, records_of, varied
@@ -32,6 +34,8 @@ __all__ = ["front", "grid", "main", "pareto"]
 
 SPEEDS = ("flops_speedup", "wall_speedup")
 MARKERS = "osD^vP*Xdh"
+RAW_ITEMS = 4
+"""With 16 tokens of each fewer rows than dimensions, as in the paper's Table 6."""
 
 
 def front(points: list[tuple[float, float]], direction: int) -> list[int]:
@@ -132,11 +136,16 @@ def quality_of(table: Table, wanted: str) -> str:
 def main(arguments: list[str]) -> None:
     """Draw what the arguments mean."""
     given = dict(parse(argument) for argument in arguments)
+    if "backend" in given and not {"table", "plan"} & set(given):
+        analyses.main(arguments)
+        if not {"part", "mode"} & set(given):  # the published setting of the energy test, which says nothing
+            analyses.main([*arguments, "part=gaussianity", "mode=raw", f"items={RAW_ITEMS}"])
+        return
     names, plan = given.pop("table", ""), given.pop("plan", "")
     results = Path(given.pop("results", "results"))
     quality, count = given.pop("quality", ""), whole(given, "items", 10)
     speed = choose("speed", given.pop("speed", "flops_speedup"), SPEEDS)
-    check(bool(names) != bool(plan), "table", "must be given, or plan", names or plan)
+    check(bool(names) != bool(plan), "table", "must be given, or plan, or backend without either", names or plan)
     if plan:
         check(not given, "argument", "must not stand beside plan=", sorted(given))
         opened = Plan.open(plan)

@@ -5,6 +5,7 @@ from PIL import Image
 from plans import planned
 
 from experiments import runner
+from experiments.analyses import PARTS
 from experiments.config import Shard
 from experiments.figures import front, main
 from experiments.worker import Task, Worker
@@ -45,3 +46,10 @@ def test_figures_of_a_plan(small, monkeypatch, capsys):
 def test_wrong_arguments_are_said_in_one_line(arguments, line, tmp_path):
     with pytest.raises(ValueError, match=line):
         main([*arguments, f"results={tmp_path}"])
+
+
+def test_a_backend_alone_means_its_analyses(small, tmp_path):
+    run = [o for o in small if not o.startswith(("num_items", "num_steps", "interval"))]
+    main(["backend=digits", *run, "num_steps=26", "interval=4", "tokens=8", f"folder={tmp_path / 'out'}"])
+    made = {path.stem for path in (tmp_path / "out").glob("*.png")}
+    assert made == {*PARTS, "gaussianity_raw"}
