@@ -20,8 +20,9 @@ from experiments.learned_files import load_predictor, load_router
 from hicache import CacheMethod, Handle
 from hicache.adapters import ADAPTERS, Adapter
 from hicache.cost import Cost, measure
+from hicache.executor import check_mixing
 
-__all__ = ["caching", "check_method", "count_flops", "describe_method", "method_of"]
+__all__ = ["caching", "check_method", "check_pair", "count_flops", "describe_method", "method_of"]
 
 COMPOSITION = (
     "policy",
@@ -74,17 +75,27 @@ def options(values: Any, schema: type[SigmaScheduleConfig]) -> dict[str, Any]:
 
 def check_method(settings: Settings, backend: type[Backend]) -> None:
     """Fail now, not after the model is loaded: for wrong values, and for what the backend does not support."""
-    chosen, name, pair = method_of(settings), settings.backend.name, f"backend {settings.backend.name} with method"
+    chosen, name = method_of(settings), settings.backend.name
     if isinstance(settings.method, StepsConfig) and settings.method.solver is not None:
         rule = f"must be null for backend {name}, which has one solver"
         check(bool(backend.solvers), "method.solver", rule, settings.method.solver)
         choose("method.solver", settings.method.solver, backend.solvers)
-    kind = backend.transformer_class
+    check_pair(chosen, backend.transformer_class, name)
+
+
+def check_pair(chosen: CacheMethod, kind: str | None, backend: str) -> None:
+    """Fail if the transformer class of a backend cannot run a method."""
     if not chosen.caches or kind is None:
         return
-    check(kind in ADAPTERS, "method", f"must be none or steps: {kind} of backend {name} has no adapter", chosen.name)
-    scopes = adapter_class(kind).scopes
-    check(chosen.scope in scopes, "scope", f"{pair} {chosen.name} has {', '.join(scopes)}", chosen.scope)
+    check(kind in ADAPTERS, "method", f"must be none or steps: {kind} of backend {backend} has no adapter", chosen.name)
+    pair, scopes = f"backend {backend} with method {chosen.name}", adapter_class(kind).scopes
+    check(chosen.scope in scopes, "scope", f"{pair} has {', '.join(scopes)}", chosen.scope)
+    rule = f"must be span for {pair}, whose policy probes the blocks before it"
+    check(not chosen.policy.probe or chosen.scope == "span", "scope", rule, chosen.scope)
+    try:
+        check_mixing(chosen)
+    except ValueError as error:
+        raise ConfigError(f"{error} ({pair})") from error
 
 
 def describe_method(settings: Settings) -> str:

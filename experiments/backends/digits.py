@@ -35,6 +35,7 @@ class DigitsBackend(Backend):
 
     media: ClassVar[Literal["image", "video"]] = "image"
     metrics: ClassVar[tuple[str, ...]] = ("digits_fid", "digits_sfid", "digits_is", "class_accuracy")
+    transformer_class = "DiTTransformer2DModel"
     config: DigitsConfig
 
     def __init__(self, config: BackendConfig) -> None:
