@@ -37,6 +37,8 @@ COMPOSITION = (
     "history_place",
     "front",
     "back",
+    "patch",
+    "patch_options",
 )
 """Fields of every method's group that the library takes as they are; null leaves the method's own choice."""
 

@@ -96,13 +96,13 @@ class MethodConfig:
 
     name: str = MISSING
     policy: str | None = None
-    """interval, uniform, algorithm1, mask, growing, every, teacache, magcache, probe, stages."""
+    """A key of `hicache.policy.POLICIES`: interval, mask, growing, teacache, probe, ..."""
     policy_options: Any = None
     """Further parameters of the policy: window and alpha of growing, threshold of teacache and probe, ..."""
     mask: list[int] | None = None
     """The full steps of policy mask."""
     basis: str | None = None
-    """reuse, taylor, scaled_taylor, hermite, newton, foca, chebyshev, pade, dmd, auto."""
+    """A key of `hicache.forecast.BASES`: reuse, taylor, hermite, dmd, ..."""
     basis_options: Any = None
     """Parameters of the basis, such as variant of foca, degree of chebyshev, rank of dmd, holdout of auto."""
     history: str | None = None
@@ -119,10 +119,10 @@ class MethodConfig:
     """Blocks after it, always run."""
     history_place: str | None = None
     """device, or cpu for pinned host memory."""
-    front: int | None = None
-    """Blocks before the span of scope span, always run."""
-    back: int | None = None
-    """Blocks after it, always run."""
+    patch: str | None = None
+    """none, tokens, clusters: which token rows are recomputed inside an estimate."""
+    patch_options: Any = None
+    """Parameters of the patch, such as fraction and select of tokens, clusters and gamma of clusters."""
 
     def defaults(self) -> dict[str, Any]:
         """Values of top-level keys that the method prefers to the backend's."""
@@ -250,6 +250,12 @@ class RunConfig:
     warmup_steps: int | None = None
     num_steps: int | None = None
     scope: str | None = None
+    policy: str | None = None
+    """Overrides `method.policy`."""
+    forecaster: str | None = None
+    """Overrides `method.basis`."""
+    patch: str | None = None
+    """Overrides `method.patch`."""
     seed: int = 0
     num_items: int | None = None
     batch_size: int | None = None
@@ -370,9 +376,11 @@ def resolve(config: RunConfig) -> Settings:
     for f in dataclasses.fields(Recommended):
         given = getattr(config, f.name)
         filled[f.name] = own.get(f.name, getattr(recommended, f.name)) if given in (None, "auto") else given
+    parts = {"policy": config.policy, "basis": config.forecaster, "patch": config.patch}
+    method = dataclasses.replace(config.method, **{k: v for k, v in parts.items() if v is not None})
     settings = Settings(
         backend=config.backend,
-        method=config.method,
+        method=method,
         sigma_schedule=config.sigma_schedule,
         metrics=config.metrics,
         cluster=config.cluster,

@@ -354,12 +354,14 @@ class Executor:
             start, frame = max(branch.clock.step + 1, history.warmup_steps or 0), history.frames[0]
             for extra in range(min(anchors, history.basis.anchors(history.order))):
                 forecaster.commit(start + extra, forecaster.slot(frame.shape, frame.dtype, frame.device))
-            history.times = [i - len(history.times) for i in range(len(history.times))]
         return [forecaster.history for forecaster in forecasters]
 
     def rehearse(self, step: int, num_steps: int | None) -> Branch:
         """Make the next call of this branch that of a step (to count costs)."""
         branch = self._branches[self.branch]
+        for forecaster in (branch.forecaster, *branch.ledger.forecasters.values()):
+            times = forecaster.history.times
+            times[:] = range(-len(times), 0)
         branch.clock.step, branch.clock.num_steps = step - 1, num_steps
         return branch
 
