@@ -45,11 +45,15 @@ def read_still(path: Path) -> Image.Image:
 
 @dataclass
 class Gallery:
-    """Runs of a results folder."""
+    """Runs that lie in one folder or several; `roots` are searched in their order."""
 
-    runs: Path
+    roots: list[Path]
     side: int
     labels: dict[str, str] = field(default_factory=dict)
+
+    def folder(self, run: str) -> Path:
+        """Where a run lies."""
+        return next((root / run for root in self.roots if (root / run).is_dir()), self.roots[0] / run)
 
     def add(self, run: str, label: str) -> None:
         """Show a run that has a reference and finished items; others have nothing to be compared with."""
@@ -58,7 +62,7 @@ class Gallery:
 
     def reference(self, run: str) -> str | None:
         """The run that it is compared with, once it is measured."""
-        path = self.runs / run / "metrics.json"
+        path = self.folder(run) / "metrics.json"
         return json.loads(path.read_text()).get("reference") if path.is_file() else None
 
     def chosen(self, count: int) -> dict[str, Any]:
@@ -72,7 +76,7 @@ class Gallery:
 
     def items(self, reference: str, runs: list[str], count: int, images: dict[str, str]) -> list[dict[str, Any]]:
         """Items of the runs of one reference, varied in title."""
-        records = {run: records_of(self.runs / run) for run in (reference, *runs)}
+        records = {run: records_of(self.folder(run)) for run in (reference, *runs)}
         shared = [name for name in records[reference] if all(name in records[run] for run in runs)]
         found: list[dict[str, Any]] = []
         scores = {run: self.scores(run) for run in runs}
@@ -96,13 +100,13 @@ class Gallery:
 
     def scores(self, run: str) -> dict[str, float | None]:
         """PSNR by item, where it was kept."""
-        path = self.runs / run / "values" / "psnr.json"
+        path = self.folder(run) / "values" / "psnr.json"
         return json.loads(path.read_text()) if path.is_file() else {}
 
     def put(self, run: str, record: dict[str, Any], images: dict[str, str]) -> tuple[str, Image.Image]:
         """Keep a picture; returns its key."""
         key = f"{run}/{record['item']}"
-        still = read_still(self.runs / run / "media" / record["files"][0])
+        still = read_still(self.folder(run) / "media" / record["files"][0])
         if key not in images:
             images[key] = data_uri(still, self.side)
         return key, still

@@ -2,6 +2,9 @@
 
     python -m experiments.report table=digits                     the tables of presets
     python -m experiments.report plan=results/plans/NAME          all rows of a plan
+    python -m experiments.report results/runs/A /elsewhere/B      any runs, by their folders,
+    python -m experiments.report digits-hicache-n6o4s0.75-4987900fa20e 988b1bac     their names or digits,
+    python -m experiments.report results                          or all of a folder
     python -m experiments.report table=3 items=12 out=page.html   more items, another file
 
 The page is a single file that loads nothing: pictures are inside it, scaled to at most `side` pixels (384). It may be
@@ -28,6 +31,7 @@ from experiments.tables.__main__ import parse, presets_of
 from experiments.tables.build import Cell, Row, Table, build, build_plan
 from experiments.tables.ranks import DIRECTIONS, judged
 from experiments.tables.render import DECIMALS, HEADS, LEVEL, facts, published_text
+from experiments.tables.runs import build_runs
 
 __all__ = ["main", "page"]
 
@@ -95,9 +99,9 @@ def family(row: Row) -> str:
     return hicache.METHODS[known[0]].title if known else row.label
 
 
-def page(tables: list[Table], results: Path, title: str, items: int, side: int) -> str:
-    """The page."""
-    gallery = Gallery(results / "runs", side)
+def page(tables: list[Table], roots: list[Path], title: str, items: int, side: int) -> str:
+    """The page; `roots` are the folders that runs lie in."""
+    gallery = Gallery(roots, side)
     for table in tables:
         for row in table.rows:
             if row.run:
@@ -144,23 +148,32 @@ def whole(given: dict[str, str], key: str, default: int) -> int:
 
 def main(arguments: list[str]) -> None:
     """Write the page that the arguments mean."""
-    given = dict(parse(argument) for argument in arguments)
+    words = [word for word in arguments if "=" not in word]
+    given = dict(parse(argument) for argument in arguments if "=" in argument)
     names, plan = given.pop("table", ""), given.pop("plan", "")
     results = Path(given.pop("results", "results"))
     items, side, out = whole(given, "items", 8), whole(given, "side", 384), given.pop("out", "")
-    check(bool(names) != bool(plan), "table", "must be given, or plan", names or plan)
-    if plan:
-        check(not given, "argument", "must not stand beside plan=", sorted(given))
-        opened = Plan.open(plan)
-        results, tables, stem = opened.results, [build_plan(opened)], opened.folder.name
-    else:
+    rule = "must be given, or plan, or runs, and only one of them"
+    check(sum(map(bool, (names, plan, words))) == 1, "table", rule, names or plan or " ".join(words))
+    roots, stem = [results / "runs"], "runs"
+    if names:
         overrides = [f"{key}={value}" for key, value in given.items()]
         tables = [build(preset, overrides, results) for preset in presets_of(names)]
         stem = "_".join(table.preset.name for table in tables) if len(tables) < 4 else "all"
+    else:
+        beside = "plan=" if plan else "runs"
+        check(not given, "argument", f"must not stand beside {beside}", sorted(given))
+        if plan:
+            opened = Plan.open(plan)
+            results, tables, stem = opened.results, [build_plan(opened)], opened.folder.name
+            roots = [results / "runs"]
+        else:
+            table, roots = build_runs(words, results)
+            tables = [table]
     path = Path(out) if out else results / "report" / f"{stem}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     title = tables[0].preset.title if len(tables) == 1 else "HiCache: runs and tables"
-    write_text(path, page([judged(table, results) for table in tables], results, title, items, side))
+    write_text(path, page([judged(table, results) for table in tables], roots, title, items, side))
     print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import shutil
 import subprocess
 
 import pytest
@@ -72,6 +73,28 @@ def test_pictures_are_those_of_the_runs(page):
             assert list(Image.open(copy).getdata()) == list(Image.open(path).convert("RGB").getdata())
 
 
+def test_any_runs_make_a_page(page, tmp_path, capsys):
+    """Folders in two places, a name and the beginning of an identity; the whole folder; a label tells runs apart."""
+    plan, out = page
+    done = [row.run for row in plan.rows[:4]]
+    runs = plan.results / "runs"
+    elsewhere = tmp_path / "runs" / done[3]
+    shutil.copytree(runs / done[3], elsewhere)
+    words = [str(runs / done[0]), done[1], done[2].rpartition("-")[2][:8], str(elsewhere)]
+    main([*words, f"results={plan.results}", "items=2", f"out={tmp_path / 'some.html'}"])
+    data = data_of((tmp_path / "some.html").read_text())
+    labels = [point["label"] for point in data["points"]]
+    assert len(set(labels)) == 4 and labels[0] == "no cache" and "HiCache (interval=2)" in labels
+    assert len(data["items"]) == 2 and data["qualities"] == ["psnr", "ssim"]
+    assert any(key.startswith(done[3]) for key in data["images"]), "pictures of a run that lies elsewhere"
+
+    main([str(plan.results), f"results={plan.results}", "items=1"])
+    whole = plan.results / "report" / "runs.html"
+    assert str(whole) in capsys.readouterr().out
+    assert [point["psnr"] for point in data_of(whole.read_text())["points"] if point.get("psnr")] != []
+    assert len(data_of(whole.read_text())["points"]) == len(list(runs.glob("*/config.yaml")))
+
+
 def test_items_of_different_titles_come_first():
     assert varied({"a": "1", "b": "1", "c": "2", "d": "2"}) == ["a", "c", "b", "d"]
 
@@ -81,14 +104,16 @@ def test_large_pictures_are_scaled(tmp_path):
     (folder / "media").mkdir(parents=True)
     Image.new("RGB", (800, 400)).save(folder / "media" / "a.png")
     images: dict[str, str] = {}
-    Gallery(tmp_path / "runs", 128).put("r", {"item": "a", "files": ["a.png"]}, images)
+    Gallery([tmp_path / "runs"], 128).put("r", {"item": "a", "files": ["a.png"]}, images)
     assert images["r/a"].startswith("data:image/webp;base64,")
 
 
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ([], "table: must be given, or plan"),
+        ([], "table: must be given, or plan, or runs"),
+        (["table=digits", "results"], "table: must be given, or plan, or runs, and only one"),
+        (["nowhere"], "run: must be one of .*got 'nowhere'"),
         (["table=digits", "items=0"], "items: must be an integer >= 1, got '0'"),
         (["plan=x", "seed=1"], "argument: must not stand beside plan="),
     ],
