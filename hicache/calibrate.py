@@ -248,8 +248,14 @@ def best_scale(
     warmup_steps: int = 1,
     size: Tensor | None = None,
     clock: Sequence[float] | None = None,
+    carry: Tensor | None = None,
 ) -> tuple[float, int, float]:
-    """The sigma and order of a scaled basis with the least predicted error at given full steps.
+    """The sigma and order of a scaled basis with the least predicted error of the final sample at given full steps.
+
+    An estimate errs by `eps_s = F(s) - sum_j w_j F(s_j)`, and what counts is the sum that reaches the end: errors of
+    neighbouring steps add up or cancel. With `C_ss' = E <eps_s, eps_s'>`, which follows from G and the weights,
+
+        error^2 = mean over sites of sum_ss' carry_ss' c_s c_s' C_ss' sqrt(size_s size_s' / (G_ss G_s's')).
 
     Args:
         gram: inner products of the values over the steps, `[sites, T, T]` (or `[T, T]`), float64.
@@ -261,6 +267,7 @@ def best_scale(
         warmup_steps: the ladder starts at the last of them; 1 = at the first step.
         size: mean square of the guided prediction per step; by default that of the first site.
         clock: time of every step, where it is not the index.
+        carry: how errors of two steps add up at the end (`hicache.sampler.carry`); by default as if independent.
 
     Returns:
         sigma, order, and the error divided by that of the same full steps with reuse.
@@ -269,15 +276,20 @@ def best_scale(
     size = gram[0].diagonal() if size is None else size
     known, times = [s for s in full_steps if s >= warmup_steps - 1], range(gram.shape[-1]) if clock is None else clock
     estimated = sorted(set(range(gram.shape[-1])) - set(full_steps))
+    scale = cost * (size / gram.diagonal(dim1=-2, dim2=-1).clamp(min=torch.finfo(gram.dtype).tiny)).sqrt()
+    joint = torch.eye(gram.shape[-1], dtype=gram.dtype) if carry is None else carry
+    weighing = joint * scale[:, :, None] * scale[:, None, :]
 
     def error(name: str, order: int, sigma: float) -> float:
-        rows = {}
+        residual = torch.zeros_like(gram[0])
         for step in estimated:
             before = [a for a in known if a < step] or [a for a in full_steps if a < step][-1:]
             anchors = before[-BASES[name].anchors(order) :]
             found = BASES[name].weights([times[a] for a in anchors], times[step], order, sigma)
-            rows[step] = Row(anchors=tuple(anchors), weights=tuple((float(w),) for w in found))
-        return total_error(gram, cost, rows, size)
+            residual[step, step] = 1.0
+            residual[step, anchors] = -torch.tensor([float(w) for w in found], dtype=gram.dtype)
+        squared = (weighing * (residual @ gram @ residual.T)).sum((-2, -1)).mean()
+        return math.sqrt(max(float(squared), 0.0))
 
     least, sigma, order = min((error(basis, m, s), s, m) for m in orders for s in sigmas)
     baseline = error("reuse", 0, 1.0)

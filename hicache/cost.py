@@ -192,8 +192,7 @@ class Meter:
             action = policy.decide(clock)
             cached = Action.ESTIMATE if action is Action.COMPUTE else action
             action = Action.COMPUTE if clock.step in full_steps else cached
-            if action is Action.ESTIMATE and self.executor.by_module:
-                action = Action.MIXED
+            action = self.executor.settled(action, policy, clock)
             mixed = action is Action.MIXED
             found.append((action, {c.site: policy.site_action(clock, c.site) for c in self.executor.cells if mixed}))
             if action is Action.COMPUTE:

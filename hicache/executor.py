@@ -90,6 +90,8 @@ class Executor:
         self._listening: Ledger | None = None
         self.cells = tracked(adapter, method.policy, method.patch) if method.mixes else []
         self.by_module = method.mixes and method.scope == "modules"
+        kept = {cell.site for cell in self.cells}
+        self.whole = method.patch is None and all(cell.site in kept for cell in adapter.cells() if not cell.feeds)
         self._hooks = attach(adapter, self.cells, self._record_cell)
         if method.caches and not self.by_module:
             self._hooks += adapter.attach(method.scope, self.spans, self._record)
@@ -182,8 +184,17 @@ class Executor:
                 value = self.adapter.indicator(call, self.adapter.embed(call))
             branch.watch(value)
             branch.watched = value
-        action = branch.policy.decide(branch.clock)
-        return Action.MIXED if action is Action.ESTIMATE and self.by_module else action
+        return self.settled(branch.policy.decide(branch.clock), branch.policy, branch.clock)
+
+    def settled(self, action: Action, policy: Policy, clock: Clock) -> Action:
+        """A step decided module by module is mixed, unless nothing at all runs."""
+        if not self.by_module or action is Action.COMPUTE:
+            return action
+        idle = self.whole and (
+            action is Action.ESTIMATE
+            or all(policy.site_action(clock, cell.site) is Action.ESTIMATE for cell in self.cells if not cell.feeds)
+        )
+        return Action.ESTIMATE if idle else Action.MIXED
 
     def _probe(self, branch: Branch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Action, Any]:
         """Run the model's forward; the policy decides at the entry of the span, once the blocks before it have run."""
@@ -287,7 +298,7 @@ class Executor:
 
     def _estimate(self, branch: Branch, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         step, forecaster = branch.clock.step, branch.forecaster
-        if not forecaster.ready:
+        if not (branch.ledger if self.by_module else forecaster).ready:
             raise PlanError(f"branch {branch.clock.branch!r}: step {step} is to be estimated before any full step")
         with torch.no_grad():
             if self.method.scope in ("span", "front_back"):
@@ -297,12 +308,12 @@ class Executor:
                     return self.forward(*args, **kwargs)
             if self.method.scope == "output":
                 return self.adapter.wrap(call, forecaster.predict(step)[0])
-            hidden = self._last_hidden(forecaster, step, call)
+            hidden = self._last_hidden(branch, call)
             return self.adapter.wrap(call, self.adapter.head(call, hidden))
 
-    def _last_hidden(self, forecaster: Forecaster, step: int, call: Call) -> Tensor:
+    def _last_hidden(self, branch: Branch, call: Call) -> Tensor:
         """The estimated hidden state after the last block."""
-        scope, adapter = self.method.scope, self.adapter
+        scope, adapter, forecaster, step = self.method.scope, self.adapter, branch.forecaster, branch.clock.step
         if scope == "final_hidden":
             return forecaster.predict(step)[0]
         hidden = adapter.embed(call)
@@ -311,7 +322,11 @@ class Executor:
         if scope == "blocks":
             ones = hidden.new_ones(len(self.sites), hidden.shape[0], hidden.shape[-1])
             return forecaster.gated_predict(step, hidden, ones)
-        return forecaster.gated_predict(step, hidden, adapter.gates(call, hidden))
+        gates = adapter.gates(call, hidden)
+        if self.by_module:
+            places = [(site.layer, site.module) for site in self.sites]
+            return branch.ledger.add_to(hidden, step, dict(zip(places, gates, strict=True)), adapter)
+        return forecaster.gated_predict(step, hidden, gates)
 
     # -- the account -------------------------------------------------------------------------------------------
 

@@ -105,6 +105,23 @@ class Ledger:
         key, index = self.place[site]
         return self.forecasters[key].amend(index)
 
+    def add_to(self, hidden: Tensor, step: int, gates: dict[tuple[int, str], Tensor], adapter: Adapter) -> Tensor:
+        """`hidden + sum over image sites of gate * forecast`: a step at which nothing runs.
+
+        Args:
+            hidden: image tokens before the first block.
+            step: the step to forecast.
+            gates: gate `[B, D]` of every gated module, by layer and name.
+            adapter: knows which tokens are the image's.
+        """
+        for (_, stream), sites in self.groups.items():
+            if stream != "txt":
+                none = torch.zeros_like(next(iter(gates.values())))
+                found = torch.stack([gates.get((site.layer, site.module), none) for site in sites])
+                forecaster = self.forecasters[self.place[sites[0]][0]]
+                hidden = forecaster.gated_predict(step, hidden, found, None if stream == "img" else adapter.rows("img"))
+        return hidden
+
     def predict(self, site: Site, step: int) -> Tensor:
         """The forecast of a site."""
         key, index = self.place[site]

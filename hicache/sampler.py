@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Gains", "clock_of", "clocks", "ddim", "dpmpp", "flow", "gaussian_gram", "levels", "log_spectrum"]
+__all__ = ["Gains", "carry", "clock_of", "clocks", "ddim", "dpmpp", "flow", "gaussian_gram", "levels", "log_spectrum"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +96,25 @@ def gaussian_gram(alpha: Tensor, sigma: Tensor, gains: Gains, spectrum: Tensor, 
         x = keep * x + move * found[-1]
     rows = torch.stack(found)
     return rows @ rows.T / len(spectrum)
+
+
+def carry(alpha: Tensor, sigma: Tensor, spectrum: Tensor) -> Tensor:
+    """How errors of the predictions of two steps add up in the final sample, `[T, T]`, for Gaussian data.
+
+    A change of the sample at level (alpha', sigma') reaches the end as `sqrt(lambda / (alpha'^2 lambda + sigma'^2))`
+    where the data have variance lambda, since the exact sampler only rescales. An error at step s enters at the next
+    level. Every scale of the data counts alike: its factors over the steps have unit norm.
+
+    Args:
+        alpha: signal levels of the T steps; the end is clean.
+        sigma: noise levels of the T steps.
+        spectrum: variances `lambda` of the data.
+    """
+    later = torch.cat([alpha[1:], torch.ones_like(alpha[:1])]).square()
+    noise = torch.cat([sigma[1:], torch.zeros_like(sigma[:1])]).square()
+    factors = (spectrum[:, None] / (later * spectrum[:, None] + noise)).sqrt()
+    factors = factors / factors.norm(dim=1, keepdim=True)
+    return factors.T @ factors / len(spectrum)
 
 
 def clocks(alpha: Tensor, sigma: Tensor) -> dict[str, list[float]]:

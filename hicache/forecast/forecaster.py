@@ -114,19 +114,21 @@ class Forecaster:
         """The newest value of a site, to be changed in place: what a forecast starts from (the ladder's `D_0`)."""
         return self.history.newest[site]
 
-    def gated_predict(self, step: int, base: Tensor, gates: Tensor) -> Tensor:
+    def gated_predict(self, step: int, base: Tensor, gates: Tensor, rows: slice | None = None) -> Tensor:
         """`base + sum_site gate_site * forecast_site` at `step`, for frames of many sites.
 
         Args:
             step: the step to forecast.
             base: hidden state before the first block, `[B, N, D]`.
             gates: gate of each site, `[S, B, D]`.
+            rows: the tokens of the frames that belong to `base`; all of them by default.
         """
+        rows = rows or slice(None)
         if self.numerics == "reference":
             for gate, value in zip(gates, self.predict(step), strict=True):
-                base = gate[:, None] * value + base
+                base = gate[:, None] * value[:, rows] + base
             return base
-        weights, frames = self.coefficients(step), self._frames()
+        weights, frames = self.coefficients(step), [frame[:, :, rows] for frame in self._frames()]
         self.kernel = kernel_for(base, frames)
         return fast_gated_sum(base, gates, weights, frames)
 
