@@ -126,6 +126,7 @@ class Calibration:
         gains: of the sampler.
         loop: the calibration items with their un-cached trajectory, at scope output.
         clocks: time variables of the schedule.
+        carry: how errors of two steps add up in the final sample, from trajectories.
         items: the calibration items.
     """
 
@@ -134,6 +135,7 @@ class Calibration:
     gains: Gains
     loop: Loop | None = None
     clocks: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    carry: Tensor | None = None
     items: list[Item] = dataclasses.field(default_factory=list)
 
 
@@ -158,6 +160,7 @@ def measure(settings: Settings, options: Options, backend: Backend) -> Calibrati
     sites: dict[str, Tensor] = {}
     gains: Gains | None = None
     clocks: dict[str, list[float]] = {}
+    carry: Tensor | None = None
     path = torch.empty(0)
     size = settings.batch_size if scope != "output" else len(items)
     for start in range(0, len(items), size):
@@ -165,7 +168,8 @@ def measure(settings: Settings, options: Options, backend: Backend) -> Calibrati
         recorder = watched(backend, settings, batch, SITES[scope])
         found = recorder.trajectories(len(batch))
         if gains is None:
-            gains, clocks = probe(recorder.scheduler), sampler.clocks(*sampler.levels(recorder.scheduler)[:2])
+            gains, (alpha, sigma, _) = probe(recorder.scheduler), sampler.levels(recorder.scheduler)
+            clocks, carry = sampler.clocks(alpha, sigma), sampler.carry(alpha, sigma, sampler.log_spectrum())
         rule = "the sampler must call the model once per step"
         check(len(gains.sample) == sampling.num_steps, "num_steps", rule, sampling.num_steps)
         for name, values in found.items():
@@ -181,7 +185,7 @@ def measure(settings: Settings, options: Options, backend: Backend) -> Calibrati
     if scope == "output":
         loop = Loop(backend=backend, items=items, sampling=sampling, gains=gains, path=path, ridge=options.penalty)
     power = output.diagonal()
-    return Calibration(gram=gram, size=power, gains=gains, loop=loop, items=items, clocks=clocks)
+    return Calibration(gram=gram, size=power, gains=gains, loop=loop, items=items, clocks=clocks, carry=carry)
 
 
 def gaussian(settings: Settings, backend: Backend) -> Calibration:
@@ -270,7 +274,8 @@ def store_moments(settings: Settings, options: Options) -> Path:
     started = time.monotonic()
     found = measure(settings, options, load_backend(settings.backend))
     clocks = {name: times for name, times in found.clocks.items() if name != "index"}
-    moments = Moments(gram=found.gram, cost=found.gains.cost, size=found.size, clocks=clocks)
+    assert found.carry is not None
+    moments = Moments(gram=found.gram, cost=found.gains.cost, size=found.size, carry=found.carry, clocks=clocks)
     path, keys = moments_path(settings), keys_of(settings) | {"scope": settings.scope}
     made = {"items": options.items, "calibration_seed": options.calibration_seed, "classes": options.classes}
     save_moments(path, moments, keys, made | {"revision": settings.backend.revision})

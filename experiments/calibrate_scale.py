@@ -48,12 +48,14 @@ class Moments:
         cost: `c_s` of the sampler.
         size: mean square of the guided prediction per step.
         clocks: time variables of the schedule, without `index`.
+        carry: how errors of two steps add up in the final sample.
         digest: of the file.
     """
 
     gram: Tensor
     cost: Tensor
     size: Tensor
+    carry: Tensor
     clocks: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     digest: str = ""
 
@@ -69,6 +71,7 @@ def save_moments(path: Path, moments: Moments, keys: dict[str, Any], made: dict[
     """Write them with the keys that they are valid for and how they were made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {"gram": moments.gram.float(), "cost": moments.cost.double(), "size": moments.size.double()}
+    tensors["carry"] = moments.carry.double()
     tensors |= {f"clock/{name}": torch.tensor(times, dtype=torch.float64) for name, times in moments.clocks.items()}
     facts = {"keys": json.dumps(keys), "made": json.dumps(made)}
     partial = path.with_name(f".{path.name}.tmp")
@@ -84,9 +87,10 @@ def read(path: Path, modified: int) -> tuple[Moments, dict[str, Any]]:
         tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         keys = json.loads(file.metadata()["keys"])
     clocks = {name.partition("/")[2]: t.tolist() for name, t in tensors.items() if name.startswith("clock/")}
-    gram, cost, size = (tensors[name].double() for name in ("gram", "cost", "size"))
+    names = ("gram", "cost", "size", "carry")
+    parts = {name: tensors[name].double() for name in names}
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    return Moments(gram=gram, cost=cost, size=size, clocks=clocks, digest=digest), keys
+    return Moments(**parts, clocks=clocks, digest=digest), keys
 
 
 def load_moments(settings: Settings, key: str) -> Moments:
@@ -141,6 +145,7 @@ def automatic(settings: Settings, keys: Sequence[str]) -> Settings:
         warmup_steps=knobs.warmup_steps if knobs.gate else 1,
         size=moments.size,
         clock=clock,
+        carry=moments.carry,
     )
     values = {"sigma": sigma, "order": order}
     facts = {"artefact": moments_path(settings).name, "digest": moments.digest, "predicted_error": error}

@@ -9,7 +9,7 @@ import hicache
 from hicache.calibrate import Plan, best_scale, build_plan, error_of, fit, formula_rows, place, total_error, weigh
 from hicache.forecast import BASES
 from hicache.forecast.table import Row, Table
-from hicache.sampler import Gains, clocks, ddim, flow, gaussian_gram, log_spectrum
+from hicache.sampler import Gains, carry, clocks, ddim, flow, gaussian_gram, log_spectrum
 
 T = 12
 
@@ -110,22 +110,37 @@ def test_errors_name_the_key(key, options):
         build_plan(gram, torch.ones(T), "output", **options)
 
 
-def test_best_scale_is_the_least_of_the_grid():
-    gram, _ = random_gram(seed=7)
-    cost, full, size = torch.ones(T, dtype=torch.float64), [0, 1, 5, 9], gram[0].diagonal()
-    sigma, order, error = best_scale(gram, cost, full)
+@pytest.mark.parametrize("together", [False, True])
+def test_best_scale_is_the_least_of_the_grid(together):
+    """By the values themselves: the norm of the weighted sum of all errors, or the root of the sum of their squares."""
+    gram, values = random_gram(seed=7)
+    cost, full = torch.linspace(1, 2, T, dtype=torch.float64), [0, 1, 5, 9]
+    sigma, order, error = best_scale(gram, cost, full, carry=torch.ones(T, T).double() if together else None)
 
     def total(s, m):
-        rows = {}
+        errors = torch.zeros_like(values[0])
         for step in set(range(T)) - set(full):
             anchors = [a for a in full if a < step][-(m + 1) :]
-            weights = BASES["hermite"].weights(anchors, step, m, s)
-            rows[step] = Row(anchors=tuple(anchors), weights=tuple((w,) for w in weights))
-        return total_error(gram, cost, rows, size)
+            weights = torch.tensor(BASES["hermite"].weights(anchors, step, m, s), dtype=torch.float64)
+            errors[step] = cost[step] * (values[0, step] - weights @ values[0, anchors])
+        return float(errors.sum(0).norm() if together else errors.norm())
 
     grid = {(s, m): total(s, m) for s in (i / 20 for i in range(1, 31)) for m in (1, 2, 3, 4)}
     assert grid[sigma, order] == pytest.approx(min(grid.values()))
     assert 0 < error <= 1.5
+
+
+def test_carry_is_what_an_ideal_linear_run_does_to_a_disturbance():
+    """Many small DDIM steps of the exact linear model rescale a sample as the formula says."""
+    squared = torch.linspace(1e-4, 1, 4001, dtype=torch.float64)
+    alpha, sigma, gains, variance = squared.sqrt(), (1 - squared).sqrt(), ddim(squared.tolist()), 0.3
+    reached = torch.ones(4000, dtype=torch.float64)
+    for s in reversed(range(1, 4000)):  # what one unit at level s + 1 becomes at the end
+        slope = sigma[s] / (squared[s] * variance + sigma[s] ** 2)
+        reached[s - 1] = reached[s] * (gains.sample[s] + gains.prediction[s] * slope)
+    found = carry(alpha[:-1], sigma[:-1], torch.tensor([variance], dtype=torch.float64))
+    unit = reached / reached.norm()
+    assert torch.allclose(found, torch.outer(unit, unit), rtol=2e-2, atol=1e-7)
 
 
 @pytest.mark.parametrize("prediction", ["eps", "flow"])

@@ -1,0 +1,140 @@
+"""The calibrated plan at another number of steps and at another image size than it was calibrated at.
+
+    python -m experiments.calibrate_transfer_study backend=digits part=steps,size study_items=30
+
+*Steps.* The predictions of two runs of different length follow nearly the same path, so the Gram matrix of one is found
+from that of the other: `G' = W G W^T` with W interpolating linearly in log-SNR between the steps on either side.
+The plan is then made (open loop) for the new sampler without running the model. *Size.* The plan of the trained size is
+used as it is for images of another size; positions are embedded anew, and nothing else in the model depends on it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from experiments.backends import load_backend
+from experiments.calibrate import Calibration, Options, make_plan, measure, schedule
+from experiments.calibrate_plans import load_plan
+from experiments.calibrate_report import Line, write_table
+from experiments.calibrate_study import FOLDER, WARMUP, Bench, interval_for
+from experiments.cli import Exit
+from experiments.compose import compose
+from experiments.config import Settings, resolve
+from experiments.errors import ConfigError, check, choose
+from experiments.runner import items_of
+from experiments.trajectories import split_arguments
+from hicache import CacheMethod, method
+
+__all__ = ["interpolation", "mapped"]
+
+BUDGET = 8
+STEPS = (40, 60, 100)
+SIZES = (12, 24, 32)
+
+
+def interpolation(known: Tensor, wanted: Tensor) -> Tensor:
+    """W `[wanted, known]`: linear interpolation between growing times; constant beyond the ends."""
+    right = torch.searchsorted(known, wanted).clamp(1, len(known) - 1)
+    left = right - 1
+    share = ((wanted - known[left]) / (known[right] - known[left])).clamp(0, 1)
+    rows = torch.zeros(len(wanted), len(known), dtype=torch.float64)
+    index = torch.arange(len(wanted))
+    rows[index, left] += 1 - share
+    rows[index, right] += share
+    return rows
+
+
+def log_snr(settings: Settings) -> Tensor:
+    """log(alpha / sigma) at every step of a run, not scaled."""
+    alpha, sigma, _, _ = schedule(settings, load_backend(settings.backend))
+    return (alpha.clamp(min=1e-9) / sigma.clamp(min=1e-9)).log()
+
+
+def mapped(found: Calibration, settings: Settings, other: Settings) -> Calibration:
+    """What was measured in runs like `settings`, as it would be for `other`."""
+    rows = interpolation(log_snr(settings), log_snr(other))
+    gram = rows @ found.gram @ rows.T
+    gains = schedule(other, load_backend(other.backend))[3]
+    return Calibration(gram=gram, size=gram[0].diagonal(), gains=gains)
+
+
+def other_method(num_steps: int) -> CacheMethod:
+    """The best of the other methods at equal full steps, for comparison."""
+    return method("foca", interval=interval_for(num_steps, BUDGET, WARMUP), warmup_steps=WARMUP, scope="output")
+
+
+def steps_study(settings: Settings, count: int) -> list[Line]:
+    """Other numbers of steps."""
+    options, lines = Options(refine="none"), []
+    backend = load_backend(settings.backend)
+    found = measure(settings, options, backend)
+    for steps in STEPS:
+        other = dataclasses.replace(settings, num_steps=steps)
+        bench = Bench(other, items_of(dataclasses.replace(other, num_items=count)))
+        here = mapped(found, settings, other)
+        plan = make_plan(other, options, here, BUDGET, backend)
+        lines.append(Line.of("mapped from 50 steps", BUDGET, f"{steps} steps, open loop", bench.plan_psnr(plan)))
+        plan = make_plan(other, options, measure(other, options, backend), BUDGET, backend)
+        lines.append(Line.of("calibrated there", BUDGET, f"{steps} steps, open loop", bench.plan_psnr(plan)))
+        lines.append(Line.of("FoCa", BUDGET, f"{steps} steps", bench.psnr(other_method(steps))))
+        report(lines, 3)
+    return lines
+
+
+def size_study(settings: Settings, count: int) -> list[Line]:
+    """Other image sizes."""
+    lines: list[Line] = []
+    shipped = load_plan(settings)
+    backend = load_backend(settings.backend)
+    trained = backend.pipe.transformer.config.sample_size
+    try:
+        for size in (trained, *SIZES):
+            backend.pipe.transformer.register_to_config(sample_size=size)
+            bench = Bench(settings, items_of(dataclasses.replace(settings, num_items=count)))
+            label = f"{size} x {size}"
+            lines.append(Line.of(f"calibrated at {trained}", BUDGET, label, bench.plan_psnr(shipped)))
+            options = Options(refine="loop")
+            plan = make_plan(settings, options, measure(settings, options, backend), BUDGET, backend)
+            lines.append(Line.of("calibrated there, loop", BUDGET, label, bench.plan_psnr(plan)))
+            lines.append(Line.of("FoCa", BUDGET, label, bench.psnr(other_method(settings.num_steps))))
+            report(lines, 3)
+    finally:
+        backend.pipe.transformer.register_to_config(sample_size=trained)
+    return lines
+
+
+def report(lines: Sequence[Line], last: int) -> None:
+    """Print the last lines."""
+    print(*(f"{line.method}, {line.setting}: {line.mean:.2f} dB" for line in lines[-last:]), sep="\n", flush=True)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command line."""
+    own, overrides = split_arguments(arguments, ("part", "study_items"))
+    parts = own.get("part", "steps,size").split(",")
+    for part in parts:
+        choose("part", part, ("steps", "size"))
+    try:
+        count = int(own.get("study_items", "30"))
+    except ValueError:
+        raise ConfigError(f"study_items: must be an integer, got {own['study_items']!r}") from None
+    check(count >= 10, "study_items", "must be an integer >= 10", count)
+    settings = resolve(compose(["method=calibrated", *overrides]))
+    lines = steps_study(settings, count) if "steps" in parts else []
+    lines += size_study(settings, count) if "size" in parts else []
+    note = (
+        f"PSNR against the un-cached result of the same noise, mean over {count} unseen items with its 95 % bootstrap "
+        f"interval, {BUDGET} full steps, scope output."
+    )
+    write_table(FOLDER / "calibrated_transfer", "The calibrated plan elsewhere than calibrated", note, lines)
+
+
+if __name__ == "__main__":
+    outcome = Exit()
+    outcome.guard(lambda: main(sys.argv[1:]))
+    sys.exit(outcome.code)
