@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import hicache
+from experiments.caching import count_flops, method_of
 from experiments.calibrate_study import Bench
 from experiments.cli import Exit
 from experiments.compose import compose
 from experiments.config import Settings, resolve
 from experiments.errors import ConfigError, check, choose
 from experiments.learned_plots import plot_costs, plot_losses, plot_steps
-from experiments.caching import count_flops, method_of
 from experiments.runner import items_of
 from experiments.train_options import L2cOptions, LesaOptions
 from experiments.train_predictor import train_predictor
@@ -36,7 +36,7 @@ from hicache.cost import measure
 __all__ = ["VARIANTS", "contenders", "spread", "write"]
 
 INTERVALS = (5, 7, 10)
-PENALTIES = (1e-6, 1e-5, 1e-4)
+PENALTIES = (1e-5, 1e-4)
 FOLDER = Path("results/embedded")
 VARIANTS: dict[str, dict[str, Any]] = {
     "KAN, staged (K = 4, 6, 8)": {},
