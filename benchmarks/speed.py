@@ -131,6 +131,7 @@ def candidates(config: dict[str, Any], model: Any) -> list[dict[str, Any]]:
                 method = hicache.method(name, **knobs)
                 row = {"method": name, "N": interval, "scope": scope, "calls": steps, "full": full, "ours": method}
                 rows.append({**row, "context": lambda m=method: ours(model, m, steps)})
+        rows += [{**row, "N": interval, "calls": steps} for row in partial(config, model, interval)]
         if hasattr(model, "enable_cache"):
             theirs = [s for s in range(steps) if s < 3 or (s - 4) % interval == 0]
             row = {"method": "diffusers TaylorSeer", "N": interval, "scope": "lite", "calls": steps, "full": theirs}
@@ -139,6 +140,32 @@ def candidates(config: dict[str, Any], model: Any) -> list[dict[str, Any]]:
             row = {"method": "cache-dit DBCache", "N": interval, "scope": "span", "calls": steps, "full": full}
             rows.append({**row, "context": lambda n=interval: cache_dit_dbcache(model, n, warmup, steps)})
     return rows
+
+
+def partial(config: dict[str, Any], model: nn.Module, interval: int) -> list[dict[str, Any]]:
+    """Methods whose cached steps run a part of the model, and TeaCache at the same number of full steps."""
+    steps, warmup = config["steps"], FULL[config["backend"]][2]
+    shared = {"interval": interval, "warmup_steps": warmup, "order": config["order"]}
+    held = {"threshold": float("inf"), "max_continuous": interval - 1}
+    methods = {
+        "toca": hicache.method("toca", **shared),
+        "toca (random)": hicache.method("toca", **shared, patch_options={"select": "random"}),
+        "duca": hicache.method("duca", **shared),
+        "clusca": hicache.method("clusca", **shared),
+        "hi_clusca": hicache.method("hi_clusca", **shared),
+        "dbcache": hicache.method(
+            "dbcache", warmup_steps=warmup, front=4 if config["size"] == "full" else 1, policy_options=held
+        ),
+    }
+    rows = []
+    for name, chosen in methods.items():
+        planned = chosen.policy.plan(steps)
+        rows.append({"method": name, "scope": chosen.scope, "full": planned, "ours": chosen})
+    # What random weights indicate means nothing: every step counts one, so that each interval-th is computed.
+    tea = hicache.method("teacache", policy_options={"threshold": interval, "polynomial": [1.0]})
+    every = sorted({*range(0, steps, interval), steps - 1})
+    rows.append({"method": "teacache", "scope": "stack", "full": every, "ours": tea})
+    return [{**row, "context": lambda m=row["ours"]: ours(model, m, steps)} for row in rows]
 
 
 def measure(row: dict[str, Any], model: nn.Module, call: dict[str, Any], repeats: int) -> dict[str, Any]:
@@ -180,7 +207,8 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
         speedup = config["steps"] / len(row["full"])
         if "ours" in row:
             batch = call["hidden_states"].shape[0]
-            speedup = hicache.cost.measure(model, row["ours"], config["steps"], batch, **shape).speedup
+            cost = hicache.cost.measure(model, row["ours"], config["steps"], batch, row["full"], **shape)
+            speedup = cost.speedup
         wall = base["seconds"] / found["seconds"]
         rows.append({
             "method": row["method"], "N": row["N"], "scope": row["scope"], "full steps": len(row["full"]),

@@ -24,6 +24,8 @@ def combine(weights: Sequence[float | Tensor], tensors: Sequence[Tensor], dtype:
     """
     wide = torch.promote_types(tensors[0].dtype, torch.float32)
     total: Tensor | None = None
+    if len(tensors) == 1 and not isinstance(weights[0], Tensor) and weights[0] == 1.0:
+        return tensors[0].to(dtype or tensors[0].dtype, copy=True)
     for weight, tensor in zip(weights, tensors, strict=True):
         if isinstance(weight, Tensor):
             factor = weight.to(wide).reshape(weight.shape + (1,) * (tensor.dim() - weight.dim()))
