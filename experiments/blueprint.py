@@ -68,27 +68,30 @@ def cost_of(
     plan = method.policy.plan(steps)
     if plan is None and full_steps is None:
         return None
-    count = len(plan) if plan is not None else int(full_steps or 0)
-    one = per_step(settings, method, convention, flops_only)
-    return dataclasses.replace(one, full_steps=count, num_steps=steps)
+    full = plan if plan is not None else list(range(int(full_steps or 0)))
+    if method.mixes:
+        return counted(settings, method, convention, flops_only, full)
+    one = counted(settings, method, convention, flops_only, list(range(max(steps - 1, 1))))
+    return dataclasses.replace(one, full_steps=len(full), num_steps=steps)
 
 
 FORECASTS = ("order", "sigma", "sigma_schedule", "sigma_options", "basis", "basis_options", "history", "gate")
 """Knobs of the element-wise arithmetic, which FLOPs do not count."""
 
+PLAN = ("interval", "warmup_steps", "policy", "policy_options", "mask")
+"""Knobs that say which steps are computed, and no more than that where no step is mixed."""
 
-def per_step(settings: Settings, method: CacheMethod, convention: str, flops_only: bool) -> Cost:
-    """Cost of a computed and of an estimated step, with histories that are full."""
+
+def counted(settings: Settings, method: CacheMethod, convention: str, flops_only: bool, full: list[int]) -> Cost:
+    """Cost of a run with these full steps; counts that must be equal are made once."""
     steps = sampling_of(settings).num_steps
-    plan = ("interval", "warmup_steps", "policy", "policy_options", "mask")
-    left_out = {*plan, *FORECASTS} if flops_only else {*plan, "sigma"}
+    left_out = {*(() if method.mixes else PLAN), *(FORECASTS if flops_only else ("sigma",))}
     knobs = {name: value for name, value in vars(method.knobs).items() if name not in left_out}
     own = () if flops_only else (method.name, steps)
-    key = repr((settings.backend, convention, method.caches, method.scope, knobs, own))
+    key = repr((settings.backend, convention, method.caches, method.scope, knobs, own, (steps, full) * method.mixes))
     if key not in _costs:
         backend = blueprint_of(settings.backend)
         shape: dict[str, Any] = {"batch": backend.model_batch(1), **backend.shape()}
-        full = list(range(steps))
         with quiet():
             _costs[key] = measure(
                 backend.transformer, method, num_steps=steps, full_steps=full, convention=convention, **shape

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from evaluation.errors import EvaluationError
-from experiments.compose import absent_rows, explain, row_configs
+from experiments.compose import explain, split_rows
 from experiments.config import Settings, resolve, to_dataclass
 from experiments.errors import ConfigError, check
 
@@ -72,8 +72,9 @@ def settings_of(config: DictConfig) -> list[Settings]:
         runs = [resolve(typed)]
     else:
         overrides = list(HydraConfig.get().overrides.task)
-        runs = [resolve(composed) for _, composed in row_configs(typed, overrides)]
-        for row, reason in absent_rows(typed.preset):
+        rows, absent = split_rows(typed, overrides)
+        runs = [resolve(composed) for _, composed in rows]
+        for row, reason in absent:
             print(f"left out: {row.label} ({reason})", file=sys.stderr)
         check(bool(runs), "experiment", "must have a row that this version can run", typed.preset.name)
     for settings in runs:

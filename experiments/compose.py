@@ -13,7 +13,6 @@ import itertools
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
@@ -31,7 +30,7 @@ import hicache
 from experiments.config import PresetConfig, RowConfig, RunConfig, register, to_dataclass
 from experiments.errors import ConfigError, nearest
 
-__all__ = ["CONF", "absent_rows", "compose", "explain", "expand", "options", "parsed", "row_configs", "set_up"]
+__all__ = ["CONF", "compose", "explain", "expand", "options", "parsed", "set_up", "split_rows"]
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -129,28 +128,35 @@ def expand(preset: PresetConfig) -> list[RowConfig]:
     return rows
 
 
-def row_configs(config: RunConfig, overrides: list[str]) -> Iterator[tuple[RowConfig, RunConfig]]:
-    """Each row of the composed preset with its own configuration, built on the command line's `overrides`.
+Rows = list[tuple[RowConfig, RunConfig]]
+Absent = list[tuple[RowConfig, str]]
 
-    Rows of a method or backend that does not exist here are left out; see `absent_rows`.
+
+def split_rows(config: RunConfig, overrides: list[str]) -> tuple[Rows, Absent]:
+    """The rows of the composed preset: those that can be run, and those that cannot, each with the reason.
+
+    The configuration of a row is built on the command line's `overrides`.
     """
+    from experiments.artefacts import missing
+
     if config.preset is None:
         raise ConfigError("experiment: must name a preset, got None")
     given = {key(override) for override in overrides}
-    make = Composer()
+    make, rows, absent = Composer(), [], []
     for row in expand(config.preset):
-        if lacks(row):
+        if reason := lacks(row):
+            absent.append((row, reason))
             continue
         clash = sorted(given & {key(setting) for setting in row.set})
         if clash:
             rule = f"must be left to the rows of preset {config.preset.name}"
             raise ConfigError(f"{clash[0]}: {rule}, got it on the command line")
-        yield row, make([*overrides, *row.set])
-
-
-def absent_rows(preset: PresetConfig) -> list[tuple[RowConfig, str]]:
-    """The rows that cannot be run, each with the reason."""
-    return [(row, reason) for row in expand(preset) if (reason := lacks(row))]
+        made = make([*overrides, *row.set])
+        if reason := missing(made):
+            absent.append((row, reason))
+        else:
+            rows.append((row, made))
+    return rows, absent
 
 
 def lacks(row: RowConfig) -> str:

@@ -16,7 +16,6 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,8 @@ from hydra.errors import HydraException
 
 from experiments.caching import describe_method, method_of
 from experiments.cli import Exit
-from experiments.compose import Composer, absent_rows, compose, parsed, row_configs
-from experiments.config import RunConfig, Settings, resolve
+from experiments.compose import Absent, Composer, Rows, compose, parsed, split_rows
+from experiments.config import Settings, resolve
 from experiments.errors import ConfigError, check
 from experiments.forecast import Forecast, forecast
 from experiments.identity import run_id
@@ -61,13 +60,12 @@ def values_of(override: Override, word: str) -> list[str]:
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
-def planned(line: list[str], make: Composer) -> Iterator[tuple[RowConfig, RunConfig]]:
-    """The rows of one command line: those of its preset, or itself."""
+def planned(line: list[str], make: Composer) -> tuple[Rows, Absent]:
+    """The rows of one command line: those of its preset, or itself; and those that cannot be run."""
     config = compose(line) if any(word.startswith("experiment=") for word in line) else make(line)
     if config.preset is not None:
-        yield from row_configs(config, line)
-    else:
-        yield RowConfig(label="", paper=None), config
+        return split_rows(config, line)
+    return [(RowConfig(label="", paper=None), config)], []
 
 
 def make_plan(words: list[str], results: Path, title: str | None = None) -> tuple[Plan, list[str]]:
@@ -76,8 +74,11 @@ def make_plan(words: list[str], results: Path, title: str | None = None) -> tupl
     lines = sweeps(words)
     swept = {word.partition("=")[0] for line in zip(*lines, strict=True) if len(set(line)) > 1 for word in line}
     rows: dict[str, dict[str, Any]] = {}
+    absent: dict[str, None] = {}
     for line in lines:
-        for row, config in planned(line, make):
+        made, left_out = planned(line, make)
+        absent |= {f"{row.label} ({reason})": None for row, reason in left_out}
+        for row, config in made:
             settings = resolve(config)
             method_of(settings)
             label = row.label or describe_method(settings)
@@ -89,7 +90,7 @@ def make_plan(words: list[str], results: Path, title: str | None = None) -> tupl
     name = next((w.partition("=")[2] for w in words if w.startswith("experiment=")), "sweep")
     folder = results.resolve() / "plans" / plan_name(title or name, [row.run for row in ordered])
     write_plan(folder, ordered, words)
-    return Plan(folder), unplanned(lines)
+    return Plan(folder), list(absent)
 
 
 def in_order(rows: dict[str, dict[str, Any]]) -> list[PlanRow]:
@@ -122,16 +123,6 @@ def in_order(rows: dict[str, dict[str, Any]]) -> list[PlanRow]:
         )
         for index, (identity, entry) in enumerate(found)
     ]
-
-
-def unplanned(lines: list[list[str]]) -> list[str]:
-    """Rows of the presets that this version cannot run."""
-    found: dict[str, None] = {}
-    for name in dict.fromkeys(word for line in lines for word in line if word.startswith("experiment=")):
-        preset = compose([name]).preset
-        for row, reason in absent_rows(preset) if preset is not None else []:
-            found[f"{row.label} ({reason})"] = None
-    return list(found)
 
 
 def write_plan(folder: Path, rows: list[PlanRow], words: list[str]) -> None:

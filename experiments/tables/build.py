@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.compose import absent_rows, compose, options, row_configs
+from experiments.compose import compose, options, split_rows
 from experiments.config import Settings, resolve
 from experiments.errors import ConfigError, check, choose
 from experiments.identity import run_id
@@ -109,12 +109,13 @@ def rows_of(preset: str, overrides: list[str]) -> tuple[PresetConfig, list[tuple
     config = compose(line)
     if config.preset is None:
         raise ConfigError(f"experiment: must be a preset with rows, got {preset!r}")
-    found: dict[str, Settings | str] = {row.label: resolve(made) for row, made in row_configs(config, line)}
-    found |= {row.label: reason for row, reason in absent_rows(config.preset)}
+    rows, absent = split_rows(config, line)
+    found: dict[str, Settings | str] = {row.label: resolve(made) for row, made in rows}
+    found |= {row.label: reason for row, reason in absent}
     listed = [*config.preset.rows, *(RowConfig(label=label) for label in found)]
-    rows = {row.label: (row, found[row.label]) for row in reversed(listed)}
+    by_label = {row.label: (row, found[row.label]) for row in reversed(listed)}
     order = list(dict.fromkeys(row.label for row in listed))
-    return config.preset, [rows[label] for label in order]
+    return config.preset, [by_label[label] for label in order]
 
 
 def build(preset: str, overrides: list[str], results: Path) -> Table:
