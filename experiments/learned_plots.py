@@ -59,9 +59,9 @@ def plot_losses(path: Path, curves: Mapping[str, Sequence[Point]]) -> None:
             own = [point for point in curve if point.phase == phase]
             x, y = [point.update for point in own], [point.held_out for point in own]
             axis.plot(x, y, label=title, color=f"C{index}", marker=MARKERS[index % len(MARKERS)], markersize=3)
-        axis.set(xlabel="update", ylabel="held-out loss (L1)", title=f"{phase} phase", yscale="log")
-        axis.grid(alpha=0.3, which="both")
-    axes[0][-1].legend(fontsize=7)
+        axis.set(xlabel="update", ylabel="held-out loss (L1)", title=f"{phase} phase")
+        axis.grid(alpha=0.3)
+    axes[0][0].legend(fontsize=7, loc="upper right")
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
