@@ -4,7 +4,7 @@ Attention scores are column means of the attention map, `s_i = mean over heads h
 map is never stored: it is computed again beside the model's own kernel in chunks of queries of at most 64 MiB,
 which doubles the arithmetic of attention at these steps. Masked tokens neither receive a score nor give one.
 The call that is looked at is PyTorch's `scaled_dot_product_attention`; another attention backend never makes it, which
-is an error rather than a silent guess.
+is an error rather than a silent guess. Compiled blocks run uncompiled while they are looked at.
 
 Key scores are `-mean over heads |k_i|`, of the key projection before any normalisation (after it, all keys of a
 model with QK normalisation have nearly the same norm); they work with every backend.
@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from hicache.adapters.base import Adapter
-from hicache.adapters.cells import Cell, replaced, uncompiled
+from hicache.adapters.base import Adapter, eager, see_hooks
+from hicache.adapters.cells import Cell, compiled, replaced, uncompiled
 from hicache.patch import Patch
 
 __all__ = ["attention_scores", "observed"]
@@ -39,12 +39,12 @@ def observed(adapter: Adapter, patch: Patch) -> Iterator[None]:
         yield
         return
     with ExitStack() as stack:
-        stack.enter_context(uncompiled(adapter.blocks()))
         if patch.needs == "hidden":
             stack.callback(hidden_hook(adapter, patch).remove)
         else:
             cells = [cell for cell in adapter.cells() if cell.site.module == "attn"]
             watch = keyed if patch.needs == "keys" else attended
+            stack.enter_context(uncompiled(adapter.blocks()))
             stack.enter_context(replaced([(cell.module, watch(cell, adapter, patch)) for cell in cells]))
         yield
 
@@ -52,6 +52,7 @@ def observed(adapter: Adapter, patch: Patch) -> Iterator[None]:
 def hidden_hook(adapter: Adapter, patch: Patch) -> Any:
     """A hook that shows the streams after the block by which tokens are told apart."""
 
+    @eager
     @torch.no_grad()
     def leave(module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
         image, text = adapter.unpack(result)
@@ -59,6 +60,8 @@ def hidden_hook(adapter: Adapter, patch: Patch) -> Any:
         if text is not None:
             patch.see_hidden("txt", text)
 
+    if any(compiled(block) for block in adapter.blocks()):
+        see_hooks()
     return adapter.blocks()[adapter.featured_block].register_forward_hook(leave)
 
 

@@ -337,3 +337,18 @@ def test_cost_of_patched_rows_is_what_runs(model_name):
         assert hicache.cost.measure(model, chosen, STEPS, **shape).total == pytest.approx(
             counted, rel=1e-2 if "clusca" in name else 1e-9
         )
+
+
+@pytest.mark.slow
+def test_compiled_blocks_give_what_eager_ones_give():
+    model = build("flux")
+    call = inputs(model, "flux")
+    chosen = [method(name, **options) for name, options in PATCHED.items()]
+    chosen += [method("speca"), method("pab", policy_options={"range": 3})]
+    eager = [run(model, call, one)[0] for one in chosen]
+    for block in (*model.transformer_blocks, *model.single_transformer_blocks):
+        block.compile(backend="eager")
+    for one, expected in zip(chosen, eager):
+        torch.testing.assert_close(run(model, call, one)[0], expected, rtol=1e-5, atol=1e-6)
+    for block in (*model.transformer_blocks, *model.single_transformer_blocks):
+        assert block._compiled_call_impl is not None
