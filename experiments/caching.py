@@ -20,7 +20,7 @@ from experiments.learned_files import load_predictor, load_router
 from hicache import CacheMethod, Handle
 from hicache.adapters import ADAPTERS, Adapter
 from hicache.cost import Cost, measure
-from hicache.executor import check_mixing
+from hicache.spans import check_mixing
 
 __all__ = ["caching", "check_method", "check_pair", "count_flops", "describe_method", "method_of"]
 

@@ -7,6 +7,7 @@
 
 from hicache import cost
 from hicache.api import Handle, cached, disable, enable, forecaster
+from hicache.guidance import AdaptiveGuidance
 from hicache.methods import METHODS, CacheMethod, MethodSpec, method
 from hicache.policy import full_steps
 from hicache.report import PlanError, Report
@@ -15,6 +16,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
+    "AdaptiveGuidance",
     "CacheMethod",
     "Handle",
     "MethodSpec",

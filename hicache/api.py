@@ -18,6 +18,7 @@ from torch import nn
 from hicache.adapters import adapter_for
 from hicache.executor import Executor
 from hicache.forecast import Forecaster
+from hicache.guidance import AdaptiveGuidance, GuidedExecutor
 from hicache.methods import CacheMethod, method
 from hicache.report import Report
 from hicache.sampler import clock_of
@@ -30,7 +31,7 @@ MARK = "_hicache_handle"
 class Handle:
     """A method enabled on a model. `disable` restores the model and the pipeline exactly."""
 
-    def __init__(self, target: Any, cache_method: CacheMethod) -> None:
+    def __init__(self, target: Any, cache_method: CacheMethod, guidance: AdaptiveGuidance | None = None) -> None:
         self.pipe = target if hasattr(target, "transformer") else None
         self.model: nn.Module = target.transformer if self.pipe is not None else target
         if not isinstance(self.model, nn.Module):
@@ -42,7 +43,8 @@ class Handle:
         self._patched: list[tuple[Any, str, Any, Any]] = []
         # An offload hook has replaced `forward` and keeps the model's own one here: stay inside it.
         name = "_old_forward" if "_old_forward" in vars(self.model) else "forward"
-        self.executor = Executor(adapter, self._timed(cache_method), getattr(self.model, name))
+        parts = adapter, self._timed(cache_method), getattr(self.model, name)
+        self.executor = Executor(*parts) if guidance is None else GuidedExecutor(*parts, guidance)
         self._patch(self.model, name, self._forward(self.executor.forward))
         self._patch(self.model, MARK, self)
         context = getattr(self.model, "cache_context", None)
@@ -144,7 +146,7 @@ class Handle:
         return freed
 
 
-def enable(target: Any, cache_method: CacheMethod) -> Handle:
+def enable(target: Any, cache_method: CacheMethod, guidance: AdaptiveGuidance | None = None) -> Handle:
     """Enable a method on a diffusers pipeline or on its transformer.
 
     A method that is already enabled there is taken off first. On a pipeline, generations begin and end by
@@ -153,11 +155,12 @@ def enable(target: Any, cache_method: CacheMethod) -> Handle:
     Args:
         target: a pipeline with a `transformer`, or the transformer.
         cache_method: from `hicache.method`.
+        guidance: leave out unconditional predictions that have become superfluous; None makes them all.
 
     Raises:
         ValueError: if no adapter knows the transformer's class, or it lacks the method's scope.
     """
-    return Handle(target, cache_method)
+    return Handle(target, cache_method, guidance)
 
 
 def disable(target: Any) -> None:
@@ -169,9 +172,9 @@ def disable(target: Any) -> None:
 
 
 @contextmanager
-def cached(target: Any, cache_method: CacheMethod) -> Iterator[Handle]:
+def cached(target: Any, cache_method: CacheMethod, guidance: AdaptiveGuidance | None = None) -> Iterator[Handle]:
     """`enable` for the length of a `with` block; the handle's report stays readable after it."""
-    handle = enable(target, cache_method)
+    handle = enable(target, cache_method, guidance)
     try:
         yield handle
     finally:

@@ -34,6 +34,7 @@ from hicache.observe import observed
 from hicache.patch import Patch
 from hicache.policy import Clock, Policy
 from hicache.report import PlanError, Report, Stopwatch
+from hicache.spans import check_mixing, spans_of
 from hicache.tree import Action, Site
 
 __all__ = ["Executor"]
@@ -123,12 +124,7 @@ class Executor:
         call = self.adapter.bind(args, kwargs)
         branch = self._tick(call)
         watch = Stopwatch(_device(call))
-        if branch.policy.probe:
-            action, result = self._probe(branch, args, kwargs)
-        else:
-            action = self._decide(branch, call)
-            run = {Action.COMPUTE: self._compute, Action.ESTIMATE: self._estimate, Action.MIXED: self._mix}[action]
-            result = run(branch, call, args, kwargs)
+        action, result = self._step(branch, call, args, kwargs)
         watch.stop()
         self._account(branch, action, watch)
         return result
@@ -176,6 +172,14 @@ class Executor:
         return Branch(Clock(branch=self.branch, num_steps=self.num_steps), forecaster, ledger, policy, patch)
 
     # -- the step ----------------------------------------------------------------------------------------------
+
+    def _step(self, branch: Branch, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Action, Any]:
+        """What the policy decides, done."""
+        if branch.policy.probe:
+            return self._probe(branch, args, kwargs)
+        action = self._decide(branch, call)
+        run = {Action.COMPUTE: self._compute, Action.ESTIMATE: self._estimate, Action.MIXED: self._mix}[action]
+        return action, run(branch, call, args, kwargs)
 
     def _decide(self, branch: Branch, call: Call) -> Action:
         """Ask the policy, after the look at the first block's input that it may need."""
@@ -354,11 +358,15 @@ class Executor:
 
     def _check(self, branch: Branch) -> None:
         clock = branch.clock
-        planned = branch.policy.plan(clock.num_steps or 0)
+        planned = self._planned(branch)
         if planned is not None and planned != clock.anchors:
             missing = sorted(set(planned) - set(clock.anchors))
             extra = sorted(set(clock.anchors) - set(planned))
             raise PlanError(f"branch {clock.branch!r}: planned full steps not executed {missing}, not planned {extra}")
+
+    def _planned(self, branch: Branch) -> list[int] | None:
+        """The full steps that a branch must have executed; None where they depend on the data."""
+        return branch.policy.plan(branch.clock.num_steps or 0)
 
     def fill_history(self, anchors: int) -> list[History]:
         """Repeat the only anchor so far until the histories are full or hold `anchors` (to count costs)."""
@@ -390,35 +398,6 @@ class Executor:
             clock = branch.clock
             if clock.num_steps is not None and clock.step != clock.num_steps - 1:
                 raise PlanError(f"branch {clock.branch!r}: {clock.step + 1} of {clock.num_steps} steps were executed")
-
-
-def check_mixing(method: CacheMethod) -> None:
-    """Refuse what would be decided module by module and never is, or the other way round.
-
-    Raises:
-        ValueError: naming the scope it needs.
-    """
-    policy, name = method.policy, type(method.policy).__name__
-    if policy.mixes and method.patch is None and method.scope != "modules":
-        raise ValueError(f"scope: must be modules for policy {name}, got {method.scope!r}")
-    if method.patch is not None and not policy.mixes and method.scope != "modules":
-        raise ValueError(f"scope: must be modules for a patch with policy {name}, got {method.scope!r}")
-
-
-def spans_of(method: CacheMethod, blocks: int) -> list[tuple[int, int]]:
-    """The ranges of blocks that the method's scope caches as a whole.
-
-    Raises:
-        ValueError: if no block is left in between.
-    """
-    front, back = method.knobs.front, method.knobs.back
-    if method.scope == "span" and front + back >= blocks:
-        raise ValueError(f"front: front + back must be below the {blocks} blocks, got {front} + {back}")
-    if method.scope == "span" and method.policy.probe and front < 1:
-        raise ValueError(f"front: must be >= 1 for a policy that probes, got {front}")
-    return (
-        [(blocks - blocks // 2, blocks), (0, blocks // 2)] if method.scope == "front_back" else [(front, blocks - back)]
-    )
 
 
 def _device(call: Call) -> torch.device:

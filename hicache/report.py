@@ -56,6 +56,8 @@ class Report:
         estimated_steps: steps that were forecast, of the first branch.
         mixed_steps: steps at which each module was computed, forecast or patched, of the first branch.
         branches: full steps of every branch by its name.
+        skipped_steps: steps whose unconditional prediction was not made (adaptive guidance).
+        exempt_steps: those of them that the plan wanted computed.
         cache_bytes: memory of all histories.
         kernel: what reduced the last estimate of scope modules or blocks: `torch` or `triton`; "" elsewhere.
     """
@@ -66,6 +68,8 @@ class Report:
     estimated_steps: list[int] = field(default_factory=list)
     mixed_steps: list[int] = field(default_factory=list)
     branches: dict[str, list[int]] = field(default_factory=dict)
+    skipped_steps: list[int] = field(default_factory=list)
+    exempt_steps: list[int] = field(default_factory=list)
     cache_bytes: int = 0
     kernel: str = ""
     full_times: list[Stopwatch] = field(default_factory=list, repr=False)
@@ -90,6 +94,8 @@ class Report:
     def __str__(self) -> str:
         lines = [f"{self.method}: {len(self.full_steps)} full steps of {self.num_steps or 'an unknown number'}"]
         lines.append(f"  full at {self.full_steps}")
+        if self.skipped_steps:
+            lines.append(f"  no unconditional prediction at {self.skipped_steps}")
         kinds = {"full": self.seconds_full, "mixed": self.seconds_mixed, "estimated": self.seconds_estimated}
         for kind, seconds in kinds.items():
             if seconds:

@@ -80,6 +80,9 @@ class Adapter(ABC):
     """FLOPs per patched row of a single block that the published counts include and that nothing uses."""
     timestep_range: ClassVar[float] = 1000.0
     """What the model calls the timestep of pure noise."""
+    guidance: ClassVar[str] = "none"
+    """How the conditional and the unconditional prediction are made: by two `calls`, in one doubled `batch`; `none` =
+    the model has no unconditional one."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model: Any = model
@@ -181,6 +184,14 @@ class Adapter(ABC):
     def output(self, call: Call, result: Any) -> Tensor:
         """The part of the model's result that the sampler uses."""
         return result[0]
+
+    def prediction(self, output: Tensor) -> Tensor:
+        """The part of an output that guidance moves."""
+        return output
+
+    def halves(self, call: Call) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The conditional and the unconditional call that a call with a doubled batch joins."""
+        raise NotImplementedError(f"{type(self).__name__} has no doubled batch")
 
     def wrap(self, call: Call, output: Tensor) -> Any:
         """The output in the form in which the model's forward returns it for this call."""

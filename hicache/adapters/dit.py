@@ -24,6 +24,7 @@ class DiTAdapter(Adapter):
 
     family = "dit"
     output_channel = -3
+    guidance = "batch"
 
     def blocks(self) -> list[nn.Module]:
         return list(self.model.transformer_blocks)
@@ -74,6 +75,24 @@ class DiTAdapter(Adapter):
         side, patch = int(tokens**0.5), model.patch_size
         pixels = patches.reshape(batch, side, side, patch, patch, model.out_channels)
         return pixels.permute(0, 5, 1, 3, 2, 4).reshape(batch, model.out_channels, side * patch, side * patch)
+
+    def prediction(self, output: Tensor) -> Tensor:
+        """Without the learned variance."""
+        return output[:, : self.model.config.in_channels]
+
+    def halves(self, call: Call) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Rows of the conditional call first, as all pipelines of this class have them."""
+        rows = call["hidden_states"].shape[0]
+        if rows % 2:
+            raise ValueError(f"guidance: must be plain for a batch that is not doubled, got {rows} rows")
+        split = {
+            key: value.chunk(2)
+            for key, value in call.items()
+            if isinstance(value, Tensor) and value.dim() and value.shape[0] == rows
+        }
+        shared = {key: value for key, value in call.items() if key != "self"}
+        first, second = ({**shared, **{key: parts[i] for key, parts in split.items()}} for i in range(2))
+        return first, second
 
     def example(self, batch: int, device: torch.device, **shape: int) -> dict[str, Any]:
         config, dtype = self.model.config, self.model.dtype

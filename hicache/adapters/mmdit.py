@@ -250,6 +250,7 @@ class QwenImageAdapter(StreamsAdapter):
     """
 
     family = "qwen_image"
+    guidance = "calls"
     timestep_range = 1.0
     image_index = 1
     mlp_name = "img_mlp"
