@@ -7,6 +7,9 @@ What is stored is not the choice but what it is made from: the inner products of
 (`hicache.calibrate.best_scale`), so that one file serves every interval, warm-up, order and time variable. It is valid
 for one backend, solver, number of steps, guidance, resolution and scope, and refused elsewhere. The choice is made when
 a run is composed: its settings and its identity hold the number, `chosen` says where it came from.
+
+At scope `output` an error enters the sampler as it is, so errors of neighbouring steps add up or cancel (`carry`).
+Inside the model it is not known what a module's error does to the prediction, and errors of steps count as independent.
 """
 
 from __future__ import annotations
@@ -145,7 +148,7 @@ def automatic(settings: Settings, keys: Sequence[str]) -> Settings:
         warmup_steps=knobs.warmup_steps if knobs.gate else 1,
         size=moments.size,
         clock=clock,
-        carry=moments.carry,
+        carry=moments.carry if settings.scope == "output" else None,
     )
     values = {"sigma": sigma, "order": order}
     facts = {"artefact": moments_path(settings).name, "digest": moments.digest, "predicted_error": error}
