@@ -66,7 +66,7 @@ def cost_of(
     """
     method, steps = method_of(settings), sampling_of(settings).num_steps
     plan = method.policy.plan(steps)
-    if plan is None and full_steps is None:
+    if full_steps is None and (plan is None or settings.guidance.name != "plain"):
         return None
     full = plan if plan is not None else list(range(int(full_steps or 0)))
     if method.mixes:

@@ -13,16 +13,22 @@ from experiments.backends.base import Backend, sampling_of
 from experiments.calibrate_config import CalibratedConfig, SmoothCacheConfig
 from experiments.calibrate_files import curve_options
 from experiments.calibrate_plans import load_plan, stored_budget
-from experiments.config import AdaptiveConfig, AdaptiveScheduleConfig, Settings, SigmaScheduleConfig, StepsConfig
+from experiments.config import AdaptiveConfig, Settings, StepsConfig
 from experiments.errors import ConfigError, check, choose
 from experiments.learned_config import L2cConfig, LesaConfig
 from experiments.learned_files import load_predictor, load_router
-from hicache import CacheMethod, Handle
+from experiments.sampling_config import (
+    AdaptiveGuidanceConfig,
+    AdaptiveScheduleConfig,
+    GuidanceConfig,
+    SigmaScheduleConfig,
+)
+from hicache import AdaptiveGuidance, CacheMethod, Handle
 from hicache.adapters import ADAPTERS, Adapter
 from hicache.cost import Cost, measure
 from hicache.spans import check_mixing
 
-__all__ = ["caching", "check_method", "check_pair", "count_flops", "describe_method", "method_of"]
+__all__ = ["caching", "check_method", "check_pair", "count_flops", "describe_method", "guidance_of", "method_of"]
 
 COMPOSITION = (
     "policy",
@@ -70,8 +76,8 @@ def method_of(settings: Settings) -> CacheMethod:
         raise ConfigError(str(error)) from error
 
 
-def options(values: Any, schema: type[SigmaScheduleConfig]) -> dict[str, Any]:
-    """The parameters of a sigma schedule, read from `values`."""
+def options(values: Any, schema: type[SigmaScheduleConfig] | type[GuidanceConfig]) -> dict[str, Any]:
+    """The parameters of a sigma schedule or of a guidance, read from `values`."""
     return {f.name: getattr(values, f.name) for f in dataclasses.fields(schema) if f.name != "name"}
 
 
@@ -83,6 +89,7 @@ def check_method(settings: Settings, backend: type[Backend]) -> None:
         check(bool(backend.solvers), "method.solver", rule, settings.method.solver)
         choose("method.solver", settings.method.solver, backend.solvers)
     check_pair(chosen, backend.transformer_class, name)
+    check_guidance(settings, backend.transformer_class)
 
 
 def check_pair(chosen: CacheMethod, kind: str | None, backend: str) -> None:
@@ -100,8 +107,34 @@ def check_pair(chosen: CacheMethod, kind: str | None, backend: str) -> None:
         raise ConfigError(f"{error} ({pair})") from error
 
 
+def guidance_of(settings: Settings) -> AdaptiveGuidance | None:
+    """The library's form of the guidance; None = both predictions at every step."""
+    config = settings.guidance
+    return AdaptiveGuidance(**options(config, type(config))) if isinstance(config, AdaptiveGuidanceConfig) else None
+
+
+def check_guidance(settings: Settings, kind: str | None) -> None:
+    """Adaptive guidance needs two predictions that can be told apart."""
+    config, chosen = settings.backend, settings.guidance.name
+    if not isinstance(settings.guidance, AdaptiveGuidanceConfig):
+        return
+    separable = kind in ADAPTERS and adapter_class(str(kind)).guidance != "none"
+    rule = f"must be plain for backend {config.name}, which has no separable guidance"
+    check(separable, "guidance", rule, chosen)
+    key = "true_cfg" if hasattr(config, "true_cfg") else "guidance"
+    scale = getattr(config, key)
+    check(scale > 1, "guidance", f"must be plain with backend.{key}={scale:g}, which is no guidance", chosen)
+
+
 def describe_method(settings: Settings) -> str:
-    """Title and the settings that the method reads, as in `HiCache (N=6, m=4, σ=0.75)`."""
+    """Title and the settings that the method reads, as in `HiCache (N=6, m=4, σ=0.75)`, and how it is guided."""
+    if not isinstance(settings.guidance, AdaptiveGuidanceConfig):
+        return title_of(settings)
+    return f"{title_of(settings)}, adaptive guidance (γ={settings.guidance.threshold:g})"
+
+
+def title_of(settings: Settings) -> str:
+    """Title and settings of the method alone."""
     method, spec = settings.method, hicache.METHODS[settings.method.name]
     if isinstance(method, StepsConfig):
         return f"{method.solver or 'fewer steps'} ({method.steps} steps)"
@@ -126,18 +159,24 @@ def adapter_class(kind: str) -> type[Adapter]:
 
 @contextlib.contextmanager
 def caching(backend: Backend, settings: Settings) -> Iterator[Handle | None]:
-    """Run what is inside under the method; yields the library's handle, None for a run without a cache."""
+    """Run what is inside under the method; yields the library's handle, None where there is nothing for it to do."""
     backend.prepare(sampling_of(settings))
-    if not hicache.METHODS[settings.method.name].caches:
+    guidance = guidance_of(settings)
+    if not hicache.METHODS[settings.method.name].caches and guidance is None:
         yield None
         return
-    with hicache.cached(backend.pipe, method_of(settings)) as handle:
+    with hicache.cached(backend.pipe, method_of(settings), guidance) as handle:
         yield handle
 
 
-def count_flops(backend: Backend, settings: Settings, full_steps: list[int] | None = None) -> Cost:
-    """FLOPs of one item, from shapes; `full_steps` are those executed, by default those planned."""
+def count_flops(
+    backend: Backend, settings: Settings, full_steps: list[int] | None = None, batch: int | None = None
+) -> Cost:
+    """FLOPs of one item, from shapes; `full_steps` are those executed, by default those planned.
+
+    `batch` is that of the model, by default all that guidance needs.
+    """
     steps = sampling_of(settings).num_steps
-    options: dict[str, Any] = {"num_steps": steps, "batch": backend.model_batch(1), **backend.shape()}
+    options: dict[str, Any] = {"num_steps": steps, "batch": batch or backend.model_batch(1), **backend.shape()}
     options["full_steps"] = full_steps
     return measure(backend.transformer, method_of(settings), **options)

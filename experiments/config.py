@@ -18,12 +18,21 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from experiments.errors import ConfigError, check, choose
 from experiments.preset import PaperConfig, PresetConfig, RowConfig
+from experiments.sampling_config import (
+    AdaptiveGuidanceConfig,
+    AdaptiveScheduleConfig,
+    GuidanceConfig,
+    HorizonScheduleConfig,
+    LinearScheduleConfig,
+    SigmaScheduleConfig,
+)
 from hicache.methods import MAX_ORDER, TIMES
 
 __all__ = [
     "BackendConfig",
     "ClusterConfig",
     "DigitsConfig",
+    "GuidanceConfig",
     "MethodConfig",
     "MetricsConfig",
     "PaperConfig",
@@ -153,37 +162,6 @@ class StepsConfig(MethodConfig):
 
 
 @dataclass(kw_only=True)
-class SigmaScheduleConfig:
-    """How sigma moves over a generation; `constant` keeps the base value."""
-
-    name: str = "constant"
-
-
-@dataclass(kw_only=True)
-class AdaptiveScheduleConfig(SigmaScheduleConfig):
-    """Sigma from the size of the first difference, per site."""
-
-    alpha: float = 1.28
-    beta: float = 0.01
-    epsilon: float = 1e-6
-    per: str = "sample"
-
-
-@dataclass(kw_only=True)
-class HorizonScheduleConfig(SigmaScheduleConfig):
-    """min(sigma, c / (sqrt(2) k)) at horizon k."""
-
-    c: float = 1.0
-
-
-@dataclass(kw_only=True)
-class LinearScheduleConfig(SigmaScheduleConfig):
-    """From sigma at the first step to sigma_end at the last."""
-
-    sigma_end: float = 0.5
-
-
-@dataclass(kw_only=True)
 class MetricsConfig:
     """What is measured at the end of a run, and how its uncertainty is estimated."""
 
@@ -236,6 +214,7 @@ class RunConfig:
     backend: BackendConfig = MISSING
     method: MethodConfig = MISSING
     sigma_schedule: SigmaScheduleConfig = MISSING
+    guidance: GuidanceConfig = MISSING
     metrics: MetricsConfig = MISSING
     cluster: ClusterConfig = MISSING
     logger: LoggerConfig = MISSING
@@ -318,12 +297,18 @@ class Settings:
     results: Path
     progress_every: int
     time: str = "index"
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     chosen: dict[str, Any] = field(default_factory=dict)
     """What `auto` stood for in `sigma` and `order`, with the artefact that said so; no part of the identity."""
 
     def reference(self) -> Settings:
         """The un-cached run that this one is compared with."""
-        return dataclasses.replace(self, method=MethodConfig(name="none"), chosen={})
+        return dataclasses.replace(self, method=MethodConfig(name="none"), guidance=GuidanceConfig(), chosen={})
+
+    @property
+    def plain(self) -> bool:
+        """Whether this is itself a run that others are compared with."""
+        return self.method.name == "none" and self.guidance.name == "plain"
 
 
 def register() -> None:
@@ -352,6 +337,7 @@ def register() -> None:
             "horizon": HorizonScheduleConfig,
             "linear": LinearScheduleConfig,
         },
+        "guidance": {"plain": GuidanceConfig, "adaptive": AdaptiveGuidanceConfig},
         "metrics": {"plain": MetricsConfig},
         "cluster": {"plain": ClusterConfig, "slurm": SlurmConfig},
         "logger": {"plain": LoggerConfig},
@@ -390,6 +376,7 @@ def resolve(config: RunConfig) -> Settings:
         results=Path(config.results),
         progress_every=config.progress_every,
         time=config.time,
+        guidance=config.guidance,
         **filled,
     )
     open_keys = [key for key in ("sigma", "order") if getattr(config, key) == "auto"]

@@ -55,6 +55,8 @@ def canonical(settings: Settings) -> dict[str, Any]:
     schedule = semantic(settings.sigma_schedule)
     if "sigma_schedule" in uses and schedule != {"name": "constant"}:
         described["sigma_schedule"] = schedule
+    if settings.guidance.name != "plain":
+        described["guidance"] = semantic(settings.guidance)
     return described
 
 

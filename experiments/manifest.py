@@ -37,6 +37,7 @@ GROUPS: dict[str, type] = {
     "backend": schema.BackendConfig,
     "method": schema.MethodConfig,
     "sigma_schedule": schema.SigmaScheduleConfig,
+    "guidance": schema.GuidanceConfig,
     "metrics": schema.MetricsConfig,
     "logger": schema.LoggerConfig,
 }
@@ -63,7 +64,7 @@ def freeze(settings: Settings) -> dict[str, Any]:
 
 def thaw(frozen: dict[str, Any], results: Path) -> Settings:
     """The settings that `freeze` wrote, to be run under `results`."""
-    given = dict(frozen)
+    given = {"guidance": {"schema": "GuidanceConfig"}, **frozen}
     for name, kind in GROUPS.items():
         values = dict(given[name])
         known = {derived.__name__: derived for derived in family(kind)}

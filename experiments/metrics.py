@@ -147,7 +147,7 @@ TITLES: dict[str, str] = {
 
 def applicable(settings: Settings) -> list[str]:
     """The requested metrics that exist for this run: a reference is not compared with itself."""
-    if settings.method.name != "none":
+    if not settings.plain:
         return settings.metrics.names
     return [name for name in settings.metrics.names if name not in PAIRED and not is_paired(name)]
 

@@ -27,6 +27,7 @@ from experiments.backends.base import Backend, Item, sampling_of
 from experiments.caching import caching, check_method, count_flops
 from experiments.config import Settings
 from experiments.errors import ConfigError, choose
+from experiments.guidance import count_guided, facts_of, summary_of
 from experiments.identity import canonical, run_id
 from experiments.loggers import Logger, make_logger
 from experiments.metrics import Evidence, applicable, check_metrics, compute
@@ -92,7 +93,7 @@ def items_of(settings: Settings) -> list[Item]:
 
 def execute(settings: Settings) -> Outcome:
     """Run what is missing of a run and of its reference; a finished run is only read."""
-    reference = execute(settings.reference()) if settings.method.name != "none" else None
+    reference = execute(settings.reference()) if not settings.plain else None
     folder = folder_of(settings)
     if not finished(settings, folder):
         try:
@@ -170,6 +171,8 @@ def generate_batch(backend: Backend, settings: Settings, batch: list[Item]) -> t
     if not all(bool(torch.isfinite(m).all()) for m in media):
         raise FloatingPointError("the generated media are not finite")
     facts = {"batch_size": len(batch), "batch_seconds": seconds, "full_steps": full}
+    if settings.guidance.name != "plain":
+        facts |= facts_of(report)
     return media, facts | {"cache_bytes": 0 if report is None else report.cache_bytes}
 
 
@@ -206,6 +209,8 @@ def finish(settings: Settings, folder: RunFolder, items: list[Item], reference: 
         "num_full_steps": statistics.mean(len(plan) for plan in plans),
         "num_steps": sampling_of(settings).num_steps,
     }
+    if settings.guidance.name != "plain":
+        metrics |= summary_of(records)
     metrics |= cost(backend, settings, records, reference)
     metrics |= known.get("latency") and {k: known[k] for k in TIMES} or timing(backend, settings, items)
     metrics |= {"reference": reference.folder.id if reference else None, "run": folder.id}
@@ -224,7 +229,10 @@ def cost(
     Where the full steps depend on the data, the total is the mean over the items.
     """
     counted = count_flops(backend, settings, records[0]["full_steps"])
-    each = [dataclasses.replace(counted, full_steps=len(r["full_steps"])).total for r in records]
+    if settings.guidance.name == "plain":
+        each = [dataclasses.replace(counted, full_steps=len(r["full_steps"])).total for r in records]
+    else:
+        each = count_guided(backend, settings, records)
     total = statistics.mean(each) if len(set(each)) > 1 else each[0]
     base = total if reference is None else reference.metrics["flops"]["total"]
     return {
@@ -252,7 +260,7 @@ def timing(backend: Backend, settings: Settings, items: list[Item]) -> dict[str,
     config = settings.metrics
     batch = items[: config.latency_batch]
     runs: dict[str, tuple[Settings, list[float]]] = {"latency": (settings, [])}
-    if settings.method.name != "none":
+    if not settings.plain:
         runs["reference_latency"] = (settings.reference(), [])
     for repeat in range(config.latency_warmup + config.latency_repeats):
         for candidate, seconds in runs.values():

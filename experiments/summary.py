@@ -31,9 +31,9 @@ def interval(summary: dict[str, Any] | None) -> str:
 
 def column(metrics: dict[str, Any], latency: dict[str, Any], names: list[str]) -> list[str]:
     """The cells of one run; `latency` is the one measured beside the other column's."""
-    steps = metrics["num_full_steps"]
+    steps, skipped = metrics["num_full_steps"], metrics.get("num_skipped_steps")
     return [
-        f"{steps:g} of {metrics['num_steps']}",
+        f"{steps:g} of {metrics['num_steps']}" + (f", {skipped:g} unguided" if skipped is not None else ""),
         f"{metrics['flops_speedup']:.2f}×",
         f"{metrics['wall_speedup']:.2f}×",
         f"{1000 * latency['median'] / latency['batch']:.1f}",

@@ -131,7 +131,7 @@ def build(preset: str, overrides: list[str], results: Path) -> Table:
             run, known = "", None
         else:
             run, known = run_id(settings), settings
-            ours = cells_of(results, run, settings.method.name == "none", names)
+            ours = cells_of(results, run, settings.plain, names)
         common = {"block": row.block, "note": row.note, "preset": row}
         rows.append(Row(label=row.label, run=run, settings=known, ours=ours, paper=beside, **common))
     return Table(preset=config, rows=rows)

@@ -50,7 +50,7 @@ def blocks(rows: list[Row]) -> Iterator[list[int]]:
     """Positions of the rows of each block, without un-cached ones."""
     found: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
-        if row.settings is None or row.settings.method.name != "none":
+        if row.settings is None or not row.settings.plain:
             found.setdefault(row.block, []).append(index)
     yield from found.values()
 
