@@ -23,7 +23,7 @@ __all__ = ["LayerMask"]
 
 @dataclass(kw_only=True)
 class LayerMask(Policy):
-    """Full and routed steps in turn, for reuse: a kept module replaces its value in the history of the full step.
+    """Full and routed steps in turn; every module has a history of its own.
 
     Attributes:
         sites: names of the routed modules, in the order of the logits; other modules always run.
@@ -32,6 +32,7 @@ class LayerMask(Policy):
     """
 
     mixes: ClassVar[bool] = True
+    grouping: ClassVar[str] = "site"
     sites: Sequence[str] | None = None
     logits: Sequence[Sequence[float]] | None = None
     threshold: float = 0.1
