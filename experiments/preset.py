@@ -52,6 +52,8 @@ class PresetConfig:
     """Horizontal axis of the plot: flops_speedup, or a top-level key such as sigma."""
     baseline: str | None = None
     """Method whose row of a block the others of the block are tested against."""
+    sort: str | None = None
+    """Column by which the rows of a block stand, best first; null = as listed."""
     compare: dict[str, str] = field(default_factory=dict)
     """Our column -> the published column that measures the same thing, for the difference."""
     rows: list[RowConfig] = field(default_factory=list)

@@ -17,6 +17,8 @@ __all__ = ["plot"]
 QUALITY = ("psnr", "digits_fid", "image_reward", "fid", "vbench")
 AXES = {"flops_speedup": "FLOPs speed-up", "sigma": "σ"}
 MARKERS = "osD^vP*Xdh"
+CROWD = 12
+"""More lines than that have their legend beside the axes."""
 
 
 def family(row: Row) -> str:
@@ -37,7 +39,9 @@ def plot(table: Table, path: Path) -> bool:
     shown = [name for name in QUALITY if any(points(table, name).values())]
     if not shown:
         return False
-    figure, axes = pyplot.subplots(1, len(shown), figsize=(5.6 * len(shown), 4.4), squeeze=False)
+    crowded = len(points(table, shown[0])) > CROWD
+    width = 5.6 * len(shown) + 3.6 * crowded
+    figure, axes = pyplot.subplots(1, len(shown), figsize=(width, 4.4 + 2 * crowded), squeeze=False)
     for axis, name in zip(axes[0], shown, strict=True):
         for index, (title, found) in enumerate(points(table, name).items()):
             colour = f"C{index % 10}"
@@ -47,11 +51,14 @@ def plot(table: Table, path: Path) -> bool:
             curve = sorted(point for point in found if point[0] is not None)
             if curve:
                 x, y, below, above = zip(*curve, strict=True)
-                style = {"marker": MARKERS[index % len(MARKERS)], "capsize": 2, "linewidth": 1.2}
+                style = {"marker": MARKERS[(index + index // 10) % len(MARKERS)], "capsize": 2, "linewidth": 1.2}
                 axis.errorbar(x, y, yerr=(below, above), label=title, color=colour, **style)
         axis.set(xlabel=AXES.get(table.preset.axis, table.preset.axis), ylabel=TITLES.get(name, name))
         axis.grid(alpha=0.3)
-    axes[0][0].legend(fontsize=8)
+    if crowded:
+        axes[0][-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.02, 1), ncols=2)
+    else:
+        axes[0][0].legend(fontsize=8)
     figure.suptitle(textwrap.fill(table.preset.title, 62 * len(shown)), fontsize=10)
     figure.tight_layout()
     figure.savefig(path, dpi=130)

@@ -43,7 +43,21 @@ def judged(table: Table, results: Path) -> Table:
             rank(rows, places, name, direction)
             if table.preset.baseline is not None:
                 test(rows, places, name, direction, table.preset.baseline, results)
-    return dataclasses.replace(table, rows=rows)
+    return dataclasses.replace(table, rows=in_order(rows, table.preset.sort))
+
+
+def in_order(rows: list[Row], column: str | None) -> list[Row]:
+    """The rows of each block by their number in a column, best first; rows without one come last."""
+    if column is None:
+        return rows
+    direction = DIRECTIONS[choose("preset.sort", column, DIRECTIONS)]
+    named = list(dict.fromkeys(row.block for row in rows))
+
+    def place(row: Row) -> tuple[int, float]:
+        value = row.ours[column].value if column in row.ours else None
+        return named.index(row.block), math.inf if value is None else -direction * value
+
+    return sorted(rows, key=place)
 
 
 def blocks(rows: list[Row]) -> Iterator[list[int]]:

@@ -6,6 +6,7 @@ from functools import cache
 import pytest
 
 import hicache
+from experiments.blueprint import cost_of
 from experiments.compose import compose, expand, options, split_rows
 from experiments.config import PresetConfig, RowConfig, resolve
 from experiments.errors import ConfigError
@@ -35,6 +36,9 @@ def test_rows_compose_to_different_runs_with_the_preset_s_name(preset):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_published_rows_and_columns_exist(preset):
     config = compose([f"experiment={preset}"]).preset
+    if config.paper is None:
+        assert not any(row.paper for row in expand(config)) and not config.compare
+        return
     table = published(config.paper)
     named = [row.paper for row in expand(config) if row.paper is not None]
     assert named and set(named) <= set(table)
@@ -61,6 +65,20 @@ def test_digits_table_compares_caches_with_solvers_at_equal_full_steps():
     }
     for solver in ("dpmpp", "unipc"):
         assert {s.method.steps for _, s in made if getattr(s.method, "solver", None) == solver} == cached == {10, 8, 7}
+
+
+@pytest.mark.slow
+def test_rows_of_the_zoo_cost_what_their_block_says():
+    """Within 8 % of 5x and 6.2x, from shapes, where the plan is known before the run."""
+    checked = 0
+    for row, settings in rows("digits_zoo"):
+        if row.block in ("5x", "6.2x") and (cost := cost_of(settings, flops_only=True)) is not None:
+            if settings.method.name == "steps":
+                assert 50 / settings.method.steps == pytest.approx(float(row.block[:-1]), rel=0.01)
+            else:
+                assert cost.speedup == pytest.approx(float(row.block[:-1]), rel=0.08), row.label
+            checked += 1
+    assert checked > 30
 
 
 def test_the_command_line_reaches_every_row_but_cannot_undo_one():

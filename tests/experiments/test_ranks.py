@@ -47,6 +47,17 @@ def test_ranks_follow_the_direction_of_the_metric(table):
     assert others and all(cell.rank == 0 for row in others for cell in row.ours.values())
 
 
+def test_rows_of_a_block_may_stand_best_first(table):
+    made, folder = table
+    shown = judged(dataclasses.replace(made, preset=dataclasses.replace(made.preset, sort="digits_fid")), folder)
+    blocks = list(dict.fromkeys(row.block for row in made.rows))
+    assert list(dict.fromkeys(row.block for row in shown.rows)) == blocks
+    best = [row.settings.method.name for row in shown.rows if row.block == "N=7" and row.settings][:3]
+    assert best == ["hicache", "taylorseer", "fora"], "less is better, and rows without a number come last"
+    with pytest.raises(ValueError, match="preset.sort: must be one of"):
+        judged(dataclasses.replace(made, preset=dataclasses.replace(made.preset, sort="speed")), folder)
+
+
 def test_the_test_is_against_the_baseline_and_needs_values_per_item(table):
     ours = named(table[0])
     assert ours["taylorseer"]["psnr"].p is None, "the baseline is not tested against itself"
