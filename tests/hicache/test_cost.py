@@ -150,14 +150,11 @@ def true_size():
 
 
 def test_published_flops_of_toca_on_dit(dit_xl):
-    """Table 4's last ToCa row, which takes the quirk of the published schedule; the other two rows do not reproduce."""
-    totals = {}
-    for interval, fraction in ((13, 0.02), (13, 0.05), (9, 0.05)):
-        knobs = {"policy": "modulated", "policy_options": {"per_layer": True}, "patch_options": {"fraction": fraction}}
-        chosen = hicache.method("toca", interval=interval, **knobs)
-        cost = hicache.cost.measure(dit_xl, chosen, 50, 2, convention="published")
-        totals[interval, fraction] = round(cost.total / 1e12, 2)
-    assert totals == {(13, 0.02): 3.66, (13, 0.05): 4.75, (9, 0.05): 5.56}
+    """Table 4's last ToCa row, which takes the quirk of the published schedule; the others: tests of the tables."""
+    knobs = {"policy": "modulated", "policy_options": {"per_layer": True}, "patch_options": {"fraction": 0.02}}
+    chosen = hicache.method("toca", interval=13, **knobs)
+    cost = hicache.cost.measure(dit_xl, chosen, 50, 2, convention="published")
+    assert round(cost.total / 1e12, 2) == 3.66
 
 
 def test_dbcache_computes_what_the_table_implies():
