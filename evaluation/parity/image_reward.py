@@ -10,7 +10,6 @@ the largest difference; exit code 1 when it exceeds 1e-4.
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from evaluation.alignment import ImageReward
 from evaluation.base import Batch
 from evaluation.cli import parse
 from evaluation.errors import EvaluationError
+from evaluation.parity import run, verdict
 
 TOLERANCE = 1e-4
 _PROMPTS = (
@@ -63,13 +63,8 @@ def main(words: list[str]) -> int:
             ours, theirs = float(port(batch)), float(package(batch))
         worst = max(worst, abs(ours - theirs))
         print(f"{index:3} {tuple(picture.shape[2:])} port {ours:+.7f} package {theirs:+.7f}")
-    print(f"largest difference {worst:.3g} (tolerance {TOLERANCE:g})")
-    return 0 if worst <= TOLERANCE else 1
+    return verdict(worst, TOLERANCE)
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except EvaluationError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run(main)

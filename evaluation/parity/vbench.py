@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from torch.nn.functional import adaptive_avg_pool2d, normalize
 from evaluation.cli import parse
 from evaluation.errors import EvaluationError
 from evaluation.media import read_video
+from evaluation.parity import run, verdict
 from evaluation.vbench import dimensions
 
 TOLERANCE = 1e-3
@@ -81,13 +81,8 @@ def main(words: list[str]) -> int:
         for name, ours in own_scores(path, torch.from_numpy(matrix)).items():
             worst = max(worst, abs(ours - theirs[name][index]))
             print(f"{path.name} {name:24} own {ours:.7f} package {theirs[name][index]:.7f}")
-    print(f"largest difference {worst:.3g} (tolerance {TOLERANCE:g})")
-    return 0 if worst <= TOLERANCE else 1
+    return verdict(worst, TOLERANCE)
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except EvaluationError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run(main)

@@ -34,7 +34,7 @@ def test_published_dit_xl(dit_xl, interval, tera):
 
 def test_tiny_dit_by_hand(dit_pipeline):
     model = dit_pipeline.transformer
-    batch, tokens, width, layers = 2, 16, 16, 4
+    batch, tokens, width, layers = 2, 16, 16, 3
     embedders = 2 * batch * (256 * width + width * width)
     block = embedders + 2 * batch * 6 * width**2 + batch * tokens * 24 * width**2 + 4 * batch * tokens**2 * width
     embed = 2 * batch * tokens * 16 * width
