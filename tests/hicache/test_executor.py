@@ -9,12 +9,16 @@ import hicache
 STEPS = 14
 CACHING = [name for name, spec in hicache.METHODS.items() if spec.caches and "scope" not in spec.fixed]
 SCOPES = ["modules", "stack", "output"]
-PAIRS = [(name, scope) for name, spec in hicache.METHODS.items() for scope in (SCOPES if "scope" in spec.uses else [""])]
+PAIRS = [
+    (name, scope) for name, spec in hicache.METHODS.items() for scope in (SCOPES if "scope" in spec.uses else [""])
+]
 """A method that brings its own scope is one case."""
 
 
 def make(name, scope="modules", **knobs):
-    return hicache.method(name, scope=scope or None, **{"interval": 4, "order": 2, "sigma": 0.6, "warmup_steps": 2, **knobs})
+    return hicache.method(
+        name, scope=scope or None, **{"interval": 4, "order": 2, "sigma": 0.6, "warmup_steps": 2, **knobs}
+    )
 
 
 def generate(pipe, labels=(1, 207), steps=STEPS, seed=0):
