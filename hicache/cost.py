@@ -27,7 +27,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hicache.adapters import adapter_for
 from hicache.adapters.cells import Cell
-from hicache.executor import Executor
+from hicache.executor import Branch, Executor
+from hicache.forecast import History
 from hicache.methods import CacheMethod, Knobs, method
 from hicache.policy import Clock, Policy
 from hicache.tree import Action, Site
@@ -145,6 +146,30 @@ class Scripted(Policy):
         """Nothing is planned."""
 
 
+class Rehearsal(Executor):
+    """An executor whose history can be filled and whose clock can be set."""
+
+    def fill_history(self, anchors: int) -> list[History]:
+        """Repeat the only anchor so far until the histories are full or hold `anchors` (to count costs)."""
+        branch = self._branches[self.branch]
+        forecasters = [f for f in (branch.forecaster, *branch.ledger.forecasters.values()) if f.ready]
+        for forecaster in forecasters:
+            history = forecaster.history
+            start, frame = max(branch.clock.step + 1, history.warmup_steps or 0), history.frames[0]
+            for extra in range(min(anchors, history.basis.anchors(history.order))):
+                forecaster.commit(start + extra, forecaster.slot(frame.shape, frame.dtype, frame.device))
+        return [forecaster.history for forecaster in forecasters]
+
+    def rehearse(self, step: int, num_steps: int | None) -> Branch:
+        """Make the next call of this branch that of a step (to count costs)."""
+        branch = self._branches[self.branch]
+        for forecaster in (branch.forecaster, *branch.ledger.forecasters.values()):
+            times = forecaster.history.times
+            times[:] = range(-len(times), 0)
+        branch.clock.step, branch.clock.num_steps = step - 1, num_steps
+        return branch
+
+
 class Meter:
     """Counts the steps of one method on one model of the `meta` device."""
 
@@ -157,7 +182,7 @@ class Meter:
         self.method = method
         self.example = self.adapter.example(batch, torch.device("meta"), **shape)
         scripted = replace(method, policy=Scripted(method.policy), knobs=any_step(method.knobs))
-        self.executor = Executor(self.adapter, scripted, self.model.forward)
+        self.executor = Rehearsal(self.adapter, scripted, self.model.forward)
         self._known: dict[Any, float] = {}
 
     def cost(self, num_steps: int, full_steps: Sequence[int]) -> Cost:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from hicache.adapters.base import Adapter, Call, Streams
-from hicache.forecast import Forecaster, History
+from hicache.forecast import Forecaster
 from hicache.methods import CacheMethod
 from hicache.mixed import Ledger, MixedStep, attach, tracked
 from hicache.observe import observed
@@ -367,26 +367,6 @@ class Executor:
     def _planned(self, branch: Branch) -> list[int] | None:
         """The full steps that a branch must have executed; None where they depend on the data."""
         return branch.policy.plan(branch.clock.num_steps or 0)
-
-    def fill_history(self, anchors: int) -> list[History]:
-        """Repeat the only anchor so far until the histories are full or hold `anchors` (to count costs)."""
-        branch = self._branches[self.branch]
-        forecasters = [f for f in (branch.forecaster, *branch.ledger.forecasters.values()) if f.ready]
-        for forecaster in forecasters:
-            history = forecaster.history
-            start, frame = max(branch.clock.step + 1, history.warmup_steps or 0), history.frames[0]
-            for extra in range(min(anchors, history.basis.anchors(history.order))):
-                forecaster.commit(start + extra, forecaster.slot(frame.shape, frame.dtype, frame.device))
-        return [forecaster.history for forecaster in forecasters]
-
-    def rehearse(self, step: int, num_steps: int | None) -> Branch:
-        """Make the next call of this branch that of a step (to count costs)."""
-        branch = self._branches[self.branch]
-        for forecaster in (branch.forecaster, *branch.ledger.forecasters.values()):
-            times = forecaster.history.times
-            times[:] = range(-len(times), 0)
-        branch.clock.step, branch.clock.num_steps = step - 1, num_steps
-        return branch
 
     def finish(self) -> None:
         """The generation is over: every branch must have run all its steps.
