@@ -1,9 +1,12 @@
 """Adaptive guidance on tiny real models: what is skipped, what replaces it, and what it leaves alone."""
 
+from typing import Any
+
 import pytest
 import torch
 
 import hicache
+from hicache.forecast import Forecaster
 from hicache.guidance import alignment
 from tests.hicache.models import build, inputs, method
 
@@ -187,13 +190,14 @@ def test_it_begins_where_the_predictions_agree(qwen, monkeypatch):
         assert cache.report.branches["uncond"] == [*range(7), STEPS - 1]
 
 
-def test_only_computed_pairs_are_anchors(qwen):
+def test_only_computed_pairs_are_anchors(qwen, monkeypatch):
     """With a full step every fourth, the difference is taken at full steps, also where guidance warms up longer."""
     rule = hicache.AdaptiveGuidance(threshold=-1, warmup_steps=8)
     with hicache.cached(qwen, method(scope="modules"), rule) as cache:
-        seen = []
-        observe = cache.executor.gap.observe
-        cache.executor.gap.observe = lambda step, value: (seen.append(step), observe(step, value))
+        gap, seen = cache.executor.gap, []  # type: ignore[attr-defined]
+        assert isinstance(gap, Forecaster)
+        observe = gap.observe
+        monkeypatch.setattr(gap, "observe", lambda step, value: seen.append(step) or observe(step, value))
         two_calls(qwen, cache)
         assert cache.report.skipped_steps == [8, 9, 10] and cache.report.exempt_steps == [9]
         assert seen == [0, 1, 5]  # the conditional prediction of the last step is an estimate
@@ -204,7 +208,8 @@ def test_what_cannot_be_guided_is_refused(qwen, dit):
     for name in ("flux", "schnell", "hunyuan_video"):
         with pytest.raises(ValueError, match="guidance: must be plain for .*no separable guidance, got 'adaptive'"):
             hicache.enable(build(name), method(), ALWAYS)
-    for key, value in (("threshold", float("nan")), ("warmup_steps", 0), ("order", 9)):
+    wrong: dict[str, Any] = {"threshold": float("nan"), "warmup_steps": 0, "order": 9}
+    for key, value in wrong.items():
         with pytest.raises(ValueError, match=f"guidance.{key}: must be .*, got"):
             hicache.AdaptiveGuidance(**{key: value})
     cond, uncond = pair(qwen)
