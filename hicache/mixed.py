@@ -259,7 +259,9 @@ class MixedStep:
                 self.patch.renew(cell.site)
             return output
         drafted = self._forecast(cell.site)
-        self.errors.append(((value - drafted).abs() / (value.abs() + 1e-10)).float().mean())
+        error = ((value - drafted).abs() / (value.abs() + 1e-10)).float().mean(-1)
+        valid = self.adapter.valid(cell.site.stream)
+        self.errors.append(error.mean() if valid is None else (error * valid).sum() / valid.sum())
         return self.adapter.cell_output(cell, drafted)
 
     def _forecast(self, site: Site) -> Tensor:

@@ -35,6 +35,7 @@ CHUNK = 2**24
 @contextmanager
 def observed(adapter: Adapter, patch: Patch) -> Iterator[None]:
     """Inside, the model's forward shows `patch` what it needs."""
+    patch.valid = {stream: adapter.valid(stream) for stream in ("img", "txt", "joint")}
     if not patch.needs:
         yield
         return

@@ -151,6 +151,11 @@ class Adapter(ABC):
         del stream
         return slice(None)
 
+    def valid(self, stream: str) -> Tensor | None:
+        """Which of a stream's tokens are not padding, `[B, n]`; None where all are."""
+        del stream
+        return None
+
     @property
     def featured_block(self) -> int:
         """The block by whose output tokens are told apart: the last one that keeps the streams apart."""
@@ -267,7 +272,11 @@ class Adapter(ABC):
 
         @eager
         def leave(module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
-            sink(index, join(self.unpack(result), text) - join(entry.pop(), text))
+            residual = join(self.unpack(result), text) - join(entry.pop(), text)
+            valid = self.valid("txt") if text else None
+            if valid is not None:
+                residual[:, : valid.shape[1]].masked_fill_(~valid[..., None], 0)
+            sink(index, residual)
 
         blocks = self.blocks()
         return [

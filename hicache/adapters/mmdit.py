@@ -5,6 +5,9 @@ HunyuanVideo) run attention and MLP in parallel on the concatenated streams, tex
 in HunyuanVideo, and fuse both in one output projection: that projection is the site. The classes differ in the
 order of their streams, the place of their modulations, their embedders and their head.
 
+Texts of one batch are padded to one length. Values of padding are remembered as zeros, so that they enter no forecast
+weight, score or cluster.
+
 Branches of two-call guidance are told apart by diffusers' `cache_context`, never by parity.
 """
 
@@ -37,11 +40,25 @@ class StreamsAdapter(Adapter):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self._text_tokens = 0
+        self._valid: dict[str, Tensor] = {}
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         call = super().bind(args, kwargs)
         self._text_tokens = call["encoder_hidden_states"].shape[1]
+        self._valid = {}
+        mask = self.text_mask(call)
+        if mask is not None:
+            image = mask.new_ones(len(mask), self._image_tokens(call)[1])
+            self._valid = {"txt": mask, "joint": torch.cat([mask, image] if self.text_first else [image, mask], dim=1)}
         return call
+
+    def text_mask(self, call: Call) -> Tensor | None:
+        """Which text tokens are not padding, `[B, n]`; None where the model masks none."""
+        del call
+        return None
+
+    def valid(self, stream: str) -> Tensor | None:
+        return self._valid.get(stream)
 
     def blocks(self) -> list[nn.Module]:
         return [*self.model.transformer_blocks, *getattr(self.model, "single_transformer_blocks", ())]
@@ -80,10 +97,13 @@ class StreamsAdapter(Adapter):
         return cells
 
     def cell_value(self, cell: Cell, output: Any) -> Tensor:
-        if isinstance(output, Tensor):
-            return output
-        image, text = output
-        return torch.cat([text, image] if self.text_first else [image, text], dim=1)
+        value = output
+        if not isinstance(output, Tensor):
+            value = torch.cat(output[::-1] if self.text_first else output, dim=1)
+        valid = self.valid(cell.site.stream)
+        if valid is None or value.shape[1] != valid.shape[1]:  # a patched single block returns a few rows only
+            return value
+        return value.masked_fill(~valid[..., None], 0)
 
     def cell_output(self, cell: Cell, value: Tensor) -> Any:
         if cell.site.module != "attn" or cell.feeds:
@@ -139,7 +159,7 @@ class StreamsAdapter(Adapter):
         }
         return float(sum(2 * batch * n * weights(module) for n, modules in rows.items() for module in modules))
 
-    def _image_tokens(self, call: dict[str, Any]) -> tuple[int, int]:
+    def _image_tokens(self, call: Call) -> tuple[int, int]:
         batch, tokens = call["hidden_states"].shape[:2]
         return batch, tokens
 
@@ -203,6 +223,10 @@ class HunyuanVideoAdapter(StreamsAdapter):
     def cell_output(self, cell: Cell, value: Tensor) -> Any:
         return (value, value[:, :0]) if cell.feeds else super().cell_output(cell, value)
 
+    def text_mask(self, call: Call) -> Tensor | None:
+        mask = call["encoder_attention_mask"]  # the model reads no more of it than how many tokens count
+        return torch.arange(mask.shape[1], device=mask.device) < mask.sum(1, keepdim=True)
+
     def embed(self, call: Call) -> Tensor:
         return self.model.x_embedder(call["hidden_states"])
 
@@ -236,7 +260,7 @@ class HunyuanVideoAdapter(StreamsAdapter):
             "guidance": torch.zeros(batch, **kind) if config.guidance_embeds else None,
         }
 
-    def _image_tokens(self, call: dict[str, Any]) -> tuple[int, int]:
+    def _image_tokens(self, call: Call) -> tuple[int, int]:
         config, (batch, _, frames, height, width) = self.model.config, call["hidden_states"].shape
         return batch, (frames // config.patch_size_t) * (height // config.patch_size) * (width // config.patch_size)
 
@@ -263,6 +287,10 @@ class QwenImageAdapter(StreamsAdapter):
 
     def modulation(self, block: Any) -> nn.Module:
         return block.img_mod[1]
+
+    def text_mask(self, call: Call) -> Tensor | None:
+        mask = call["encoder_hidden_states_mask"]
+        return None if mask is None else mask.bool()
 
     def indicator(self, call: Call, hidden: Tensor) -> Tensor:
         block = self.model.transformer_blocks[0]

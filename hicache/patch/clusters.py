@@ -11,7 +11,8 @@ step, and its differences are taken from the amended value: all three as publish
 being propagated. Published: 16 clusters and gamma 0.005 on FLUX, 32 and 0.01 on HunyuanVideo.
 
 The first clustering starts from random tokens, later ones from the last centroids; a centroid that loses all its
-tokens keeps its place, and an empty cluster draws its representative from all tokens.
+tokens keeps its place, and an empty cluster draws its representative from all tokens. Padding of texts joins no
+cluster; a text with fewer tokens than clusters starts with the same centroid more than once.
 """
 
 from __future__ import annotations
@@ -69,7 +70,10 @@ class ClusterPatch(Patch):
         return min(self.clusters, tokens)
 
     def pick(self, site: Site, clock: Clock, tokens: int, batch: int, device: torch.device) -> Tensor:
-        return representatives(self.labels[site.stream], min(self.clusters, tokens), self.draw((tokens,), device))
+        priority = self.draw((tokens,), device)
+        return representatives(
+            self.labels[site.stream], self.count(site, clock, tokens), priority, self.valid.get(site.stream)
+        )
 
     def merge(self, site: Site, value: Tensor, rows: Tensor, fresh: Tensor) -> None:
         scatter(value, rows, fresh)
@@ -80,20 +84,22 @@ class ClusterPatch(Patch):
     def see_hidden(self, stream: str, hidden: Tensor) -> None:
         tokens = hidden.float()
         count = min(self.clusters, tokens.shape[1])
-        start = self.centroids.get(stream)
+        start, valid = self.centroids.get(stream), self.valid.get(stream)
         if start is None:
-            chosen = self.draw((tokens.shape[1],), tokens.device).topk(count).indices
-            start = tokens[:, chosen]
-        self.centroids[stream], self.labels[stream] = kmeans(tokens, start, self.iterations)
+            priority = self.draw((tokens.shape[1],), tokens.device).expand(len(tokens), -1)
+            priority, chosen = (priority if valid is None else priority.masked_fill(~valid, -1)).topk(count)
+            start = gather(tokens, chosen.where(priority >= 0, chosen[:, :1]))
+        self.centroids[stream], self.labels[stream] = kmeans(tokens, start, self.iterations, valid)
 
 
-def kmeans(tokens: Tensor, start: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+def kmeans(tokens: Tensor, start: Tensor, iterations: int, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """K-means with L1 distances and mean centroids, for each sample on its own.
 
     Args:
         tokens: `[B, n, D]`.
         start: first centroids, `[B, K, D]`.
         iterations: at most so many updates; a sample stops once no centroid moves by more than 1e-4 of itself.
+        valid: tokens that count, `[B, n]`; padding moves no centroid.
 
     Returns:
         centroids `[B, K, D]` and the nearest one of every token, `[B, n]`.
@@ -101,7 +107,8 @@ def kmeans(tokens: Tensor, start: Tensor, iterations: int) -> tuple[Tensor, Tens
     centroids = start.clone()
     still = torch.zeros(len(tokens), 1, 1, dtype=torch.bool, device=tokens.device)
     for _ in range(iterations):
-        members = one_hot(nearest(tokens, centroids), centroids.shape[1]).to(tokens)
+        joined = one_hot(nearest(tokens, centroids), centroids.shape[1])
+        members = (joined if valid is None else joined & valid[..., None]).to(tokens)
         size = members.sum(1)[..., None]
         moved = torch.where((size > 0) & ~still, members.transpose(1, 2) @ tokens / size.clamp_min(1), centroids)
         still = still | torch.isclose(moved, centroids, rtol=1e-4).all(2).all(1)[:, None, None]
@@ -121,7 +128,11 @@ def one_hot(labels: Tensor, count: int) -> Tensor:
     return labels[..., None] == torch.arange(count, device=labels.device)
 
 
-def representatives(labels: Tensor, count: int, priority: Tensor) -> Tensor:
-    """The token of highest priority of every cluster, `[B, K]`; of all tokens where a cluster is empty."""
+def representatives(labels: Tensor, count: int, priority: Tensor, valid: Tensor | None = None) -> Tensor:
+    """The token of highest priority, in [0, 1), of every cluster, `[B, K]`; of all where a cluster is empty.
+
+    Tokens that are not `valid` speak for no cluster.
+    """
     members = one_hot(labels, count).transpose(1, 2)
-    return torch.where(members, priority + 1, priority).argmax(-1)
+    ranked = torch.where(members, priority + 1, priority)
+    return (ranked if valid is None else ranked.masked_fill(~valid[:, None], -1)).argmax(-1)

@@ -22,8 +22,8 @@ Published settings, where null leaves the choice to the model family: DiT f = 0.
 (DuCa 0.8), profile dit_ddim; FLUX f = 0.1, attention, no spread, age 0 in the code behind the HiCache
 tables (0.25 in ToCa's own), profile mmdit; HunyuanVideo f = 0.1, random, mmdit.
 
-Where every module attends, attention itself is never recomputed; only MLP rows are, and the fusion of single blocks
-from the remembered attention of those rows.
+Padded text tokens are picked last. Where every module attends, attention itself is never recomputed; only MLP rows
+are, and the fusion of single blocks from the remembered attention of those rows.
 """
 
 from __future__ import annotations
@@ -136,10 +136,15 @@ class TokenPatch(Patch):
         return rows
 
     def _score(self, site: Site, tokens: int, batch: int, device: torch.device) -> Tensor:
+        """The score before bonuses; padding has the least."""
+        valid = self.valid.get(site.stream)
         if self.select == "random":
-            return self.draw((tokens,), device).expand(batch, -1)
-        seen = self.scores[site.layer, site.stream]
-        return seen / seen.norm(dim=1, keepdim=True).clamp_min(1e-12)
+            score = self.draw((tokens,), device).expand(batch, -1)
+        else:
+            seen = self.scores[site.layer, site.stream]
+            counted = seen if valid is None else seen.masked_fill(~valid, 0.0)
+            score = seen / counted.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        return score if valid is None else score.masked_fill(~valid, -math.inf)
 
     def see_scores(self, layer: int, stream: str, scores: Tensor) -> None:
         self.scores[layer, stream] = scores
