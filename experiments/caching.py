@@ -84,6 +84,8 @@ def options(values: Any, schema: type[SigmaScheduleConfig] | type[GuidanceConfig
 def check_method(settings: Settings, backend: type[Backend]) -> None:
     """Fail now, not after the model is loaded: for wrong values, and for what the backend does not support."""
     chosen, name = method_of(settings), settings.backend.name
+    last = max(chosen.knobs.mask or [0])
+    check(last < settings.num_steps, "method.mask", f"must stay below num_steps={settings.num_steps}", last)
     if isinstance(settings.method, StepsConfig) and settings.method.solver is not None:
         rule = f"must be null for backend {name}, which has one solver"
         check(bool(backend.solvers), "method.solver", rule, settings.method.solver)

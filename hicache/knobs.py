@@ -121,6 +121,7 @@ class Knobs:
         shared = {"interval": self.interval, "warmup_steps": self.warmup_steps, "steps": tuple(self.mask or ())}
         names = [f.name for f in fields(kind)]
         check_options("policy_options", self.policy, self.policy_options, [n for n in names if n not in shared])
+        check_text("policy_options", kind, self.policy_options)
         given = {n: shared[n] for n in names if n in shared} | dict(self.policy_options)
         try:
             return kind(**given)
@@ -134,6 +135,7 @@ class Knobs:
         check_options("patch_options", f"patch {self.patch}", self.patch_options, [n for n in names if n != "interval"])
         if kind is None:
             return None
+        check_text("patch_options", kind, self.patch_options)
         try:
             patch = kind(**({"interval": self.interval} if "interval" in names else {}), **self.patch_options)
         except (TypeError, ValueError) as error:
@@ -150,6 +152,7 @@ class Knobs:
         basis: Any = BASES[self.basis]
         names = [f.name for f in fields(type(basis))] if is_dataclass(type(basis)) else []
         check_options("basis_options", self.basis, self.basis_options, names)
+        check_text("basis_options", type(basis), self.basis_options)
         shared = {"interval": self.interval} if "interval" in names and self.policy == "interval" else {}
         try:
             return replace(basis, **{**shared, **self.basis_options}) if names else basis
@@ -165,6 +168,13 @@ def check_options(key: str, owner: str, options: Mapping[str, Any], known: Seque
         if not known:
             raise ValueError(f"{key}: {owner} has none, got {name!r}")
         lookup(key, name, known)
+
+
+def check_text(key: str, kind: Any, options: Mapping[str, Any]) -> None:
+    """Raise a `ValueError` for the first option that is text and should not be; `kind` checks the rest."""
+    for f in fields(kind) if options else ():
+        if isinstance(options.get(f.name), str) and "str" not in str(f.type):
+            raise ValueError(f"{key}: {f.name} must be of type {f.type}, got {options[f.name]!r}")
 
 
 def lookup(key: str, value: str, known: Iterable[str]) -> str:

@@ -89,8 +89,8 @@ class TokenPatch(Patch):
             value = getattr(self, key)
             if value is not None and not value >= 0:
                 raise ValueError(f"{key}: must be a number >= 0, got {value}")
-        if self.tile < 1:
-            raise ValueError(f"tile: must be an integer >= 1, got {self.tile}")
+        if isinstance(self.tile, bool) or not isinstance(self.tile, int) or self.tile < 1:
+            raise ValueError(f"tile: must be an integer >= 1, got {self.tile!r}")
 
     @property
     def needs(self) -> str:

@@ -91,6 +91,21 @@ WRONG = {
     "metrics.names=[psn]": "metrics.names: must be one of .*did you mean psnr",
     "metrics.level=2": "metrics.level: must be between 0 and 1, got 2.0",
     "results=/proc/nothing": "results: must be a writable folder, got '/proc/nothing'",
+    "policy=intervall": "policy: must be one of .*did you mean 'interval'",
+    "policy=probe": "scope: must be span for backend digits with method hicache",
+    "policy=mask method.mask=[0,99]": "method.mask: must stay below num_steps=8, got 99",
+    "forecaster=hermit": "basis: must be one of .*did you mean 'hermite'",
+    "patch=token": "patch: must be one of none, tokens, clusters, got 'token'",
+    "patch=clusters forecaster=dmd": "history: must be differences for a patch that amends before the forecast",
+    "method=toca method.patch_options={fraction:abc}": "patch_options: fraction must be of type float, got 'abc'",
+    "method=toca method.patch_options={tile:2.5}": "patch_options: tile: must be an integer >= 1, got 2.5",
+    "method=toca method.patch_options=3": "patch_options: must be names and values, got 3",
+    "method=speca method.policy_options={base:abc}": "policy_options: base must be of type float .*got 'abc'",
+    "time=hours": "time: must be one of .*got 'hours'",
+    "time=log_snr forecaster=lesa": "time: must be index for basis lesa",
+    "guidance=adaptiv": "guidance: must be one of .*did you mean adaptive",
+    "guidance=adaptive guidance.threshold=abc": "guidance.threshold: must be of type float, got 'abc'",
+    "guidance=adaptive backend.guidance=1": "guidance: must be plain with backend.guidance=1",
     "sigma": "override: must read key=value, got 'sigma'",
 }
 
@@ -98,7 +113,7 @@ WRONG = {
 @pytest.mark.parametrize("argument", WRONG)
 def test_what_is_wrong_is_said_in_one_line_with_code_2_and_nothing_is_written(argument, run_py, small, tmp_path, capfd):
     given = [o for o in small if o.partition("=")[0] != argument.partition("=")[0]]
-    assert run_py(*given, argument) == 2
+    assert run_py(*given, *argument.split()) == 2
     out, err = capfd.readouterr()
     lines = err.strip().splitlines()
     assert out == "" and len(lines) == 1
