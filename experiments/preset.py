@@ -52,6 +52,8 @@ class PresetConfig:
     """Horizontal axis of the plot: flops_speedup, or a top-level key such as sigma."""
     baseline: str | None = None
     """Method whose row of a block the others of the block are tested against."""
+    wall: bool = True
+    """Whether there is a column of wall-clock speed-ups, for runs that time more than one batch."""
     sort: str | None = None
     """Column by which the rows of a block stand, best first; null = as listed."""
     compare: dict[str, str] = field(default_factory=dict)

@@ -122,7 +122,7 @@ def build(preset: str, overrides: list[str], results: Path) -> Table:
     """The table of a preset, with the runs that `overrides` (seed, num_items, ...) single out."""
     config, found = rows_of(preset, overrides)
     theirs = published(config.paper) if config.paper else {}
-    names = [*COSTS, *config.columns]
+    names = [*(name for name in COSTS if config.wall or name != "wall_speedup"), *config.columns]
     rows: list[Row] = []
     for row, settings in found:
         beside = published_cells(config.paper, theirs, row.paper) if config.paper else {}
