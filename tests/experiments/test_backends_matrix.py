@@ -12,16 +12,29 @@ from PIL import Image
 import hicache
 from experiments import runner
 from experiments.backends import backend_class, load_backend
-from experiments.caching import adapter_class
+from experiments.caching import adapter_class, method_of
 from experiments.compose import compose, options
 from experiments.config import Settings, resolve
+from experiments.methods import entry
 from experiments.runner import execute, folder_of, items_of
 from experiments.summary import print_outcome
+from hicache.policy.verify import Verify
 
 BACKENDS = [name for name in options("backend") if name != "digits"]
 PLAIN = ["none", "steps"]
 CACHED = ["fora", "taylorseer", "hi_taylor", "hicache", "hicache_adaptive"]
 STEPS, INTERVAL = 6, 3
+ARTEFACTS = ["calibrated", "smoothcache", "lesa", "l2c"]
+OTHERS = [name for name in hicache.METHODS if name not in PLAIN + CACHED + ARTEFACTS]
+EAGER = {
+    "toca": ["method.patch_options={fraction:0.5}"],
+    "duca": ["method.patch_options={fraction:0.5}"],
+    "teacache": ["method.policy_options={threshold:3.0}"],
+    "fbcache": ["method.policy_options={threshold:9.0}"],
+    "dbcache": ["method.policy_options={threshold:9.0}", "method.front=1", "method.back=0"],
+    "pab": ["method.policy_options={range:3,low:0.0,high:1.0}"],
+}
+"""What makes a method cache within six steps of a tiny model."""
 
 
 def scopes_of(backend: str) -> tuple[str, ...]:
@@ -86,6 +99,32 @@ def test_it_writes_media_metrics_and_a_report(backend, method, scope, results, c
     assert (metrics["cache_bytes"] > 0) == cached
     model = load_backend(of.backend).pipe.transformer
     assert "forward" not in vars(model) and not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_other_method_runs_where_the_zoo_says_so(backend, name, results, monkeypatch):
+    """Two branches, two items in a batch or one by one, and the plan that the cost model counts."""
+    assert backend in entry(name).backends
+    few = ["num_steps=6", "warmup_steps=1", "interval=3", "num_items=2", "backend.size=tiny", "metrics=none"]
+    few.append("metrics.latency_batch=1")
+    of = resolve(compose([f"backend={backend}", f"method={name}", *few, *EAGER.get(name, []), f"results={results}"]))
+    runner.check(of)
+    monkeypatch.setattr(runner, "draw_comparison", lambda *given: None)
+    monkeypatch.setattr(runner, "timing", lambda *given: {})
+    outcome = execute(of)
+    full = outcome.metrics["full_steps"]
+    assert full[0] == 0 and len(full) < STEPS and outcome.metrics["flops_speedup"] > 1
+    assert outcome.metrics["cache_bytes"] > 0
+    model, items = load_backend(of.backend), items_of(of)
+    policy = method_of(of).policy
+    if policy.indicator or policy.probe or isinstance(policy, Verify):
+        return  # these decide for a batch as a whole
+    for item in items:
+        (alone,), facts = runner.generate_batch(model, of, [item])
+        assert facts["full_steps"] == full
+        kept = model.load_media(outcome.folder.media, item)
+        torch.testing.assert_close(alone, kept, rtol=0, atol=1 / 255 + 1e-3)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

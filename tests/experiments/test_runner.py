@@ -140,8 +140,12 @@ def test_shards_and_batches_cannot_be_seen_in_the_images(name, small, count, tmp
             torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=0)
 
 
-def test_items_of_a_batch_cut_short_are_not_recorded_twice(small, count):
-    of = settings(*small)
+@pytest.mark.parametrize(
+    "name", ["hicache", "toca", "duca", "clusca", "hi_clusca", "speca", "pab", "teacache", "dbcache"]
+)
+def test_items_of_a_batch_cut_short_are_not_recorded_twice(name, small, count):
+    """The batch is generated again as it was, also where its members share decisions or random rows."""
+    of = settings(*small, f"method={name}")
     execute(of)
     before, folder = digests(of), folder_of(of)
     kept = folder.items_file.read_text().splitlines()[:4]
@@ -151,6 +155,26 @@ def test_items_of_a_batch_cut_short_are_not_recorded_twice(small, count):
     execute(of)
     assert count == [3, 3]
     assert digests(of) == before and len(lines(of)) == 9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["calibrated", "smoothcache", "lesa", "l2c"])
+def test_shards_of_methods_with_artefacts(name, count, tmp_path):
+    """On the embedded model, for which the artefacts are made: the executed plan, and the same bytes in shards."""
+    few = ["num_items=4", "batch_size=2", "metrics=none", f"method={name}"]
+    whole = settings(*few, f"results={tmp_path / 'whole'}")
+    executed = execute(whole).metrics["full_steps"]
+    assert executed == method_of(whole).policy.plan(50) and len(executed) < 50
+    parts = [settings(*few, f"results={tmp_path / 'split'}", f"shard={rank}/2") for rank in (1, 0)]
+    for part in parts:
+        execute(part)
+    assert digests(parts[0]) == digests(whole) and len(digests(whole)) == 4
+    single = settings(*few, f"results={tmp_path / 'single'}", "batch_size=1")
+    execute(single)
+    backend = load_backend(whole.backend)
+    for item in items_of(whole):
+        mine, theirs = (backend.load_media(folder_of(of).media, item) for of in (whole, single))
+        torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=0)
 
 
 def test_a_restart_keeps_the_batch_size_of_the_start(small, count):

@@ -168,6 +168,23 @@ def test_fresh_rows_are_propagated_to_image_tokens_only():
     assert value.flatten().tolist() == [0.0, 8.0, 16.0, 0.0]
 
 
+def test_extreme_clusters():
+    """As many clusters as tokens recompute every row; one cluster that takes everything copies one row to all."""
+    model = build("dit")
+    call = inputs(model, "dit", batch=2)
+    rows = {"fraction": 1.0, "profile": "flat", "spread": 0.0}
+    toca, _ = run(model, call, method("toca", patch_options=rows))
+    every, _ = run(model, call, method("clusca", basis="reuse", patch_options={"clusters": 16, "gamma": 0.7}))
+    torch.testing.assert_close(every, toca, rtol=1e-4, atol=1e-5)
+    site, rows, fresh = Site(0, "mlp", "img"), torch.tensor([[2]]), torch.tensor([[[8.0]]])
+    for gamma, expected in ((1.0, [8.0] * 4), (0.0, [1.0, 1.0, 8.0, 1.0])):
+        patch = ClusterPatch(clusters=1, gamma=gamma)
+        patch.see_hidden("img", torch.randn(1, 4, 3))
+        value = torch.ones(1, 4, 1)
+        patch.merge(site, value, rows, fresh)
+        assert value.flatten().tolist() == expected
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_attention_scores_are_column_means(masked, monkeypatch):
     import hicache.observe as observe
