@@ -35,6 +35,7 @@ from hicache import CacheMethod
 from hicache.forecast import BASES
 from hicache.patch import PATCHES
 from hicache.policy import POLICIES
+from hicache.policy.verify import Verify
 from hicache.tree import SCOPES
 
 __all__ = ["Entry", "entry", "main", "markdown", "text"]
@@ -132,6 +133,8 @@ def needs(name: str, built: CacheMethod) -> list[str]:
     found += [SEES.get(word, word) for word in sorted(seen)]
     if policy_depends_on_data(built):
         found.append("full steps that depend on the data")
+    if built.policy.indicator or built.policy.probe or isinstance(built.policy, Verify):
+        found.append("one decision for a whole batch, so that results depend on batch_size")
     return found
 
 
