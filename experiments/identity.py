@@ -5,7 +5,8 @@
 Semantic are the settings that change what is computed, and only those that the method reads: sigma is no part
 of a TaylorSeer run, so a sweep over it executes that run once. A group's field that equals its schema default
 is left out, so that adding a field keeps old ids; changing a default therefore needs a new `VERSION`. Paths
-of results, cluster, logging, batches and shards are never included.
+of results, cluster, logging and shards are never included, and the batch size only where a policy decides for a batch
+as a whole.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from experiments.calibrate_files import curve_digest
 from experiments.calibrate_plans import contents
 from experiments.config import Settings, StepsConfig
 from experiments.learned_files import contents as learned_contents
+from hicache.policy import POLICIES
 
-__all__ = ["VERSION", "canonical", "run_id", "slug"]
+__all__ = ["VERSION", "canonical", "depends_on_batch", "run_id", "slug"]
 
 VERSION = 1
 
@@ -50,6 +52,8 @@ def canonical(settings: Settings) -> dict[str, Any]:
     for name in ("interval", "order", "sigma", "warmup_steps", "scope"):
         if name in uses:
             described[name] = getattr(settings, name)
+    if depends_on_batch(settings):
+        described["batch_size"] = settings.batch_size
     if "time" in uses and settings.time != "index":
         described["time"] = settings.time
     schedule = semantic(settings.sigma_schedule)
@@ -58,6 +62,16 @@ def canonical(settings: Settings) -> dict[str, Any]:
     if settings.guidance.name != "plain":
         described["guidance"] = semantic(settings.guidance)
     return described
+
+
+def depends_on_batch(settings: Settings) -> bool:
+    """Whether an item's result depends on the items that it is generated with."""
+    method, spec = settings.method, hicache.METHODS[settings.method.name]
+    policy = POLICIES.get(method.policy or spec.fixed.get("policy", "interval"))
+    averaged = [method] if method.name == "hicache_adaptive" else []
+    averaged += [settings.sigma_schedule] if "sigma_schedule" in spec.uses else []
+    shared = any(getattr(group, "per", "sample") == "batch" for group in averaged)
+    return spec.caches and (shared or (policy is not None and policy.batched)) or settings.guidance.name != "plain"
 
 
 def slug(settings: Settings) -> str:

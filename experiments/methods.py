@@ -35,7 +35,6 @@ from hicache import CacheMethod
 from hicache.forecast import BASES
 from hicache.patch import PATCHES
 from hicache.policy import POLICIES
-from hicache.policy.verify import Verify
 from hicache.tree import SCOPES
 
 __all__ = ["Entry", "entry", "main", "markdown", "text"]
@@ -133,7 +132,7 @@ def needs(name: str, built: CacheMethod) -> list[str]:
     found += [SEES.get(word, word) for word in sorted(seen)]
     if policy_depends_on_data(built):
         found.append("full steps that depend on the data")
-    if built.policy.indicator or built.policy.probe or isinstance(built.policy, Verify):
+    if built.policy.batched:
         found.append("one decision for a whole batch, so that results depend on batch_size")
     return found
 

@@ -64,6 +64,7 @@ class TeaCache(Policy):
     """
 
     indicator = True
+    batched = True
     threshold: float = 0.25
     polynomial: str | Sequence[float] = "auto"
     coefficients: tuple[float, ...] = field(default=(), init=False, repr=False)

@@ -46,6 +46,8 @@ class Policy(ABC):
 
     indicator: ClassVar[bool] = False
     probe: ClassVar[bool] = False
+    batched: ClassVar[bool] = False
+    """Whether it decides from the values of a whole batch, so that an image depends on what it is generated with."""
     mixes: ClassVar[bool] = False
     grouping: ClassVar[str] = "all"
     timed: ClassVar[bool] = False

@@ -35,6 +35,7 @@ class Probe(Policy):
     """
 
     probe = True
+    batched = True
     threshold: float = 0.08
     warmup_steps: int = 1
     max_continuous: int = -1

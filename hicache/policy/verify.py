@@ -41,6 +41,7 @@ class Verify(Policy):
     """
 
     mixes = True
+    batched = True
     base: float | None = None
     decay: float | None = None
     floor: float | None = None

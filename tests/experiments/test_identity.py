@@ -77,6 +77,21 @@ def test_what_changes_the_media_changes_it(semantic):
     assert id_of(semantic) != id_of()
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "method=teacache",
+        "method=dbcache",
+        "method=speca",
+        "method=custom policy=teacache scope=stack",
+        "method=hicache_adaptive method.per=batch",
+        "method=hicache guidance=adaptive",
+    ],
+)
+def test_the_batch_is_part_of_it_where_a_batch_decides(command):
+    assert id_of(*command.split(), "batch_size=10") != id_of(*command.split(), "batch_size=20")
+
+
 def test_spelling_does_not_matter():
     assert id_of("sigma=1", "seed=2") == id_of("seed=2", "sigma=1.0")
 
