@@ -122,8 +122,9 @@ def test_interval_one_equals_no_cache(small, count):
     assert digests(of) == digests(of.reference())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["none", "hicache", "hicache_adaptive", "dmd", "toca", "clusca", "duca"])
 def test_shards_and_batches_cannot_be_seen_in_the_images(name, small, count, tmp_path):
+    """One method of each way in which the samples of a batch meet; tests/hicache compares batches of all methods."""
     common = [*small, "num_items=7", f"method={name}"]
     whole = settings(*common)
     execute(whole)
