@@ -1,6 +1,7 @@
 """A backend without weights: its models at true size on the `meta` device, so that costs can be counted anywhere.
 
-Counts are kept per (model, size, method without its plan): rows that differ only in when they compute share one.
+The transformer alone tells whether a method fits the model before a weight is read. Counts are kept per (model, size,
+method without its plan): rows that differ only in when they compute share one.
 """
 
 from __future__ import annotations
@@ -9,22 +10,29 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import DiTTransformer2DModel
+from torch import nn
 
+import hicache
 from experiments.backends import backend_class
 from experiments.backends.base import Backend, sampling_of
 from experiments.backends.digits import DigitsBackend, folder_of
 from experiments.backends.pipeline import PipelineBackend
-from experiments.caching import method_of
+from experiments.backends.weights import locate
+from experiments.caching import guidance_of, method_of
 from experiments.config import BackendConfig, Settings
+from experiments.errors import ConfigError
 from hicache import CacheMethod
 from hicache.cost import Cost, measure
 
-__all__ = ["blueprint", "cost_of"]
+__all__ = ["blueprint", "check_fit", "cost_of"]
 
 
 def blueprint(config: BackendConfig) -> Backend:
@@ -54,6 +62,37 @@ def blueprint_of(config: BackendConfig) -> Backend:
         with quiet():
             _blueprints[key] = blueprint(config)
     return _blueprints[key]
+
+
+@cache
+def skeleton(kind: str, folder: Path) -> nn.Module:
+    """The transformer that a folder describes, without values."""
+    model: Any = getattr(diffusers, kind)
+    described = model.load_config(str(folder / "transformer"))
+    with torch.device("meta"), quiet():
+        return model.from_config(described)
+
+
+def check_fit(settings: Settings) -> None:
+    """Enable the method on the model's description: what the model cannot do is said before its weights are read.
+
+    Raises:
+        ConfigError: for spans without a block, scopes that this variant of the architecture lacks, and the like.
+    """
+    built, guidance, config = method_of(settings), guidance_of(settings), settings.backend
+    if not built.caches and guidance is None:
+        return
+    kind = backend_class(config.name)
+    if issubclass(kind, PipelineBackend) and getattr(config, "weights", None) == "pretrained":
+        folder = locate(config.path, kind.hub(config), config.revision)
+        model = skeleton(str(kind.transformer_class), folder)
+    else:
+        model = blueprint_of(config).transformer
+    untimed = dataclasses.replace(built, knobs=dataclasses.replace(built.knobs, time="index"))
+    try:
+        hicache.enable(model, untimed, guidance).disable()
+    except ValueError as error:
+        raise ConfigError(f"{error} (backend {config.name} with method {built.name})") from error
 
 
 def cost_of(

@@ -26,7 +26,10 @@ from experiments.sampling_config import (
     LinearScheduleConfig,
     SigmaScheduleConfig,
 )
+from hicache.forecast import BASES
 from hicache.methods import MAX_ORDER, TIMES
+from hicache.patch import PATCHES
+from hicache.policy import POLICIES
 
 __all__ = [
     "BackendConfig",
@@ -255,6 +258,9 @@ class RunConfig:
             self.sigma = float(self.sigma) if real else self.sigma
             check(real and 0 < self.sigma < float("inf"), "sigma", "must be auto or a finite number > 0", self.sigma)
         choose("time", self.time, TIMES)
+        for name, known in (("policy", POLICIES), ("forecaster", BASES), ("patch", PATCHES)):
+            if (value := getattr(self, name)) is not None:
+                choose(name, value, known)
         check(self.seed >= 0, "seed", "must be an integer >= 0", self.seed)
 
 

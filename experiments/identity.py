@@ -75,7 +75,7 @@ def depends_on_batch(settings: Settings) -> bool:
 
 
 def slug(settings: Settings) -> str:
-    """The readable part: backend, method and the numbers that one sweeps most."""
+    """The readable part: backend, method, the numbers that one sweeps most, and guidance that leaves calls out."""
     method, uses = settings.method, hicache.METHODS[settings.method.name].uses
     numbers = ""
     if isinstance(method, StepsConfig):
@@ -87,7 +87,8 @@ def slug(settings: Settings) -> str:
     if "sigma" in uses:
         two = f"{settings.sigma:.2f}"
         numbers += f"s{two if float(two) == settings.sigma else format(settings.sigma, 'g')}"
-    return "-".join(part for part in (settings.backend.name, method.name, numbers) if part)
+    guided = "" if settings.guidance.name == "plain" else f"{settings.guidance.name}_guidance"
+    return "-".join(part for part in (settings.backend.name, method.name, numbers, guided) if part)
 
 
 def run_id(settings: Settings) -> str:

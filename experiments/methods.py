@@ -130,8 +130,8 @@ def needs(name: str, built: CacheMethod) -> list[str]:
         found.append("the model's own forward at mixed steps")
     seen = {str(patch.needs) for family in families() if (patch := prepared(built, family)) is not None} - {""}
     found += [SEES.get(word, word) for word in sorted(seen)]
-    if policy_depends_on_data(built):
-        found.append("full steps that depend on the data")
+    if not_planned(built):
+        found.append(f"full steps that depend on the {'timesteps' if policy.timed else 'data'}")
     if built.policy.batched:
         found.append("one decision for a whole batch, so that results depend on batch_size")
     return found
@@ -145,7 +145,7 @@ def prepared(built: CacheMethod, family: str) -> Any:
     return patch
 
 
-def policy_depends_on_data(built: CacheMethod) -> bool:
+def not_planned(built: CacheMethod) -> bool:
     """Whether the full steps cannot be known before the run."""
     return copy.deepcopy(built.policy).plan(STEPS) is None
 

@@ -24,6 +24,7 @@ import hicache
 from experiments import environment, stopping
 from experiments.backends import backend_class, load_backend
 from experiments.backends.base import Backend, Item, sampling_of
+from experiments.blueprint import check_fit
 from experiments.caching import caching, check_method, count_flops
 from experiments.config import Settings
 from experiments.errors import ConfigError, choose
@@ -61,6 +62,7 @@ def check(settings: Settings) -> None:
     check_batch(settings, backend)
     items_of(settings)
     backend.check(settings.backend)
+    check_fit(settings)
     ensure_writable(settings.results)
 
 

@@ -6,11 +6,12 @@ import os
 import shutil
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models here are tiny: a second thread only waits
 
 import pytest
 import torch
 
-torch.set_num_threads(1)  # the models here are tiny: a second thread only waits
+torch.set_num_threads(1)  # where it was imported before this file
 
 
 def pytest_collection_modifyitems(items):

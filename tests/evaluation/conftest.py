@@ -12,8 +12,6 @@ import torch
 from PIL import Image
 from torch import nn
 
-torch.set_num_threads(2)
-
 
 @pytest.fixture(autouse=True)
 def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

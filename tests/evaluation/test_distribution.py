@@ -253,7 +253,6 @@ def test_images_of_a_set_have_one_size(quick, tmp_path):
 MEMORY = """
 import resource, sys, torch
 from pathlib import Path
-torch.set_num_threads(2)
 from evaluation.inception import CLASSES, POOL, SPATIAL, Features
 from evaluation.sweep import Sweep
 folder = Path(sys.argv[1]); total = int(sys.argv[2])

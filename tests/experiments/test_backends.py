@@ -192,6 +192,21 @@ def test_a_pipeline_loaded_from_its_folder_equals_the_one_in_memory(saved, tmp_p
     assert digests[0] == digests[1]
 
 
+def test_a_method_is_held_against_the_description_of_the_weights_before_they_are_read(tmp_path, monkeypatch):
+    """Later releases of Qwen-Image-Edit modulate their reference tokens differently, which config.json says."""
+    folder = tmp_path / "qwen"
+    load_backend(settings("backend=qwen_image_edit", "backend.size=tiny").backend).pipe.save_pretrained(folder)
+    described = folder / "transformer" / "config.json"
+    described.write_text(json.dumps(json.loads(described.read_text()) | {"zero_cond_t": True}))
+    for weights in folder.glob("*/*.safetensors"):
+        weights.write_bytes(b"")
+    given = ["backend=qwen_image_edit", f"backend.path={folder}", "metrics=none"]
+    assert "scope: QwenImageTransformer2DModel has " in refused(tmp_path, *given)
+    assert "got 'modules'" in refused(tmp_path, *given, "method=clusca")
+    checked(tmp_path, *given, "scope=stack")
+    checked(tmp_path, *given, "method=none")
+
+
 def test_a_folder_must_be_complete_and_in_safetensors(saved, tmp_path):
     hub = Hub(repository="some/model", gigabytes=1)
     assert locate(str(saved), hub, "main") == saved
@@ -249,6 +264,7 @@ def test_bin_files_are_converted_to_the_same_values(saved, tmp_path):
         "backend=qwen_image_edit backend.size=tiny backend.prompts=images.txt": "backend.prompts: must have an image per line",
         "backend=dit backend.size=tiny backend.classes=[3,1000]": "backend.classes: must be from 0 to 999, got 1000",
         "backend=flux backend.size=tiny metrics.names=[class_accuracy]": "metrics.names: must fit backend flux",
+        "backend=flux backend.size=tiny method=fbcache method.front=99": "front: front . back must be below the 5 blocks, got 99",
         "backend=flux backend.size=tiny metrics.names=[fid]": "metrics.reference: must be a folder of real images",
     }.items(),
 )
