@@ -24,6 +24,7 @@ def pytest_collection_modifyitems(items):
         for marker, reason in reasons.items():
             if reason and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+    items.sort(key=lambda item: not item.get_closest_marker("slow"))  # the long ones first, so that no worker waits
 
 
 @pytest.fixture(scope="session")
