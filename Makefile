@@ -6,7 +6,9 @@ BIN := .venv/bin
 READY := .venv/.ready
 EXTRAS := eval,wandb,slurm,dev
 
-.PHONY: help setup demo test check lint format clean
+MIRRORS := digits_table2,digits_table3,digits_table4,digits_table7,digits_table8
+
+.PHONY: help setup demo test mirrors check lint format clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -28,6 +30,11 @@ demo: $(READY) ## HiCache on the embedded model, with a table and a picture
 
 test: $(READY) ## every test; those that need a GPU, Slurm or a browser skip with a reason where it is missing
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+mirrors: $(READY) ## the paper's Tables 2, 3, 4, 7, 8 on the embedded model, from nothing to results/embedded
+	$(BIN)/python -m experiments.plan experiment=$(MIRRORS) title=mirrors
+	$(BIN)/python -m experiments.execute mirrors --devices cpu,cpu
+	$(BIN)/python -m experiments.tables table=$(MIRRORS) embedded=true
 
 lint: $(READY) ## style and types
 	$(BIN)/ruff check .

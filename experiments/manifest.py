@@ -109,11 +109,13 @@ class Plan:
 
     @staticmethod
     def open(path: str) -> Plan:
-        """The plan of that folder, or of that name under results/plans."""
-        for folder in (Path(path), Path("results/plans") / path):
+        """The plan of that folder, or of that name under results/plans; without its hash, the newest of that title."""
+        known = sorted(p.name for p in Path("results/plans").glob("*") if (p / "manifest.jsonl").is_file())
+        titled = [Path("results/plans") / name for name in known if name.rpartition("-")[0] == path]
+        newest = sorted(titled, key=lambda folder: (folder / "plan.json").stat().st_mtime)[-1:]
+        for folder in (Path(path), Path("results/plans") / path, *newest):
             if (folder / "manifest.jsonl").is_file() and folder.resolve().parent.name == "plans":
                 return Plan(folder.resolve())
-        known = sorted(p.name for p in Path("results/plans").glob("*") if (p / "manifest.jsonl").is_file())
         raise ConfigError(f"plan: must be a folder that experiments.plan wrote ({', '.join(known)}), got {path!r}")
 
     @property

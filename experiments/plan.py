@@ -22,7 +22,8 @@ from typing import Any
 from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 
-from experiments.caching import describe_method, method_of
+from experiments.backends import backend_class
+from experiments.caching import check_method, describe_method
 from experiments.cli import Exit
 from experiments.compose import Absent, Composer, Rows, compose, parsed, split_rows
 from experiments.config import Settings, resolve
@@ -80,7 +81,7 @@ def make_plan(words: list[str], results: Path, title: str | None = None) -> tupl
         absent |= {f"{row.label} ({reason})": None for row, reason in left_out}
         for row, config in made:
             settings = resolve(config)
-            method_of(settings)
+            check_method(settings, backend_class(settings.backend.name))
             label = row.label or describe_method(settings)
             extra = [word for word in line if word.partition("=")[0] in swept & {"seed", "num_items", "num_steps"}]
             entry = {"label": ", ".join([label, *extra]), "block": row.block, "paper": row.paper, "settings": settings}
@@ -128,6 +129,7 @@ def in_order(rows: dict[str, dict[str, Any]]) -> list[PlanRow]:
 def write_plan(folder: Path, rows: list[PlanRow], words: list[str]) -> None:
     """Write the folder unless it is there; who comes first decides, and the manifest comes last."""
     if (folder / "manifest.jsonl").is_file():
+        (folder / "plan.json").touch()  # the newest of its title again
         return
     folder.mkdir(parents=True, exist_ok=True)
     code, diff = revision()

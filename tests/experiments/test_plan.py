@@ -1,6 +1,7 @@
 """Plans are frozen, deterministic and quick; what cannot be planned is said."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -96,6 +97,10 @@ def test_a_row_that_no_longer_means_the_same_is_refused(small):
         (["method"], "override: must read key=value, got 'method'"),
         (["experiment=digits_tabel"], "experiment: must be one of .*did you mean digits_table"),
         (["sigma=0"], "sigma: must be auto or a finite number > 0, got 0"),
+        (
+            ["backend=flux", "method=toca", "scope=stack", "policy=mask", "method.mask=[0,99]"],
+            "method.mask: must stay below num_steps=50",
+        ),
         (["title=../x"], "title: must be made of letters"),
     ],
 )
@@ -112,6 +117,19 @@ def test_the_command_says_what_is_to_do_and_what_it_costs(small, capsys):
     assert "27 items, 144 of 216 steps in full" in out[2], "8 + 4 + 4 full steps of 9 items"
     assert out[3] == "hours: no timed run of digits in this results folder"
     assert Path(out[-1].removeprefix("plan: ")).resolve().name.startswith("cheap-")
+
+
+def test_a_title_means_its_newest_plan(small, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    first, second = planned(small, "method=hicache"), planned(small, "method=fora")
+    assert first.folder.name.startswith("sweep-") and Plan.open(first.folder.name).folder == first.folder
+    os.utime(first.folder / "plan.json", (0, 0))
+    assert Plan.open("sweep").folder == second.folder
+    os.utime(second.folder / "plan.json", (1, 1))
+    planned(small, "method=hicache")
+    assert Plan.open("sweep").folder == first.folder
+    with pytest.raises(ValueError, match=f"plan: must be a folder .*{first.folder.name}.*, got 'swee'"):
+        Plan.open("swee")
 
 
 @pytest.mark.slow
