@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from experiments.caching import method_of
-from experiments.calibrate_config import CalibratedConfig
-from experiments.calibrate_files import calibrated_by, curve_path
-from experiments.calibrate_plans import load_plan, path_of
+from experiments.calibration.config import CalibratedConfig
+from experiments.calibration.files import calibrated_by, curve_path
+from experiments.calibration.plans import load_plan, path_of
 from experiments.config import Settings
 from hicache.policy.scheduled import KindSchedule
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from experiments import calibrate_plans, learned_files
-from experiments.calibrate_config import CalibratedConfig, SmoothCacheConfig
-from experiments.calibrate_files import curve_path
+from experiments.calibration.config import CalibratedConfig, SmoothCacheConfig
+from experiments.calibration.files import curve_path
+from experiments.calibration.plans import path_of as plan_path
 from experiments.config import RunConfig, resolve
-from experiments.learned_config import LearnedConfig
+from experiments.learning.config import LearnedConfig
+from experiments.learning.files import path_of as weights_path
 
 __all__ = ["missing"]
 
@@ -17,9 +18,9 @@ def missing(config: RunConfig) -> str:
     if isinstance(method, SmoothCacheConfig):
         path = curve_path(resolve(config), method.name)
     elif isinstance(method, CalibratedConfig):
-        path = calibrate_plans.path_of(resolve(config))
+        path = plan_path(resolve(config))
     elif isinstance(method, LearnedConfig):
-        path, made = learned_files.path_of(resolve(config)), "train_predictor"
+        path, made = weights_path(resolve(config)), "train_predictor"
     else:
         return ""
     if path.is_file():

@@ -10,13 +10,13 @@ from typing import Any
 
 import hicache
 from experiments.backends.base import Backend, sampling_of
-from experiments.calibrate_config import CalibratedConfig, SmoothCacheConfig
-from experiments.calibrate_files import curve_options
-from experiments.calibrate_plans import load_plan, stored_budget
+from experiments.calibration.config import CalibratedConfig, SmoothCacheConfig
+from experiments.calibration.files import curve_options
+from experiments.calibration.plans import load_plan, stored_budget
 from experiments.config import AdaptiveConfig, Settings, StepsConfig
 from experiments.errors import ConfigError, check, choose
-from experiments.learned_config import L2cConfig, LesaConfig
-from experiments.learned_files import load_predictor, load_router
+from experiments.learning.config import L2cConfig, LesaConfig
+from experiments.learning.files import load_predictor, load_router
 from experiments.sampling_config import (
     AdaptiveGuidanceConfig,
     AdaptiveScheduleConfig,

@@ -37,12 +37,12 @@ from torch import Tensor
 from experiments.backends import load_backend
 from experiments.backends.base import Backend, Item, sampling_of
 from experiments.caching import method_of
-from experiments.calibrate_config import CalibratedConfig
-from experiments.calibrate_curves import CURVES
-from experiments.calibrate_files import curve_path, save_curves
-from experiments.calibrate_loop import Loop, probe, refit
-from experiments.calibrate_plans import keys_of, path_of, save_plan
-from experiments.calibrate_scale import Moments, automatic, moments_path, save_moments
+from experiments.calibration.closed_loop import Loop, probe, refit
+from experiments.calibration.config import CalibratedConfig
+from experiments.calibration.curves import CURVES
+from experiments.calibration.files import curve_path, save_curves
+from experiments.calibration.plans import keys_of, path_of, save_plan
+from experiments.calibration.scale import Moments, automatic, moments_path, save_moments
 from experiments.cli import Exit
 from experiments.compose import compose
 from experiments.config import Settings, resolve

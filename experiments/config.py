@@ -224,7 +224,7 @@ class RunConfig:
     preset: PresetConfig | None = None
     interval: int | None = None
     order: Any = None
-    """An integer, or `auto`: from stored trajectories (`experiments.calibrate_scale`)."""
+    """An integer, or `auto`: from stored trajectories (`experiments.calibration.scale`)."""
     sigma: Any = None
     """A number, or `auto`."""
     time: str = "index"
@@ -320,9 +320,9 @@ class Settings:
 def register() -> None:
     """Put the schemas into Hydra's store, where `conf/` finds them."""
     from experiments.backends.config import CONFIGS
-    from experiments.calibrate_config import CalibratedConfig, SmoothCacheConfig
+    from experiments.calibration.config import CalibratedConfig, SmoothCacheConfig
     from experiments.cluster import SlurmConfig
-    from experiments.learned_config import L2cConfig, LesaConfig
+    from experiments.learning.config import L2cConfig, LesaConfig
 
     store = ConfigStore.instance()
     store.store(name="schema", node=RunConfig)
@@ -388,6 +388,6 @@ def resolve(config: RunConfig) -> Settings:
     open_keys = [key for key in ("sigma", "order") if getattr(config, key) == "auto"]
     if not open_keys:
         return settings
-    from experiments.calibrate_scale import automatic
+    from experiments.calibration.scale import automatic
 
     return automatic(settings, open_keys)

@@ -19,7 +19,7 @@ from typing import Any
 
 import matplotlib
 
-from experiments import analyses
+from experiments.analyses import parts as analyses
 from experiments.cli import Exit
 from experiments.errors import check, choose
 from experiments.gallery import read_still, records_of, varied

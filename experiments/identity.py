@@ -17,10 +17,10 @@ import json
 from typing import Any
 
 import hicache
-from experiments.calibrate_files import curve_digest
-from experiments.calibrate_plans import contents
+from experiments.calibration.files import curve_digest
+from experiments.calibration.plans import contents
 from experiments.config import Settings, StepsConfig
-from experiments.learned_files import contents as learned_contents
+from experiments.learning.files import contents as learned_contents
 from hicache.policy import POLICIES
 
 __all__ = ["VERSION", "canonical", "depends_on_batch", "run_id", "slug"]

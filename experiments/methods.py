@@ -23,13 +23,13 @@ from typing import Any
 import hicache
 from experiments.backends import BACKENDS, backend_class
 from experiments.caching import adapter_class, check_method, check_pair
-from experiments.calibrate_config import CalibratedConfig, SmoothCacheConfig
-from experiments.calibrate_files import COEFFICIENTS
+from experiments.calibration.config import CalibratedConfig, SmoothCacheConfig
+from experiments.calibration.files import COEFFICIENTS
 from experiments.cli import Exit
 from experiments.compose import compose, options
 from experiments.config import MethodConfig, RunConfig, resolve
 from experiments.errors import ConfigError, choose
-from experiments.learned_config import LearnedConfig
+from experiments.learning.config import LearnedConfig
 from experiments.store import write_text
 from hicache import CacheMethod
 from hicache.forecast import BASES

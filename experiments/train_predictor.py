@@ -4,8 +4,8 @@
     python -m experiments.train_predictor method=lesa backend=digits temporal=mlp memories=6 output=mlp.safetensors
     python -m experiments.train_predictor method=l2c backend=digits penalty=1e-5
 
-The options are those of `experiments.train_options`; everything else is a setting of the run that the artefact is for.
-The state of a training is kept in `results/training/`: the same command continues an interrupted one, and repeats
+The options are those of `experiments.learning.options`; everything else is a setting of the run that the artefact is
+for. The state of a training is kept in `results/training/`: the same command continues an interrupted one, and repeats
 nothing that is done. Loss curves are in `losses.csv` there.
 """
 
@@ -28,13 +28,13 @@ from experiments.cli import Exit
 from experiments.compose import compose
 from experiments.config import MethodConfig, Settings, resolve
 from experiments.errors import ConfigError, check, choose
-from experiments.learned_config import LearnedConfig
-from experiments.learned_files import path_of, save_artefact, valid_for
+from experiments.learning.config import LearnedConfig
+from experiments.learning.files import path_of, save_artefact, valid_for
+from experiments.learning.l2c import RouterTask
+from experiments.learning.lesa import PredictorTask, rows_of
+from experiments.learning.loop import Phase, Point, train
+from experiments.learning.options import L2cOptions, LesaOptions, TrainOptions, parse
 from experiments.runner import check as check_settings
-from experiments.train_l2c import RouterTask
-from experiments.train_lesa import PredictorTask, rows_of
-from experiments.train_loop import Phase, Point, train
-from experiments.train_options import L2cOptions, LesaOptions, TrainOptions, parse
 from experiments.trajectories import Recording, load, record, split_arguments
 from hicache.adapters import adapter_for
 from hicache.forecast.lesa import Predictor

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from experiments.backends import load_backend
 from experiments.backends.base import Backend, Item, sampling_of
-from experiments.calibrate_plans import keys_of
+from experiments.calibration.plans import keys_of
 from experiments.cli import Exit
 from experiments.compose import compose
 from experiments.config import Settings, resolve

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import hicache
-from experiments.analyses import PARTS, main
-from experiments.analyses_energy import energy_test, mean_distance
-from experiments.analyses_predict import bound, forecast_path, simulate
+from experiments.analyses.energy import energy_test, mean_distance
+from experiments.analyses.parts import PARTS, main
+from experiments.analyses.predict import bound, forecast_path, simulate
 from experiments.errors import ConfigError
 
 

@@ -13,13 +13,13 @@ from experiments.backends import load_backend
 from experiments.backends.base import sampling_of
 from experiments.caching import method_of
 from experiments.calibrate import Options, calibrate, gaussian, main, measure
-from experiments.calibrate_loop import probe, refit
-from experiments.calibrate_plans import load_plan, path_of
-from experiments.calibrate_study import contenders, interval_for
+from experiments.calibration.closed_loop import probe, refit
+from experiments.calibration.plans import load_plan, path_of
 from experiments.compose import compose
 from experiments.config import resolve
 from experiments.errors import ConfigError
 from experiments.runner import execute
+from experiments.studies.calibrated import contenders, interval_for
 from hicache.calibrate import build_plan
 from hicache.sampler import ddim, dpmpp, flow
 

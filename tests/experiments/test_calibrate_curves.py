@@ -9,8 +9,8 @@ import torch
 from experiments.backends import load_backend
 from experiments.caching import describe_method, method_of
 from experiments.calibrate import main
-from experiments.calibrate_curves import magnitudes, polynomial, smoothness
-from experiments.calibrate_files import curve_path, load_curves
+from experiments.calibration.curves import magnitudes, polynomial, smoothness
+from experiments.calibration.files import curve_path, load_curves
 from experiments.compose import compose
 from experiments.config import resolve
 from experiments.errors import ConfigError
@@ -113,7 +113,7 @@ def test_curves_are_made_beside_other_weights_used_and_refused_elsewhere(small, 
 
 def test_published_coefficients_come_first(tmp_path, monkeypatch):
     settings = resolve(compose(["backend=flux", "backend.size=tiny", "backend.weights=random", "method=teacache"]))
-    monkeypatch.setattr("experiments.calibrate_files.curve_path", lambda *_: pytest.fail("no file is looked for"))
+    monkeypatch.setattr("experiments.calibration.files.curve_path", lambda *_: pytest.fail("no file is looked for"))
     assert "curves" not in canonical(settings)["method"]
     assert method_of(settings).policy.polynomial == "auto"
 

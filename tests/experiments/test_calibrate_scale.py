@@ -9,7 +9,7 @@ import pytest
 from experiments.announce import announcement
 from experiments.caching import describe_method, method_of
 from experiments.calibrate import main
-from experiments.calibrate_scale import SIGMAS, automatic, load_moments, moments_path
+from experiments.calibration.scale import SIGMAS, automatic, load_moments, moments_path
 from experiments.compose import compose
 from experiments.config import resolve
 from experiments.errors import ConfigError

@@ -6,15 +6,15 @@ import math
 import pytest
 import torch
 
-from experiments import calibrate_scale_study as scale_study
 from experiments.calibrate import Options, measure
-from experiments.calibrate_curves_study import computed, contenders
-from experiments.calibrate_curves_study import main as curves_main
-from experiments.calibrate_transfer_study import interpolation, log_snr, mapped
-from experiments.calibrate_transfer_study import main as transfer_main
 from experiments.compose import compose
 from experiments.config import resolve
 from experiments.errors import ConfigError
+from experiments.studies import scale as scale_study
+from experiments.studies.curves import computed, contenders
+from experiments.studies.curves import main as curves_main
+from experiments.studies.transfer import interpolation, log_snr, mapped
+from experiments.studies.transfer import main as transfer_main
 
 
 @pytest.mark.parametrize(("label", "overrides"), list(contenders()), ids=lambda value: str(value)[:40])

@@ -5,7 +5,7 @@ from PIL import Image
 from plans import planned
 
 from experiments import runner
-from experiments.analyses import PARTS
+from experiments.analyses.parts import PARTS
 from experiments.config import Shard
 from experiments.figures import front, main
 from experiments.worker import Task, Worker

@@ -15,12 +15,12 @@ from experiments.compose import compose
 from experiments.config import resolve
 from experiments.errors import ConfigError
 from experiments.identity import run_id
-from experiments.learned_files import load_predictor, path_of, read
+from experiments.learning.files import load_predictor, path_of, read
+from experiments.learning.l2c import RouterTask, mixing
+from experiments.learning.lesa import PredictorTask, intervals_of, rows_of
+from experiments.learning.loop import Phase, train
+from experiments.learning.options import LesaOptions
 from experiments.runner import execute, items_of
-from experiments.train_l2c import RouterTask, mixing
-from experiments.train_lesa import PredictorTask, intervals_of, rows_of
-from experiments.train_loop import Phase, train
-from experiments.train_options import LesaOptions
 from experiments.train_predictor import main, recorded
 from hicache.adapters import adapter_for
 from hicache.forecast.lesa import Predictor

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments import analyses_figures as figures
-from experiments.analyses_energy import MODES, energy_test
-from experiments.analyses_predict import bound, forecast_path, simulate
+from experiments.analyses import figures
+from experiments.analyses.energy import MODES, energy_test
+from experiments.analyses.predict import bound, forecast_path, simulate
 from experiments.backends import load_backend
-from experiments.cli import Exit
 from experiments.compose import compose
 from experiments.config import Settings, resolve
 from experiments.errors import ConfigError, check, choose
@@ -215,9 +213,3 @@ def main(arguments: Sequence[str]) -> None:
     for part in parts:
         PARTS[part](study)
         print(f"{part}: {folder}", flush=True)
-
-
-if __name__ == "__main__":
-    outcome = Exit()
-    outcome.guard(lambda: main(sys.argv[1:]))
-    sys.exit(outcome.code)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from experiments import stopping
 from experiments.errors import check
-from experiments.learned_files import read
+from experiments.learning.files import read
 
 __all__ = ["Phase", "Point", "Task", "train"]
 

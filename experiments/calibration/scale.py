@@ -29,7 +29,7 @@ from torch import Tensor
 
 import hicache
 from experiments.caching import method_of
-from experiments.calibrate_plans import artefacts, keys_of
+from experiments.calibration.plans import artefacts, keys_of
 from experiments.config import Settings
 from experiments.errors import ConfigError, check
 from hicache.calibrate import best_scale

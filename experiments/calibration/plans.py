@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from experiments.backends.base import sampling_of
-from experiments.calibrate_config import CalibratedConfig
+from experiments.calibration.config import CalibratedConfig
 from experiments.config import BackendConfig, Settings
 from experiments.errors import ConfigError, check
 from hicache.calibrate import Plan
 
 __all__ = ["artefacts", "contents", "keys_of", "load_plan", "path_of", "save_plan", "stored_budget"]
 
-ASSETS = Path(__file__).parent / "assets"
+ASSETS = Path(__file__).parents[1] / "assets"
 SIZE_FIELDS = ("height", "width", "num_frames", "frames", "size")
 
 

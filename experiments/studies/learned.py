@@ -1,6 +1,6 @@
 """The learned methods on the embedded model, beside TaylorSeer and HiCache.
 
-    python -m experiments.learned_study backend=digits part=lesa,ablation,l2c study_items=60
+    python -m experiments.studies.learned backend=digits part=lesa,ablation,l2c study_items=60
 
 `lesa` and `l2c` judge the shipped artefacts (and routers of other penalties) by PSNR against the un-cached result of
 the same noise, on items whose seeds no training has seen. The other methods choose the best of a few settings on these
@@ -20,14 +20,14 @@ from typing import Any
 
 import hicache
 from experiments.caching import count_flops, method_of
-from experiments.calibrate_study import Bench
 from experiments.cli import Exit
 from experiments.compose import compose
 from experiments.config import Settings, resolve
 from experiments.errors import ConfigError, check, choose
-from experiments.learned_plots import plot_costs, plot_losses, plot_steps
+from experiments.learning.options import L2cOptions, LesaOptions
 from experiments.runner import items_of
-from experiments.train_options import L2cOptions, LesaOptions
+from experiments.studies.calibrated import Bench
+from experiments.studies.learned_plots import plot_costs, plot_losses, plot_steps
 from experiments.train_predictor import train_predictor
 from experiments.trajectories import split_arguments
 from hicache import CacheMethod
@@ -49,7 +49,7 @@ JUDGED = (
     "PSNR against the un-cached result of the same noise, mean over {count} items with unseen seeds and its 95 % "
     "bootstrap interval."
 )
-COMMAND = "\n\nMade by `python -m experiments.learned_study backend=digits part={part} study_items={count}`."
+COMMAND = "\n\nMade by `python -m experiments.studies.learned backend=digits part={part} study_items={count}`."
 
 
 def write(path: Path, title: str, note: str, rows: Sequence[dict[str, Any]]) -> None:

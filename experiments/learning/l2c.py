@@ -24,7 +24,7 @@ from experiments.backends.base import Backend, Sampling
 from experiments.backends.digits import DigitsBackend
 from experiments.digits.data import NULL_CLASS, split
 from experiments.errors import ConfigError, check
-from experiments.train_loop import Phase
+from experiments.learning.loop import Phase
 from hicache.adapters import adapter_for
 from hicache.adapters.base import Adapter, Part
 

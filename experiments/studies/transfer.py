@@ -1,6 +1,6 @@
 """The calibrated plan at another number of steps and at another image size than it was calibrated at.
 
-    python -m experiments.calibrate_transfer_study backend=digits part=steps,size study_items=30
+    python -m experiments.studies.transfer backend=digits part=steps,size study_items=30
 
 *Steps.* The predictions of two runs of different length follow nearly the same path, so the Gram matrix of one is found
 from that of the other: `G' = W G W^T` with W interpolating linearly in log-SNR between the steps on either side.
@@ -19,14 +19,14 @@ from torch import Tensor
 
 from experiments.backends import load_backend
 from experiments.calibrate import Calibration, Options, make_plan, measure, schedule
-from experiments.calibrate_plans import load_plan
-from experiments.calibrate_report import Line, write_table
-from experiments.calibrate_study import FOLDER, WARMUP, Bench, interval_for
+from experiments.calibration.plans import load_plan
 from experiments.cli import Exit
 from experiments.compose import compose
 from experiments.config import Settings, resolve
 from experiments.errors import ConfigError, check, choose
 from experiments.runner import items_of
+from experiments.studies.calibrated import FOLDER, WARMUP, Bench, interval_for
+from experiments.studies.report import Line, write_table
 from experiments.trajectories import split_arguments
 from hicache import CacheMethod, method
 

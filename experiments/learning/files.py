@@ -1,6 +1,6 @@
 """Artefacts of the learned methods: safetensors whose header says what they are valid for.
 
-The rule is that of plan files (`experiments.calibrate_plans`): keys are backend, solver, steps, guidance, resolution
+The rule is that of plan files (`experiments.calibration.plans`): keys are backend, solver, steps, guidance, resolution
 and scope, here with the revision of the weights, and an artefact whose keys differ from the run's is refused.
 """
 
@@ -16,10 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from experiments.calibrate_plans import ASSETS, keys_of
+from experiments.calibration.plans import ASSETS, keys_of
 from experiments.config import Settings
 from experiments.errors import ConfigError
-from experiments.learned_config import LearnedConfig
+from experiments.learning.config import LearnedConfig
 from hicache.forecast.lesa import Predictor
 
 __all__ = [

@@ -1,6 +1,6 @@
 """The calibrated plan against the other methods at equal full steps, and what it depends on.
 
-    python -m experiments.calibrate_study backend=digits part=methods,classes,robustness,free study_items=60
+    python -m experiments.studies.calibrated backend=digits part=methods,classes,robustness,free study_items=60
 
 Every method runs the same unseen items and is compared with the un-cached result of the same noise by PSNR. The others
 choose the best of their settings (order, sigma, scope) on the very items that they are judged on; the plan is
@@ -27,13 +27,13 @@ from evaluation.statistics import bootstrap_mean
 from experiments.backends import load_backend
 from experiments.backends.base import Item, Sampling, sampling_of
 from experiments.calibrate import Options, gaussian, make_plan, measure
-from experiments.calibrate_plans import load_plan
-from experiments.calibrate_report import Line, plot_budgets, write_table
+from experiments.calibration.plans import load_plan
 from experiments.cli import Exit
 from experiments.compose import compose
 from experiments.config import Settings, resolve
 from experiments.errors import ConfigError, check, choose
 from experiments.runner import items_of
+from experiments.studies.report import Line, plot_budgets, write_table
 from experiments.trajectories import split_arguments
 from hicache import CacheMethod
 from hicache.calibrate import Plan

@@ -8,7 +8,7 @@ from typing import Any
 
 import matplotlib
 
-from experiments.train_loop import Point
+from experiments.learning.loop import Point
 
 __all__ = ["plot_costs", "plot_losses", "plot_steps"]
 

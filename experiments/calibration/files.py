@@ -16,8 +16,8 @@ from typing import Any
 
 import hicache
 from experiments.backends import backend_class
-from experiments.calibrate_config import SmoothCacheConfig
-from experiments.calibrate_plans import artefacts, compact, keys_of
+from experiments.calibration.config import SmoothCacheConfig
+from experiments.calibration.plans import artefacts, compact, keys_of
 from experiments.config import Settings
 from experiments.errors import ConfigError
 from hicache.adapters import ADAPTERS

@@ -1,0 +1,1 @@
+"""Studies on the embedded model: each writes its table, and its figure, to results/embedded."""
