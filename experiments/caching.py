@@ -45,6 +45,7 @@ COMPOSITION = (
     "back",
     "patch",
     "patch_options",
+    "scope",
 )
 """Fields of every method's group that the library takes as they are; null leaves the method's own choice."""
 
@@ -55,7 +56,8 @@ TOP_LEVEL = ("interval", "order", "sigma", "warmup_steps", "scope", "time")
 def method_of(settings: Settings) -> CacheMethod:
     """The method with the settings it reads; a value that the library refuses is a `ConfigError`."""
     config, schedule = settings.method, settings.sigma_schedule
-    uses = hicache.METHODS[choose("method", config.name, hicache.METHODS)].uses
+    choose("method", config.name, hicache.METHODS)
+    uses = config.reads()
     knobs: dict[str, Any] = {key: getattr(config, key) for key in COMPOSITION}
     knobs |= {key: getattr(settings, key) for key in TOP_LEVEL if key in uses}
     if isinstance(config, AdaptiveConfig):
@@ -90,6 +92,11 @@ def check_method(settings: Settings, backend: type[Backend]) -> None:
         rule = f"must be null for backend {name}, which has one solver"
         check(bool(backend.solvers), "method.solver", rule, settings.method.solver)
         choose("method.solver", settings.method.solver, backend.solvers)
+    for key in ("front", "back"):
+        given = getattr(settings.method, key)
+        check(given is None or chosen.scope == "span", f"method.{key}", "must be left open without scope=span", given)
+    tabled = settings.method.policy != "kinds" or "table" in (settings.method.policy_options or {})
+    check(tabled, "policy", "must come with method.policy_options={table: ...} (method=smoothcache has one)", "kinds")
     check_pair(chosen, backend.transformer_class, name)
     check_guidance(settings, backend.transformer_class)
 
@@ -136,8 +143,9 @@ def describe_method(settings: Settings) -> str:
 
 
 def title_of(settings: Settings) -> str:
-    """Title and settings of the method alone."""
+    """Title and settings of the method alone, with the parts that it was given instead of its own."""
     method, spec = settings.method, hicache.METHODS[settings.method.name]
+    uses = method.reads()
     if isinstance(method, StepsConfig):
         return f"{method.solver or 'fewer steps'} ({method.steps} steps)"
     if isinstance(method, CalibratedConfig):
@@ -145,10 +153,11 @@ def title_of(settings: Settings) -> str:
     if isinstance(method, SmoothCacheConfig):
         return f"{spec.title} (α={method.alpha:g})"
     symbols = {"interval": "N", "order": "m", "sigma": "σ"}
-    parts = [f"{symbol}={getattr(settings, key):g}" for key, symbol in symbols.items() if key in spec.uses]
-    if "scope" in spec.uses and settings.scope != "modules":
+    parts = [f"{symbol}={getattr(settings, key):g}" for key, symbol in symbols.items() if key in uses]
+    parts += [part for part in (method.scope, method.policy, method.basis, method.patch) if part is not None]
+    if "scope" in uses and settings.scope != "modules":
         parts.append(settings.scope)
-    if "time" in spec.uses and settings.time != "index":
+    if "time" in uses and settings.time != "index":
         parts.append(f"in {settings.time}")
     return f"{spec.title} ({', '.join(parts)})" if parts else spec.title
 

@@ -16,6 +16,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+import hicache
 from experiments.errors import ConfigError, check, choose
 from experiments.preset import PaperConfig, PresetConfig, RowConfig
 from experiments.sampling_config import (
@@ -54,7 +55,7 @@ SOLVERS = ("ddim", "dpmpp", "unipc")
 
 
 def execution(default: Any) -> Any:
-    """A field that says how to execute a run and is therefore not part of its identity."""
+    """A field that is not part of a run's identity."""
     return field(default=default, metadata={"semantic": False})
 
 
@@ -133,12 +134,21 @@ class MethodConfig:
     """device, or cpu for pinned host memory."""
     patch: str | None = None
     """none, tokens, clusters: which token rows are recomputed inside an estimate."""
+    scope: str | None = None
+    """Set by the top-level `scope` for methods that have one of their own."""
     patch_options: Any = None
     """Parameters of the patch, such as fraction and select of tokens, clusters and gamma of clusters."""
 
     def defaults(self) -> dict[str, Any]:
         """Values of top-level keys that the method prefers to the backend's."""
         return {}
+
+    def reads(self) -> frozenset[str]:
+        """The top-level keys that the method reads, with the parts that were exchanged."""
+        try:
+            return hicache.reads(self.name, self.policy, self.basis, self.patch)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
 
 @dataclass(kw_only=True)
@@ -194,12 +204,7 @@ class ClusterConfig:
     """CPU threads of this process; null = torch's default."""
 
     def __post_init__(self) -> None:
-        check(
-            self.threads is None or self.threads >= 1,
-            "cluster.threads",
-            "must be an integer >= 1",
-            self.threads,
-        )
+        check(self.threads is None or self.threads >= 1, "cluster.threads", "must be an integer >= 1", self.threads)
 
 
 @dataclass(kw_only=True)
@@ -257,8 +262,7 @@ class RunConfig:
             real = isinstance(self.sigma, (int, float)) and not isinstance(self.sigma, bool)
             self.sigma = float(self.sigma) if real else self.sigma
             check(real and 0 < self.sigma < float("inf"), "sigma", "must be auto or a finite number > 0", self.sigma)
-        choose("time", self.time, TIMES)
-        for name, known in (("policy", POLICIES), ("forecaster", BASES), ("patch", PATCHES)):
+        for name, known in (("time", TIMES), ("policy", POLICIES), ("forecaster", BASES), ("patch", PATCHES)):
             if (value := getattr(self, name)) is not None:
                 choose(name, value, known)
         check(self.seed >= 0, "seed", "must be an integer >= 0", self.seed)
@@ -369,7 +373,9 @@ def resolve(config: RunConfig) -> Settings:
         given = getattr(config, f.name)
         filled[f.name] = own.get(f.name, getattr(recommended, f.name)) if given in (None, "auto") else given
     parts = {"policy": config.policy, "basis": config.forecaster, "patch": config.patch}
-    method = dataclasses.replace(config.method, **{k: v for k, v in parts.items() if v is not None})
+    method = dataclasses.replace(config.method, **{key: part for key, part in parts.items() if part is not None})
+    if config.scope is not None and "scope" not in method.reads():
+        method = dataclasses.replace(method, scope=config.scope)
     settings = Settings(
         backend=config.backend,
         method=method,

@@ -40,7 +40,7 @@ def semantic(group: Any) -> dict[str, Any]:
 
 def canonical(settings: Settings) -> dict[str, Any]:
     """The semantic settings as plain data."""
-    uses = hicache.METHODS[settings.method.name].uses
+    uses = settings.method.reads()
     described: dict[str, Any] = {
         "version": VERSION,
         "backend": semantic(settings.backend) | settings.backend.contents(),
@@ -69,14 +69,14 @@ def depends_on_batch(settings: Settings) -> bool:
     method, spec = settings.method, hicache.METHODS[settings.method.name]
     policy = POLICIES.get(method.policy or spec.fixed.get("policy", "interval"))
     averaged = [method] if method.name == "hicache_adaptive" else []
-    averaged += [settings.sigma_schedule] if "sigma_schedule" in spec.uses else []
+    averaged += [settings.sigma_schedule] if "sigma_schedule" in method.reads() else []
     shared = any(getattr(group, "per", "sample") == "batch" for group in averaged)
     return spec.caches and (shared or (policy is not None and policy.batched)) or settings.guidance.name != "plain"
 
 
 def slug(settings: Settings) -> str:
     """The readable part: backend, method, the numbers that one sweeps most, and guidance that leaves calls out."""
-    method, uses = settings.method, hicache.METHODS[settings.method.name].uses
+    method, uses = settings.method, settings.method.reads()
     numbers = ""
     if isinstance(method, StepsConfig):
         numbers = f"t{method.steps}" + (method.solver or "")

@@ -8,7 +8,7 @@
 from hicache import cost
 from hicache.api import Handle, cached, disable, enable, forecaster
 from hicache.guidance import AdaptiveGuidance
-from hicache.methods import METHODS, CacheMethod, MethodSpec, method
+from hicache.methods import METHODS, CacheMethod, MethodSpec, method, reads
 from hicache.policy import full_steps
 from hicache.report import PlanError, Report
 
@@ -29,4 +29,5 @@ __all__ = [
     "forecaster",
     "full_steps",
     "method",
+    "reads",
 ]

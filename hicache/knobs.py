@@ -14,7 +14,7 @@ from hicache.patch import PATCHES, Patch
 from hicache.policy import POLICIES, Policy
 from hicache.tree import SCOPES
 
-__all__ = ["DTYPES", "MAX_ORDER", "TIMES", "Knobs", "lookup"]
+__all__ = ["DTYPES", "MAX_ORDER", "TIMES", "Knobs", "lookup", "read_by"]
 
 MAX_ORDER = 6
 """Beyond it the differences are rounding noise."""
@@ -44,7 +44,8 @@ class Knobs:
         basis: overrides the basis of the method.
         basis_options: parameters of the basis (`variant`, `degree`, `ridge`, `mix`, `rank`, `holdout`, ...).
         history: `snapshots`, or `differences` in the feature dtype.
-        gate: the published warm-up gate of the ladder; False builds differences from the first pair.
+        gate: the published warm-up gate of the ladder; False builds differences from the first pair; None leaves it to
+            the basis (`Basis.gated`).
         numerics: `clean`, or `reference` for the in-dtype arithmetic of the published code.
         history_dtype: `feature`, `fp32` or `bf16`.
         history_place: `device`, or `cpu` for pinned host memory.
@@ -68,7 +69,7 @@ class Knobs:
     basis: str = "reuse"
     basis_options: Mapping[str, Any] = field(default_factory=dict)
     history: str = "snapshots"
-    gate: bool = True
+    gate: bool | None = None
     numerics: str = "clean"
     history_dtype: str = "feature"
     history_place: str = "device"
@@ -107,6 +108,11 @@ class Knobs:
         if self.build_basis().counts_steps() and self.time != "index":
             raise ValueError(f"time: must be index for basis {self.basis}, which counts steps, got {self.time!r}")
 
+    @property
+    def gated(self) -> bool:
+        """Whether differences start at the last step of the warm-up."""
+        return BASES[self.basis].gated if self.gate is None else self.gate
+
     def build_sigma(self) -> SigmaSchedule:
         """A fresh sigma schedule."""
         schedule = SIGMA_SCHEDULES[self.sigma_schedule]
@@ -119,7 +125,7 @@ class Knobs:
         """The policy."""
         kind: Any = POLICIES[self.policy]
         shared = {"interval": self.interval, "warmup_steps": self.warmup_steps, "steps": tuple(self.mask or ())}
-        names = [f.name for f in fields(kind)]
+        names = [f.name for f in fields(kind) if f.init]
         check_options("policy_options", self.policy, self.policy_options, [n for n in names if n not in shared])
         check_text("policy_options", kind, self.policy_options)
         given = {n: shared[n] for n in names if n in shared} | dict(self.policy_options)
@@ -158,6 +164,19 @@ class Knobs:
             return replace(basis, **{**shared, **self.basis_options}) if names else basis
         except TypeError as error:
             raise ValueError(f"basis_options: {error}") from error
+
+
+def read_by(policy: str, basis: str, patch: str) -> frozenset[str]:
+    """The knobs of a run that these parts read: interval, warmup_steps, order, sigma, sigma_schedule, time."""
+    rule = BASES[lookup("basis", basis, BASES)]
+    kinds = [POLICIES[lookup("policy", policy, POLICIES)], PATCHES[lookup("patch", patch, PATCHES)]]
+    named = {f.name for kind in kinds if kind is not None for f in fields(kind) if f.init}
+    keys = named & {"interval", "warmup_steps"}
+    if rule.uses_order:
+        keys |= {"order", "warmup_steps"} if rule.gated else {"order"}
+    if rule.uses_sigma:
+        keys |= {"sigma", "sigma_schedule"}
+    return frozenset(keys if basis == "reuse" else keys | {"time"})
 
 
 def check_options(key: str, owner: str, options: Mapping[str, Any], known: Sequence[str]) -> None:

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from hicache.forecast import HISTORIES, Elementwise, ElementwiseBasis, Forecaster
-from hicache.knobs import DTYPES, MAX_ORDER, TIMES, Knobs, lookup
+from hicache.knobs import DTYPES, MAX_ORDER, TIMES, Knobs, lookup, read_by
 from hicache.patch import Patch
 from hicache.policy import Policy
 
-__all__ = ["MAX_ORDER", "METHODS", "TIMES", "CacheMethod", "Knobs", "MethodSpec", "lookup", "method"]
+__all__ = ["MAX_ORDER", "METHODS", "TIMES", "CacheMethod", "Knobs", "MethodSpec", "lookup", "method", "reads"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class CacheMethod:
     def build_forecaster(self, lead: int = 1, channel: int = -1) -> Forecaster:
         """A fresh forecaster; `lead` and `channel` as in `Forecaster`."""
         knobs = self.knobs
-        warmup = knobs.warmup_steps if knobs.gate else None
+        warmup = knobs.warmup_steps if knobs.gated else None
         basis, dtype = knobs.build_basis(), DTYPES[knobs.history_dtype]
         kind = Elementwise if isinstance(basis, ElementwiseBasis) else HISTORIES[knobs.history]
         history = kind(basis, knobs.order, warmup, dtype, knobs.history_place, lead)
@@ -93,17 +93,11 @@ METHODS: dict[str, MethodSpec] = {
         fixed={"basis": "hermite", "sigma_schedule": "adaptive"},
     ),
     "newton": MethodSpec(title="Newton (not published)", paper="", uses=_LADDER, fixed={"basis": "newton"}),
-    "foca": MethodSpec(title="FoCa", paper="arXiv 2508.16211", uses=_TIMED, fixed={"basis": "foca", "gate": False}),
-    "chebyshev": MethodSpec(
-        title="Spectrum", paper="arXiv 2603.01623", uses=_TIMED, fixed={"basis": "chebyshev", "gate": False}
-    ),
-    "pade": MethodSpec(
-        title="Padé", paper="HiCache++, micro-benchmark", uses=_TIMED, fixed={"basis": "pade", "gate": False}
-    ),
-    "dmd": MethodSpec(title="HiCache++ (DMD)", paper="HiCache++", uses=_SCALED, fixed={"basis": "dmd", "gate": False}),
-    "auto": MethodSpec(
-        title="HiCache++ (auto)", paper="HiCache++", uses=_SCALED, fixed={"basis": "auto", "gate": False}
-    ),
+    "foca": MethodSpec(title="FoCa", paper="arXiv 2508.16211", uses=_TIMED, fixed={"basis": "foca"}),
+    "chebyshev": MethodSpec(title="Spectrum", paper="arXiv 2603.01623", uses=_TIMED, fixed={"basis": "chebyshev"}),
+    "pade": MethodSpec(title="Padé", paper="HiCache++, micro-benchmark", uses=_TIMED, fixed={"basis": "pade"}),
+    "dmd": MethodSpec(title="HiCache++ (DMD)", paper="HiCache++", uses=_SCALED, fixed={"basis": "dmd"}),
+    "auto": MethodSpec(title="HiCache++ (auto)", paper="HiCache++", uses=_SCALED, fixed={"basis": "auto"}),
     "teacache": MethodSpec(
         title="TeaCache",
         paper="arXiv 2411.19108",
@@ -197,7 +191,7 @@ METHODS: dict[str, MethodSpec] = {
         fixed={"basis": "hermite"},
     ),
     "calibrated": MethodSpec(
-        title="calibrated plan (ours)", paper="", uses=frozenset({"scope"}), fixed={"basis": "table", "gate": False}
+        title="calibrated plan (ours)", paper="", uses=frozenset({"scope"}), fixed={"basis": "table"}
     ),
     "l2c": MethodSpec(
         title="Learning-to-Cache",
@@ -206,9 +200,35 @@ METHODS: dict[str, MethodSpec] = {
         fixed={"scope": "modules", "policy": "layer_mask", "basis": "reuse", "order": 0},
         off={"policy_options": {"threshold": 0.0}},
     ),
-    "lesa": MethodSpec(title="LESA", paper="arXiv 2602.20497", uses=_POLICY, fixed={"basis": "lesa", "gate": False}),
+    "lesa": MethodSpec(title="LESA", paper="arXiv 2602.20497", uses=_POLICY, fixed={"basis": "lesa"}),
 }
 """Every method by its name in `method=`. Adding one: a line here."""
+
+
+OWNED = {
+    "policy": ("policy_options", "warmup_steps"),
+    "basis": ("basis_options", "order"),
+    "patch": ("patch_options",),
+}
+"""What a method fixes for the sake of one of its parts."""
+
+
+def exchanged(spec: MethodSpec, part: str, value: str | None) -> bool:
+    """Whether `value` is another policy, basis or patch than the method's own."""
+    return value is not None and value != spec.fixed.get(part, getattr(Knobs, part))
+
+
+def reads(name: str, policy: str | None = None, basis: str | None = None, patch: str | None = None) -> frozenset[str]:
+    """The keys of a run that a method reads, with the parts that were exchanged (None = its own).
+
+    >>> sorted(reads("fora", basis="hermite") - reads("fora"))
+    ['order', 'sigma', 'sigma_schedule', 'time']
+    """
+    spec, given = METHODS[lookup("method", name, METHODS)], {"policy": policy, "basis": basis, "patch": patch}
+    if not spec.caches or not any(exchanged(spec, part, value) for part, value in given.items()):
+        return spec.uses
+    parts = {part: value or spec.fixed.get(part, getattr(Knobs, part)) for part, value in given.items()}
+    return (read_by(**parts) - ({"sigma_schedule"} & spec.fixed.keys())) | (spec.uses & {"scope"})
 
 
 def method(name: str, **knobs: Any) -> CacheMethod:
@@ -216,7 +236,8 @@ def method(name: str, **knobs: Any) -> CacheMethod:
 
     Args:
         name: a key of `METHODS`.
-        **knobs: fields of `Knobs`; those the method fixes may be overridden, those it does not read are ignored.
+        **knobs: fields of `Knobs`. Those the method fixes may be overridden; a part that is exchanged takes along what
+            was fixed for it, and options are added to those fixed. What no part reads (`reads`) has no effect.
 
     Raises:
         ValueError: for an unknown name, knob or value, in one line.
@@ -231,11 +252,11 @@ def method(name: str, **knobs: Any) -> CacheMethod:
         knobs = {}
     given = {key: value for key, value in knobs.items() if value is not None}
     fixed = dict(spec.fixed)
-    if "order" in fixed and "basis" in given:
-        fixed.pop("order")
-    for key in ("order", "sigma_schedule", *_POLICY):
-        if key in fixed and key not in spec.uses:
-            given.pop(key, None)
+    for part, owned in OWNED.items():
+        if exchanged(spec, part, given.get(part)):
+            fixed = {key: value for key, value in fixed.items() if key not in owned}
+        elif f"{part}_options" in fixed and isinstance(own := given.get(f"{part}_options"), Mapping):
+            given[f"{part}_options"] = {**fixed[f"{part}_options"], **own}
     chosen = replace(Knobs(), **{**fixed, **given})
     return CacheMethod(
         name=name,

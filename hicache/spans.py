@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from hicache.methods import CacheMethod
+from hicache.policy import Alternate
+from hicache.tree import Site
 
 __all__ = ["check_mixing", "spans_of"]
 
@@ -16,7 +18,13 @@ def check_mixing(method: CacheMethod) -> None:
     policy, name = method.policy, type(method.policy).__name__
     if policy.mixes and method.patch is None and method.scope != "modules":
         raise ValueError(f"scope: must be modules for policy {name}, got {method.scope!r}")
-    if method.patch is not None and not policy.mixes and method.scope != "modules":
+    if isinstance(policy, Alternate) and method.scope == "modules":
+        raise ValueError("scope: must be what Alternate skips as a whole, such as final_hidden, got 'modules'")
+    kinds = [Site(0, "attn"), Site(0, "mlp"), Site(0, "fused", "joint")]
+    patch = method.patch
+    if patch is not None and not any(policy.covers(site) and patch.covers(site) for site in kinds):
+        raise ValueError(f"patch: must cover a module that policy {name} decides about, got {method.knobs.patch!r}")
+    if patch is not None and not policy.mixes and method.scope != "modules":
         raise ValueError(f"scope: must be modules for a patch with policy {name}, got {method.scope!r}")
 
 

@@ -125,8 +125,7 @@ def automatic(settings: Settings, keys: Sequence[str]) -> Settings:
     Raises:
         ConfigError: for methods whose weights do not follow from sigma, order and times, or without stored moments.
     """
-    spec = hicache.METHODS.get(settings.method.name)
-    keys = [key for key in keys if spec is not None and key in spec.uses]
+    keys = [key for key in keys if settings.method.name in hicache.METHODS and key in settings.method.reads()]
     if not keys:
         return settings
     method = method_of(settings)
@@ -145,7 +144,7 @@ def automatic(settings: Settings, keys: Sequence[str]) -> Settings:
         knobs.basis,
         orders=ORDERS if "order" in keys else (settings.order,),
         sigmas=SIGMAS if "sigma" in keys else (settings.sigma,),
-        warmup_steps=knobs.warmup_steps if knobs.gate else 1,
+        warmup_steps=knobs.warmup_steps if knobs.gated else 1,
         size=moments.size,
         clock=clock,
         carry=moments.carry if settings.scope == "output" else None,

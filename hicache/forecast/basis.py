@@ -39,8 +39,11 @@ Scalar = float | Tensor
 class Basis(ABC):
     """A rule for the weights of past anchors."""
 
+    uses_order: bool = False
     uses_sigma: bool = False
     uses_gram: bool = False
+    gated: bool = False
+    """Whether the published code starts the ladder at the last step of the warm-up (`Knobs.gate` decides otherwise)."""
 
     @abstractmethod
     def weights(
@@ -85,6 +88,9 @@ def ladder(times: Sequence[float], order: int) -> list[list[float]]:
 class LadderBasis(Basis):
     """A polynomial in the horizon `k`, given by its factors `phi_i(k)` on the ladder."""
 
+    uses_order = True
+    gated = True
+
     @abstractmethod
     def phi(self, i: int, k: float, sigma: Scalar) -> Scalar:
         """The factor of `D_i / i!` at horizon `k`."""
@@ -107,6 +113,8 @@ class LadderBasis(Basis):
 
 class Reuse(LadderBasis):
     """The last anchor itself (FORA, arXiv 2407.01425)."""
+
+    uses_order = False
 
     def phi(self, i: int, k: float, sigma: Scalar) -> Scalar:
         return 0.0
@@ -154,6 +162,9 @@ class Newton(Basis):
     Exact on polynomials of degree `order` for any spacing. Not used by any of the papers: it shows what the
     published ladder would be without its bias.
     """
+
+    uses_order = True
+    gated = True
 
     def weights(
         self, times: Sequence[float], target: float, order: int, sigma: Scalar = 1.0, gram: Tensor | None = None

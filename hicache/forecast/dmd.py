@@ -79,6 +79,7 @@ class Dmd(GramBasis):
         ridge: added to the singular values before they are inverted (absolute, as published).
     """
 
+    uses_order = True
     uses_sigma = True
     history: int = 6
     tolerance: float = 1e-4

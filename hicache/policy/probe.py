@@ -6,8 +6,9 @@ computed step, the span behind them is estimated while
     mean|p_s - p| / mean|p| < threshold,
 
 unless the step is one of the `warmup_steps` first, or more than `max_continuous` steps in a row or `max_cached` in
-all would be estimated. Defaults: DBCache (vipshop/cache-dit) front 8, back 0, warm-up 8, threshold 0.08; First-Block
-Cache (diffusers, ParaAttention) front 1, back 0, no warm-up, threshold 0.05.
+all would be estimated. Published: DBCache (vipshop/cache-dit) front 8, back 0, warm-up 8, threshold 0.08; First-Block
+Cache (diffusers, ParaAttention) front 1, back 0, no warm-up, threshold 0.05. Here `front` is 1 unless told otherwise,
+which fits a model of any depth.
 
 The decision is one for the whole batch of a call. A threshold means more the more blocks are probed.
 """

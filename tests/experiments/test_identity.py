@@ -43,6 +43,15 @@ def test_only_what_the_method_reads_is_part_of_it(name):
         assert changed == (key in hicache.METHODS[name].uses), key
 
 
+def test_what_exchanged_parts_read_is_part_of_it():
+    parts = ["method=fora", "forecaster=hermite"]
+    assert len({id_of(*parts, *more) for more in ([], ["sigma=0.9"], ["order=1"], ["time=log_snr"])}) == 4
+    assert id_of("method=hicache", "policy=mask", "method.mask=[0,3]", "interval=3") == id_of(
+        "method=hicache", "policy=mask", "method.mask=[0,3]", "interval=4"
+    )
+    assert id_of("method=teacache", "scope=output") != id_of("method=teacache")
+
+
 @pytest.mark.parametrize(
     "execution",
     [

@@ -91,5 +91,9 @@ def denoise(model, call, steps=10):
     return outputs, calls
 
 
-def method(name="hicache", scope="modules", **knobs):
-    return hicache.method(name, scope=scope, **{"interval": 4, "order": 2, "sigma": 0.6, "warmup_steps": 2, **knobs})
+def method(name="hicache", scope=None, **knobs):
+    """A method with small numbers for what it reads; scope modules unless it has one of its own."""
+    common = {"scope": "modules", "interval": 4, "order": 2, "sigma": 0.6, "warmup_steps": 2}
+    read = hicache.reads(name, *(knobs.get(part) for part in ("policy", "basis", "patch")))
+    given = {key: value for key, value in common.items() if key in read}
+    return hicache.method(name, **{**given, **({"scope": scope} if scope else {}), **knobs})

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import hicache
+from hicache.spans import check_mixing
 
 ROOT = Path(__file__).parents[2]
 BAD = [
@@ -38,19 +39,62 @@ def test_errors_name_key_rule_and_value(name, knobs, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_method_ignores_what_it_does_not_read_and_can_be_recomposed():
-    assert hicache.method("fora", order=4).knobs.order == 0
-    assert hicache.method("hicache_adaptive", sigma_schedule="constant").knobs.sigma_schedule == "adaptive"
+def test_a_method_can_be_recomposed():
     assert hicache.method("hicache", policy="mask", mask=[0, 1, 5]).policy.plan(8) == [0, 1, 5]
     assert hicache.method("fora", basis="hermite", order=3).knobs.order == 3
     assert hicache.method("none", interval=7).policy.plan(3) == [0, 1, 2]
+
+
+def test_what_belongs_to_a_part_goes_with_it():
+    """Options are added to those that a method fixes; another part comes without them."""
+    own = {"threshold": 0.05}
+    assert hicache.method("fbcache").knobs.policy_options == own
+    assert hicache.method("fbcache", policy_options={"max_continuous": 3}).knobs.policy_options == {
+        **own,
+        "max_continuous": 3,
+    }
+    built = hicache.method("fbcache", policy="interval", interval=3, warmup_steps=2)
+    assert built.knobs.policy_options == {} and built.policy.plan(8) == hicache.full_steps(8, 3, 2)
+    assert hicache.method("fora", basis="taylor").knobs.order == 2
+    assert hicache.method("teacache", scope="output").scope == "output"
+    gates = {name: hicache.method("custom", basis=name).knobs.gated for name in ("hermite", "reuse", "dmd", "foca")}
+    assert gates == {"hermite": True, "reuse": True, "dmd": False, "foca": False}
+    assert not hicache.method("custom", gate=False).knobs.gated and hicache.method("dmd", gate=True).knobs.gated
+
+
+def test_keys_are_read_by_the_parts_that_there_are():
+    assert hicache.reads("fora") == {"interval", "warmup_steps", "scope"}
+    ladder = {"order", "sigma", "sigma_schedule", "time"}
+    assert hicache.reads("fora", basis="hermite") == hicache.reads("fora") | ladder
+    assert hicache.reads("fora", basis="reuse") == hicache.reads("fora")
+    assert hicache.reads("dbcache", basis="hermite") == {"warmup_steps"} | ladder
+    assert hicache.reads("teacache", policy="interval") == {"interval", "warmup_steps"}
+    assert hicache.reads("teacache", basis="dmd") == ladder
+    assert hicache.reads("hicache", policy="mask") == hicache.reads("hicache") - {"interval"}
+    assert hicache.reads("custom", policy="teacache", basis="reuse") == {"scope"}
+    assert hicache.reads("toca", policy="modulated") == {"interval"} == hicache.reads("delta_dit")
+    assert hicache.reads("hicache_adaptive", policy="mask") == {"order", "sigma", "time", "warmup_steps", "scope"}
+    assert hicache.reads("none", policy="mask") == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs", "said"),
+    [
+        ("pab", {"patch": "tokens"}, "patch: must cover a module that policy Broadcast decides about, got 'tokens'"),
+        ("toca", {"policy": "alternate"}, "scope: must be what Alternate skips as a whole, .*got 'modules'"),
+        ("hicache", {"policy": "alternate"}, "scope: must be what Alternate skips as a whole, .*got 'modules'"),
+    ],
+)
+def test_parts_without_effect_on_each_other_are_refused(name, knobs, said):
+    with pytest.raises(ValueError, match=said):
+        check_mixing(hicache.method(name, **knobs))
 
 
 @pytest.mark.parametrize("name", hicache.METHODS)
 def test_every_entry_composes(name):
     spec = hicache.METHODS[name]
     assert spec.uses <= {"interval", "order", "sigma", "warmup_steps", "scope", "sigma_schedule", "time"}
-    built = hicache.method(name, interval=4, order=2, sigma=0.5, warmup_steps=2, scope="stack")
+    built = hicache.method(name, interval=4, order=2, sigma=0.5, warmup_steps=2)
     assert built.name == name
     plan = built.policy.plan(12)
     assert plan is None or plan[0] == 0
