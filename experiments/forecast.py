@@ -1,8 +1,13 @@
-"""What a plan will cost: full steps, FLOPs and cache bytes from shapes; hours where a run of the backend was timed."""
+"""What a plan will cost: full steps, FLOPs and cache bytes from shapes; hours where a run of the backend was timed.
+
+The timed runs are all un-cached ones of the results folder, whichever plan or command made them.
+"""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from experiments.backends.base import sampling_of
 from experiments.blueprint import cost_of
@@ -81,13 +86,22 @@ def add_hours(found: Forecast, speeds: dict[str, float], settings: Settings, flo
 
 
 def speeds_of(plan: Plan) -> dict[str, float]:
-    """FLOPs per second that the un-cached runs of each backend reached here, generation as a whole."""
-    speeds: dict[str, float] = {}
+    """FLOPs per second that un-cached runs of each backend reached here, generation as a whole."""
+    own: dict[str, list[str]] = {}
     for row in plan.rows:
-        if row.reference is not None:
-            continue
-        metrics = plan.run(row).metrics()
-        latency = metrics.get("latency")
-        if latency:
-            speeds[row.frozen["backend"]["name"]] = latency["batch"] * metrics["flops"]["total"] / latency["median"]
-    return speeds
+        runs = own.setdefault(row.frozen["backend"]["name"], [])
+        if row.reference is None:
+            runs.append(row.run)
+    found = {backend: speed_of(plan.results / "runs", backend, runs) for backend, runs in own.items()}
+    return {backend: speed for backend, speed in found.items() if speed is not None}
+
+
+def speed_of(runs: Path, backend: str, first: list[str]) -> float | None:
+    """The speed of the first timed run: those of the plan, then the newest of all."""
+    others = [path for path in runs.glob(f"{backend}-none-*/metrics.json") if path.parent.name not in first]
+    others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in (*(runs / run / "metrics.json" for run in first), *others):
+        metrics = json.loads(path.read_text()) if path.is_file() else {}
+        if latency := metrics.get("latency"):
+            return latency["batch"] * metrics["flops"]["total"] / latency["median"]
+    return None

@@ -6,8 +6,9 @@
                                   logs/  submissions/
 
 Whoever executes a row reads its line and never `conf/`: editing configuration while rows wait changes nothing. The
-hash is that of the run ids in their order, so planning the same twice gives the same folder. A plan belongs to the
-results folder it lies in, wherever that is moved; runs are shared by all plans of the folder.
+hash is that of the manifest's lines, so planning the same twice gives the same folder, and other metrics or another
+batch size a folder of its own. A plan belongs to the results folder it lies in, wherever that is moved; runs are shared
+by all plans of the folder.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from experiments.errors import ConfigError, check
 from experiments.identity import run_id
 from experiments.store import RunFolder
 
-__all__ = ["Plan", "PlanRow", "freeze", "thaw"]
+__all__ = ["Plan", "PlanRow", "freeze", "lines_of", "plan_name", "thaw"]
 
 NOT_FROZEN = ("results", "shard", "cluster")
 """Where and on what a row runs is decided when it runs."""
@@ -145,7 +146,12 @@ class Plan:
         return RunFolder(self.results, row.run, shard or Shard())
 
 
-def plan_name(title: str, runs: list[str]) -> str:
-    """Name of the folder."""
+def lines_of(rows: list[PlanRow]) -> str:
+    """The manifest as it is written."""
+    return "".join(f"{json.dumps(vars(row), allow_nan=False)}\n" for row in rows)
+
+
+def plan_name(title: str, manifest: str) -> str:
+    """Name of the folder: a title, and the hash of every setting of every row."""
     word = re.sub(r"[^A-Za-z0-9_-]+", "-", title).strip("-") or "plan"
-    return f"{word}-{hashlib.sha256(json.dumps(runs).encode()).hexdigest()[:8]}"
+    return f"{word}-{hashlib.sha256(manifest.encode()).hexdigest()[:8]}"

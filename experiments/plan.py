@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import os
 import sys
 from pathlib import Path
@@ -30,7 +29,7 @@ from experiments.config import Settings, resolve
 from experiments.errors import ConfigError, check
 from experiments.forecast import Forecast, forecast
 from experiments.identity import run_id
-from experiments.manifest import Plan, PlanRow, freeze, plan_name
+from experiments.manifest import Plan, PlanRow, freeze, lines_of, plan_name
 from experiments.preset import RowConfig
 from experiments.revision import revision
 from experiments.store import ensure_writable, write_json, write_text
@@ -86,11 +85,12 @@ def make_plan(words: list[str], results: Path, title: str | None = None) -> tupl
             extra = [word for word in line if word.partition("=")[0] in swept & {"seed", "num_items", "num_steps"}]
             entry = {"label": ", ".join([label, *extra]), "block": row.block, "paper": row.paper, "settings": settings}
             rows.setdefault(run_id(settings), entry)
-    check(bool(rows), "experiment", "must have a row that can be run", " ".join(words))
-    ordered = in_order(rows)
+    if not rows:
+        raise ConfigError(f"experiment: must have a row that can be run, got {' '.join(words)}: {'; '.join(absent)}")
+    manifest = lines_of(in_order(rows))
     name = next((w.partition("=")[2] for w in words if w.startswith("experiment=")), "sweep")
-    folder = results.resolve() / "plans" / plan_name(title or name, [row.run for row in ordered])
-    write_plan(folder, ordered, words)
+    folder = results.resolve() / "plans" / plan_name(title or name, manifest)
+    write_plan(folder, manifest, words)
     return Plan(folder), list(absent)
 
 
@@ -126,7 +126,7 @@ def in_order(rows: dict[str, dict[str, Any]]) -> list[PlanRow]:
     ]
 
 
-def write_plan(folder: Path, rows: list[PlanRow], words: list[str]) -> None:
+def write_plan(folder: Path, manifest: str, words: list[str]) -> None:
     """Write the folder unless it is there; who comes first decides, and the manifest comes last."""
     if (folder / "manifest.jsonl").is_file():
         (folder / "plan.json").touch()  # the newest of its title again
@@ -134,9 +134,8 @@ def write_plan(folder: Path, rows: list[PlanRow], words: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     code, diff = revision()
     write_text(folder / "code.diff", diff)
-    write_json(folder / "plan.json", {"words": words, "rows": len(rows), "code": code})
-    lines = (json.dumps(vars(row), allow_nan=False) for row in rows)
-    write_text(folder / "manifest.jsonl", "".join(f"{line}\n" for line in lines))
+    write_json(folder / "plan.json", {"words": words, "rows": manifest.count("\n"), "code": code})
+    write_text(folder / "manifest.jsonl", manifest)
 
 
 def describe(plan: Plan, expected: Forecast, absent: list[str]) -> str:
@@ -156,6 +155,8 @@ def describe(plan: Plan, expected: Forecast, absent: list[str]) -> str:
 
 def main(arguments: list[str]) -> None:
     """Plan what the arguments mean."""
+    if {"--help", "-h"} & set(arguments):
+        return print(__doc__)
     given = dict(word.split("=", 1) for word in arguments if "=" in word and word.split("=", 1)[0] in OWN)
     words = [word for word in arguments if word.partition("=")[0] not in OWN]
     title = given.get("title")
@@ -165,7 +166,7 @@ def main(arguments: list[str]) -> None:
     ensure_writable(results)
     plan, absent = make_plan(words, results, title)
     print(describe(plan, forecast(plan), absent))
-    print(f"plan: {os.path.relpath(plan.folder)}", flush=True)
+    return print(f"plan: {os.path.relpath(plan.folder)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from plans import planned
 
 from experiments.compose import Composer, compose, options, split_rows
 from experiments.config import resolve
+from experiments.forecast import speeds_of
 from experiments.identity import run_id
 from experiments.manifest import Plan, freeze, thaw
 from experiments.plan import main, make_plan, sweeps
@@ -82,6 +84,33 @@ def test_the_plan_is_the_same_twice_and_conf_cannot_change_it(small, monkeypatch
     assert [run_id(row.settings(plan.results)) for row in plan.rows] == [row.run for row in plan.rows]
 
 
+def test_what_is_no_part_of_a_run_is_part_of_its_plan(small):
+    """Metrics and batch size do not change a run, but a manifest that froze others must not be taken for this one."""
+    first = planned(small, "method=hicache")
+    kept = [word for word in small if not word.startswith(("batch_size", "metrics="))]
+    other = planned(kept, "method=hicache", "metrics.names=[psnr]", "batch_size=2")
+    assert other.folder != first.folder and [row.run for row in other.rows] == [row.run for row in first.rows]
+    assert {row.frozen["batch_size"] for row in other.rows} == {2}
+    assert {tuple(row.frozen["metrics"]["names"]) for row in other.rows} == {("psnr",)}
+    assert planned(kept, "method=hicache", "metrics.names=[psnr]", "batch_size=2").folder == other.folder
+
+
+def test_hours_come_from_a_timed_run_of_another_plan(small, capsys):
+    plan = planned(small, "method=none", "seed=5")
+    run = plan.run(plan.rows[0])
+    run.path.mkdir(parents=True)
+    write_json(run.path / "metrics.json", {"latency": {"batch": 2, "median": 0.5}, "flops": {"total": 3e9}})
+    later = planned(small, "method=hicache")
+    assert speeds_of(later) == {"digits": 1.2e10}
+    main([*small, "method=hicache"])
+    assert re.search(r"^hours: \S+ on one device", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_help_is_the_docstring(capsys):
+    main(["--help"])
+    assert "python -m experiments.plan experiment=digits_table" in capsys.readouterr().out
+
+
 def test_a_row_that_no_longer_means_the_same_is_refused(small):
     plan = planned(small, "method=hicache")
     path = plan.folder / "manifest.jsonl"
@@ -100,6 +129,10 @@ def test_a_row_that_no_longer_means_the_same_is_refused(small):
         (
             ["backend=flux", "method=toca", "scope=stack", "policy=mask", "method.mask=[0,99]"],
             "method.mask: must stay below num_steps=50",
+        ),
+        (
+            ["experiment=table6"],
+            r"must have a row that can be run, got experiment=table6: all time steps \(an analysis .*; late, low noise",
         ),
         (["title=../x"], "title: must be made of letters"),
     ],
