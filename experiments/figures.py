@@ -25,7 +25,8 @@ from experiments.errors import check, choose
 from experiments.gallery import read_still, records_of, varied
 from experiments.manifest import Plan
 from experiments.report import family, whole
-from experiments.tables.__main__ import parse, presets_of
+from experiments.store import ensure_writable
+from experiments.tables.__main__ import overrides_of, parse, presets_of
 from experiments.tables.build import Row, Table, build, build_plan
 from experiments.tables.ranks import DIRECTIONS
 from experiments.tables.render import HEADS
@@ -125,9 +126,11 @@ def grid(table: Table, results: Path, count: int, stem: Path) -> list[Path]:
     return [path]
 
 
-def quality_of(table: Table, wanted: str) -> str:
-    """The quality on the vertical axis: as asked, or the table's first that is measured."""
+def quality_of(table: Table, wanted: str) -> str | None:
+    """The quality on the vertical axis: as asked, or the table's first that is measured; None if it has no quality."""
     columns = [name for name in table.preset.columns if name in DIRECTIONS]
+    if not columns:
+        return None
     if wanted:
         return choose("quality", wanted, columns)
     return next((name for name in columns if len(measured(table, "flops_speedup", name)) > 1), columns[0])
@@ -135,12 +138,14 @@ def quality_of(table: Table, wanted: str) -> str:
 
 def main(arguments: list[str]) -> None:
     """Draw what the arguments mean."""
+    if {"--help", "-h"} & set(arguments):
+        return print(__doc__)
     given = dict(parse(argument) for argument in arguments)
     if "backend" in given and not {"table", "plan"} & set(given):
         analyses.main(arguments)
         if not {"part", "mode"} & set(given):  # the published setting of the energy test, which says nothing
             analyses.main([*arguments, "part=gaussianity", "mode=raw", f"items={RAW_ITEMS}"])
-        return
+        return None
     names, plan = given.pop("table", ""), given.pop("plan", "")
     results = Path(given.pop("results", "results"))
     quality, count = given.pop("quality", ""), whole(given, "items", 10)
@@ -151,16 +156,20 @@ def main(arguments: list[str]) -> None:
         opened = Plan.open(plan)
         results, tables = opened.results, [build_plan(opened)]
     else:
-        overrides = [f"{key}={value}" for key, value in given.items()]
+        overrides = overrides_of(given)
         tables = [build(preset, overrides, results) for preset in presets_of(names)]
+    ensure_writable(results)
     folder = results / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     for table in tables:
-        stem = folder / table.preset.name
-        written = [*pareto(table, speed, quality_of(table, quality), stem), *grid(table, results, count, stem)]
-        print(*(f"written: {path}" for path in written), sep="\n")
+        stem, chosen = folder / table.preset.name, quality_of(table, quality)
+        plot = pareto(table, speed, chosen, stem) if chosen else []
+        written = [*plot, *grid(table, results, count, stem)]
+        for path in written:
+            print(f"written: {path}")
         if not written:
             print(f"{table.preset.name}: none of its rows was run")
+    return None
 
 
 if __name__ == "__main__":

@@ -23,12 +23,13 @@ import jinja2
 import hicache
 from experiments.cli import Exit
 from experiments.environment import git
-from experiments.errors import check
+from experiments.errors import ConfigError, check
 from experiments.gallery import Gallery
 from experiments.manifest import Plan
 from experiments.store import write_text
-from experiments.tables.__main__ import parse, presets_of
+from experiments.tables.__main__ import overrides_of, parse, presets_of
 from experiments.tables.build import Cell, Row, Table, build, build_plan
+from experiments.tables.costs import UNITS
 from experiments.tables.ranks import DIRECTIONS, judged
 from experiments.tables.render import DECIMALS, HEADS, LEVEL, facts, published_text
 from experiments.tables.runs import build_runs
@@ -43,14 +44,14 @@ NAMES = {**HEADS, "num_full_steps": "full steps", "flops_speedup": "FLOPs speed-
 def shown(name: str, cell: Cell) -> dict[str, Any]:
     """A cell of ours: text, interval, rank and verdict; `sort` is the number behind it."""
     if cell.value is None:
-        return {"why": cell.why, "sort": ""}
+        return {"why": cell.why, "sort": "Infinity" if cell.equal else "", "rank": cell.rank}
     decimals = DECIMALS.get(name, 2)
     interval = ""
     if cell.low is not None and cell.high is not None:
         interval = f"[{cell.low:.{decimals}f}, {cell.high:.{decimals}f}]"
     mark = "" if cell.p is None or cell.p >= LEVEL else ("up" if cell.better else "down")
     return {
-        "text": f"{cell.value:.{decimals}f}",
+        "text": f"{cell.value:.{decimals}f}" + (f", {cell.equal} equal" if cell.equal else ""),
         "sort": repr(cell.value),
         "interval": interval,
         "rank": cell.rank,
@@ -111,7 +112,7 @@ def page(tables: list[Table], roots: list[Path], title: str, items: int, side: i
     measured = [name for name in names if sum(point.get(name) is not None for point in made) > 1]
     data = {
         "points": made,
-        "qualities": [name for name in measured if name in DIRECTIONS and name not in (*SPEEDS, "flops_t")],
+        "qualities": [name for name in measured if name in DIRECTIONS and name not in (*SPEEDS, *UNITS)],
         "speeds": [name for name in SPEEDS if name in measured],
         "directions": DIRECTIONS,
         "heads": {name: NAMES.get(name, name) for name in names},
@@ -148,6 +149,8 @@ def whole(given: dict[str, str], key: str, default: int) -> int:
 
 def main(arguments: list[str]) -> None:
     """Write the page that the arguments mean."""
+    if {"--help", "-h"} & set(arguments):
+        return print(__doc__)
     words = [word for word in arguments if "=" not in word]
     given = dict(parse(argument) for argument in arguments if "=" in argument)
     names, plan = given.pop("table", ""), given.pop("plan", "")
@@ -157,7 +160,7 @@ def main(arguments: list[str]) -> None:
     check(sum(map(bool, (names, plan, words))) == 1, "table", rule, names or plan or " ".join(words))
     roots, stem = [results / "runs"], "runs"
     if names:
-        overrides = [f"{key}={value}" for key, value in given.items()]
+        overrides = overrides_of(given)
         tables = [build(preset, overrides, results) for preset in presets_of(names)]
         stem = "_".join(table.preset.name for table in tables) if len(tables) < 4 else "all"
     else:
@@ -171,10 +174,18 @@ def main(arguments: list[str]) -> None:
             table, roots = build_runs(words, results)
             tables = [table]
     path = Path(out) if out else results / "report" / f"{stem}.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
     title = tables[0].preset.title if len(tables) == 1 else "HiCache: runs and tables"
-    write_text(path, page([judged(table, results) for table in tables], roots, title, items, side))
-    print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    put(path, page([judged(table, results) for table in tables], roots, title, items, side))
+    return print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+def put(path: Path, text: str) -> None:
+    """Write the page where it is wanted."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+    except OSError as error:
+        raise ConfigError(f"out: must be a file that can be written, got {str(path)!r} ({error.strerror})") from error
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python -m experiments.tables table=digits_table4            a table of the paper on the embedded model
     python -m experiments.tables table=3 columns=flops          FLOPs of Table 3 from shapes: no weights, no runs
     python -m experiments.tables table=all seed=1               every preset, other runs
-    python -m experiments.tables plan=results/plans/NAME        the rows of a plan
+    python -m experiments.tables plan=results/plans/NAME        the rows of a plan; columns=flops works here too
     python -m experiments.tables table=digits embedded=true     also to results/embedded, which is committed
 
 Rows that were not run are shown as such; `experiments.plan` and `experiments.execute` run them. Further key=value
@@ -17,21 +17,23 @@ import sys
 from pathlib import Path
 
 from experiments.cli import Exit
-from experiments.compose import options
+from experiments.compose import options, parsed
 from experiments.errors import ConfigError, check
 from experiments.manifest import Plan
-from experiments.store import write_text
+from experiments.store import ensure_writable, write_text
 from experiments.tables.build import Table, build, build_plan, preset_of
-from experiments.tables.costs import build_costs
+from experiments.tables.costs import build_costs, build_plan_costs
 from experiments.tables.plot import plot
 from experiments.tables.ranks import judged
 from experiments.tables.render import to_csv, to_latex, to_markdown
 
-__all__ = ["main", "presets_of"]
+__all__ = ["main", "overrides_of", "parse", "presets_of"]
 
 
 def main(arguments: list[str]) -> None:
     """Build, print and write the tables that the arguments name."""
+    if {"--help", "-h"} & set(arguments):
+        return print(__doc__)
     given = dict(parse(argument) for argument in arguments)
     names, plan = given.pop("table", ""), given.pop("plan", "")
     results = Path(given.pop("results", "results"))
@@ -41,10 +43,15 @@ def main(arguments: list[str]) -> None:
     check(columns in ("all", "flops"), "columns", "must be all or flops", columns)
     if plan:
         check(not given, "argument", "must not stand beside plan=", sorted(given))
+        check(embedded == "false", "embedded", "must be false beside plan= (results/embedded is for presets)", embedded)
         opened = Plan.open(plan)
+        ensure_writable(opened.results)
+        if columns == "flops":
+            return show(build_plan_costs(opened), [opened.results / "tables"], "_flops")
         return show(judged(build_plan(opened), opened.results), [opened.results / "tables"])
     folders = [results / "tables"] + ([Path("results/embedded")] if embedded == "true" else [])
-    overrides = [f"{key}={value}" for key, value in given.items()]
+    overrides = overrides_of(given)
+    ensure_writable(results)
     for preset in presets_of(names):
         if columns == "flops":
             show(build_costs(preset, overrides), folders, "_flops")
@@ -63,6 +70,14 @@ def show(table: Table, folders: list[Path], suffix: str = "") -> None:
     written = [path for folder in folders for path in write(table, folder, suffix)]
     print(to_markdown(table))
     print(*(f"written: {path}" for path in written), sep="\n")
+
+
+def overrides_of(given: dict[str, str]) -> list[str]:
+    """The arguments that are those of run.py; a row stands for one run, so each has one value."""
+    for key, value in given.items():
+        sweep = parsed(f"{key}={value}").is_sweep_override()
+        check(not sweep, key, "must be one value here (experiments.plan takes several, plan= shows them)", value)
+    return [f"{key}={value}" for key, value in given.items()]
 
 
 def parse(argument: str) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from experiments.compose import compose, options, split_rows
 from experiments.config import Settings, resolve
 from experiments.errors import ConfigError, check, choose
 from experiments.identity import run_id
-from experiments.manifest import Plan
+from experiments.manifest import Plan, thaw
 from experiments.metrics import PAIRED
 from experiments.preset import PaperConfig, PresetConfig, RowConfig
 from experiments.quality import is_paired
@@ -143,9 +143,8 @@ def build_plan(plan: Plan) -> Table:
     config = PresetConfig(name=plan.folder.name, title=f"Plan {plan.folder.name}", columns=metrics)
     rows: list[Row] = []
     for row in plan.rows:
-        own = row.frozen["method"]["name"] == "none"
-        ours = cells_of(plan.results, row.run, own, [*COSTS, *metrics])
-        settings = row.settings(plan.results) if not rows else None
+        settings = thaw(row.frozen, plan.results)
+        ours = cells_of(plan.results, row.run, settings.plain, [*COSTS, *metrics])
         rows.append(Row(label=row.label, run=row.run, settings=settings, ours=ours, paper={}, block=row.block))
     return Table(preset=config, rows=rows)
 
@@ -174,8 +173,8 @@ def cells_of(results: Path, run: str, is_reference: bool, names: list[str]) -> d
         elif not isinstance(value, dict):
             found[name] = Cell(value=float(value))
         elif value["mean"] is None:
-            equal = f"equal in {value['infinite']} items" if value.get("infinite") else "no value"
-            found[name] = Cell(why=equal)
+            equal = value.get("infinite", 0)
+            found[name] = Cell(why=f"equal in {equal} items" if equal else "no value", equal=equal)
         else:
             equal = value.get("infinite", 0)
             found[name] = Cell(value=value["mean"], low=value.get("low"), high=value.get("high"), equal=equal)

@@ -19,12 +19,15 @@ AXES = {"flops_speedup": "FLOPs speed-up", "sigma": "σ"}
 MARKERS = "osD^vP*Xdh"
 CROWD = 12
 """More lines than that have their legend beside the axes."""
+NAMED = 40
+"""No more lines than that are named in a legend."""
 
 
 def family(row: Row) -> str:
     """What is joined by a line: a method, or a solver with fewer steps."""
     if row.settings is None:
-        return row.label
+        known = [part for part in row.run.split("-") if part in hicache.METHODS]
+        return hicache.METHODS[known[0]].title if known else row.label
     method = row.settings.method
     if isinstance(method, StepsConfig):
         return {"dpmpp": "DPM-Solver++", "unipc": "UniPC"}.get(method.solver or "", "fewer DDIM steps")
@@ -55,8 +58,11 @@ def plot(table: Table, path: Path) -> bool:
                 axis.errorbar(x, y, yerr=(below, above), label=title, color=colour, **style)
         axis.set(xlabel=AXES.get(table.preset.axis, table.preset.axis), ylabel=TITLES.get(name, name))
         axis.grid(alpha=0.3)
+    handles, titles = axes[0][0].get_legend_handles_labels()
+    if len(handles) > NAMED:
+        titles = [*titles[: NAMED - 1], f"… and {len(titles) - NAMED + 1} more"]
     if crowded:
-        axes[0][-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.02, 1), ncols=2)
+        axes[0][-1].legend(handles[:NAMED], titles, fontsize=7, loc="upper left", bbox_to_anchor=(1.02, 1), ncols=2)
     else:
         axes[0][0].legend(fontsize=8)
     figure.suptitle(textwrap.fill(table.preset.title, 62 * len(shown)), fontsize=10)

@@ -2,6 +2,10 @@
 
 Ranks are over the rows of a block that have a number; un-cached rows take no part. The test is Wilcoxon's signed-rank
 test on the values per item, paired with the baseline's, corrected over the rows of the block (Holm).
+
+An item equal to the reference has an infinite PSNR, which no mean can hold. Where a block has such items its rows are
+ranked by the median over all items, infinite being the largest; a row whose every item is equal is the best. The test
+keeps such an item: a difference from infinity is larger than every finite one, and that of two infinities is 0.
 """
 
 from __future__ import annotations
@@ -10,7 +14,8 @@ import csv
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import hicache
@@ -23,6 +28,7 @@ __all__ = ["DIRECTIONS", "judged", "values_of"]
 
 DIRECTIONS: dict[str, int] = {
     "flops_t": -1,
+    "flops_g": -1,
     "flops_speedup": 1,
     "wall_speedup": 1,
     **{name: -1 if title.endswith("↓") else 1 for name, title in TITLES.items()},
@@ -40,24 +46,24 @@ def judged(table: Table, results: Path) -> Table:
         choose("preset.baseline", table.preset.baseline, hicache.METHODS)
     for places in blocks(rows):
         for name, direction in DIRECTIONS.items():
-            rank(rows, places, name, direction)
+            rank(rows, places, name, direction, results)
             if table.preset.baseline is not None:
                 test(rows, places, name, direction, table.preset.baseline, results)
-    return dataclasses.replace(table, rows=in_order(rows, table.preset.sort))
+    return dataclasses.replace(table, rows=in_order(rows, table.preset.sort, results))
 
 
-def in_order(rows: list[Row], column: str | None) -> list[Row]:
+def in_order(rows: list[Row], column: str | None, results: Path) -> list[Row]:
     """The rows of each block by their number in a column, best first; rows without one come last."""
     if column is None:
         return rows
     direction = DIRECTIONS[choose("preset.sort", column, DIRECTIONS)]
-    named = list(dict.fromkeys(row.block for row in rows))
-
-    def place(row: Row) -> tuple[int, float]:
-        value = row.ours[column].value if column in row.ours else None
-        return named.index(row.block), math.inf if value is None else -direction * value
-
-    return sorted(rows, key=place)
+    ordered: list[Row] = []
+    for block in dict.fromkeys(row.block for row in rows):
+        mine = [row for row in rows if row.block == block]
+        places = standings(mine, range(len(mine)), column, direction, results)
+        known = sorted(places, key=lambda i: places[i], reverse=True)
+        ordered += [mine[i] for i in (*known, *(i for i in range(len(mine)) if i not in places))]
+    return ordered
 
 
 def blocks(rows: list[Row]) -> Iterator[list[int]]:
@@ -75,10 +81,27 @@ def put(rows: list[Row], index: int, name: str, **changes: object) -> None:
     rows[index] = dataclasses.replace(rows[index], ours={**rows[index].ours, name: cell})
 
 
-def rank(rows: list[Row], places: list[int], name: str, direction: int) -> None:
+Standing = tuple[float, float]
+
+
+def standings(rows: list[Row], places: Iterable[int], name: str, direction: int, results: Path) -> dict[int, Standing]:
+    """What the rows are ranked by, more being better: the number shown, or the median where an item is infinite.
+
+    Rows without a number have no standing. Of two infinite medians the one with a finite item is the lesser.
+    """
+    cells = {i: rows[i].ours[name] for i in places if name in rows[i].ours}
+    means = {i: cell.value for i, cell in cells.items() if cell.value is not None}
+    if any(cell.equal for cell in cells.values()):
+        values = {i: values_of(results / "runs" / rows[i].run, name) for i in means}
+        if all(values.values()):
+            means = {i: statistics.median(of.values()) for i, of in values.items()}
+    found = {i: (direction * value, 0.0) for i, value in means.items()}
+    return found | {i: (math.inf, 1.0) for i, cell in cells.items() if cell.value is None and cell.equal}
+
+
+def rank(rows: list[Row], places: list[int], name: str, direction: int, results: Path) -> None:
     """Mark the best and the second of a block; equal numbers share a rank, and alike in all rows means no best."""
-    values = {i: rows[i].ours[name].value for i in places if name in rows[i].ours}
-    known = {i: direction * value for i, value in values.items() if value is not None}
+    known = standings(rows, places, name, direction, results)
     order = sorted(set(known.values()), reverse=True)
     if len(order) > 1:
         for i, value in known.items():
@@ -92,14 +115,22 @@ def test(rows: list[Row], places: list[int], name: str, direction: int, baseline
     if len(base) != 1:
         return
     values = {i: values_of(results / "runs" / row.run, name) for i, row in known.items()}
-    items = [item for item, value in values[base[0]].items() if math.isfinite(value)]
-    shared = {str(i): [of[item] for item in items] for i, of in values.items() if items and set(items) <= set(of)}
-    paired = {i: found for i, found in shared.items() if all(math.isfinite(value) for value in found)}
-    if str(base[0]) not in paired or len(paired) < 2:
+    theirs = values.pop(base[0])
+    paired = {str(i): differences(of, theirs) for i, of in values.items() if theirs and set(theirs) <= set(of)}
+    if not paired:
         return
-    for i, outcome in wilcoxon_holm(paired, str(base[0])).items():
-        difference = sum(a - b for a, b in zip(paired[i], paired[str(base[0])], strict=True))
-        put(rows, int(i), name, p=outcome.p_holm, better=direction * difference > 0)
+    for i, outcome in wilcoxon_holm({**paired, BASELINE: [0.0] * len(theirs)}, BASELINE).items():
+        put(rows, int(i), name, p=outcome.p_holm, better=direction * sum(paired[i]) > 0)
+
+
+BASELINE = "baseline"
+
+
+def differences(mine: Mapping[str, float], theirs: Mapping[str, float]) -> list[float]:
+    """Mine minus theirs by item; an infinite one is twice the largest finite one, that of two infinities 0."""
+    found = [0.0 if mine[item] == other else mine[item] - other for item, other in theirs.items()]
+    beyond = 2 * max((abs(value) for value in found if math.isfinite(value)), default=0.0) or 1.0
+    return [value if math.isfinite(value) else math.copysign(beyond, value) for value in found]
 
 
 def values_of(folder: Path, name: str) -> dict[str, float]:

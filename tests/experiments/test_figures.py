@@ -40,12 +40,19 @@ def test_figures_of_a_plan(small, monkeypatch, capsys):
     [
         ([], "table: must be given, or plan"),
         (["table=digits", "speed=fast"], "speed: must be one of flops_speedup, wall_speedup"),
+        (["table=digits", "results=/proc/x"], "results: must be a writable folder"),
+        (["table=digits", "seed=0,1"], "seed: must be one value here"),
         (["table=digits", "quality=fid"], "quality: must be one of class_accuracy, .*got 'fid'"),
     ],
 )
 def test_wrong_arguments_are_said_in_one_line(arguments, line, tmp_path):
     with pytest.raises(ValueError, match=line):
-        main([*arguments, f"results={tmp_path}"])
+        main([f"results={tmp_path}", *arguments])
+
+
+def test_a_table_without_a_quality_has_no_plot(tmp_path, capsys):
+    main(["table=6", f"results={tmp_path}"])
+    assert capsys.readouterr().out == "table6: none of its rows was run\n"
 
 
 def test_a_backend_alone_means_its_analyses(small, tmp_path):

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import time
+import warnings
+from pathlib import Path
 
 import pytest
 from plans import planned
@@ -10,7 +12,8 @@ from plans import planned
 from experiments.manifest import Plan
 from experiments.store import write_json
 from experiments.tables.build import Cell, Table, build, build_plan
-from experiments.tables.ranks import judged, values_of
+from experiments.tables.plot import plot, points
+from experiments.tables.ranks import differences, judged, values_of
 from experiments.tables.render import to_csv, to_latex, to_markdown
 
 ITEMS = [f"{index:05d}" for index in range(20)]
@@ -84,6 +87,62 @@ def test_items_that_do_not_pair_are_not_tested(table, tmp_path):
     assert ours["hicache"]["psnr"].p is None and ours["fora"]["psnr"].p < 0.001
 
 
+def test_every_reference_of_a_plan_stays_out_of_its_ranks(small):
+    plan = planned(small, "method=hicache,fora", "seed=0,1")
+    for row, flops in zip(plan.rows, [1.0, 1.0, 4.0, 5.0, 3.0, 2.0], strict=True):
+        run = plan.run(row).path
+        run.mkdir(parents=True)
+        write_json(run / "status.json", {"state": "done", "pid": 1, "host": "x", "heartbeat": 0.0})
+        write_json(run / "metrics.json", {"flops_speedup": flops})
+    ranks = [row.ours["flops_speedup"].rank for row in judged(build_plan(plan), plan.results).rows]
+    assert ranks == [0, 0, 2, 1, 0, 0]
+
+
+def with_equal(made: Table, folder: Path, equal: dict[str, int]) -> dict:
+    """The block judged anew, with the first items of some methods equal to the reference."""
+    rows = list(made.rows)
+    for index, row in enumerate(rows):
+        name = row.settings.method.name if row.settings else ""
+        if row.block == "N=7" and name in SHIFTS:
+            path = folder / "runs" / row.run / "values" / "psnr.json"
+            values = json.loads(path.read_text())
+            values |= dict.fromkeys(ITEMS[: equal.get(name, 0)])
+            path.write_text(json.dumps(values))
+            finite = [value for value in values.values() if value is not None]
+            mean = sum(finite) / len(finite) if finite else None
+            cell = Cell(value=mean, equal=equal.get(name, 0), why="" if finite else "equal in 20 items")
+            rows[index] = dataclasses.replace(row, ours={**row.ours, "psnr": cell})
+    return named(judged(Table(preset=made.preset, rows=rows), folder))
+
+
+def test_a_row_whose_every_item_is_equal_is_the_best(table):
+    ours = with_equal(*table, {"fora": 20})
+    assert [ours[name]["psnr"].rank for name in ("fora", "hicache", "taylorseer")] == [1, 2, 0]
+    assert ours["fora"]["psnr"].p < 0.001 and ours["fora"]["psnr"].better
+
+
+def test_a_row_with_some_equal_items_is_ranked_by_its_median(table):
+    """The mean over the rest would reward a row for items that are easy and left out, or punish it."""
+    ours = with_equal(*table, {"taylorseer": 1, "fora": 12})
+    assert [ours[name]["psnr"].rank for name in ("fora", "hicache", "taylorseer")] == [1, 2, 0]
+    again = with_equal(*table, {"taylorseer": 12, "fora": 20})
+    assert [again[name]["psnr"].rank for name in ("fora", "taylorseer", "hicache")] == [1, 2, 0]
+
+
+def test_one_equal_item_does_not_end_the_test(table):
+    for equal in ({"hicache": 1}, {"taylorseer": 1}, {"hicache": 1, "taylorseer": 1}):
+        ours = with_equal(*table, equal)
+        assert ours["hicache"]["psnr"].p < 0.001 and ours["hicache"]["psnr"].better, equal
+        assert ours["fora"]["psnr"].p < 0.001 and not ours["fora"]["psnr"].better
+
+
+def test_an_infinite_difference_is_the_largest():
+    inf = float("inf")
+    mine, theirs = {"a": inf, "b": 3.0, "c": inf, "d": 1.0}, {"a": inf, "b": 1.0, "c": 7.0, "d": inf}
+    assert differences(mine, theirs) == [0.0, 2.0, 4.0, -4.0]
+    assert differences({"a": inf}, {"a": 1.0}) == [1.0]
+
+
 def test_the_formats_show_it(table):
     text = to_markdown(table[0])
     assert "**32." in text and "<u>31." in text and " ▲" in text and " ▼" in text
@@ -119,4 +178,8 @@ def test_tables_of_two_thousand_runs_take_seconds(small, tmp_path):
     started = time.process_time()
     table = judged(build_plan(Plan(plan.folder)), plan.results)
     text = to_markdown(table) + to_csv(table) + to_latex(table)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert plot(table, tmp_path / "plot.png")
     assert time.process_time() - started < 5 and text.count("run-1999") == 3
+    assert set(points(table, "psnr")) == {"HiCache"}

@@ -115,6 +115,8 @@ def test_large_pictures_are_scaled(tmp_path):
         (["table=digits", "results"], "table: must be given, or plan, or runs, and only one"),
         (["nowhere"], "run: must be one of .*got 'nowhere'"),
         (["table=digits", "items=0"], "items: must be an integer >= 1, got '0'"),
+        (["table=6", "seed=0,1"], "seed: must be one value here"),
+        (["table=6", "out=/proc/x/y.html"], "out: must be a file that can be written, got '/proc/x/y.html'"),
         (["plan=x", "seed=1"], "argument: must not stand beside plan="),
     ],
 )
@@ -160,11 +162,14 @@ def browse(out, *options: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.browser
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [480, 1400])
+@pytest.mark.parametrize("width", [480, 600, 1400])
 def test_it_works_in_a_browser(page, width):
     plan, out = page
     probed = out.with_name(f"probed-{width}.html")
-    probed.write_text(out.read_text().replace("<title>", PROBE + "<title>"))
+    text = out.read_text()
+    title = data_of(text)["items"][0]["title"]
+    text = text.replace(json.dumps(title)[1:-1], "a photograph of " * 20 + "a_very_long_word" * 12)
+    probed.write_text(text.replace("<title>", PROBE + "<title>"))
     done = browse(probed, f"--window-size={width},900", "--dump-dom")
     found = json.loads(re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.DOTALL)[1].replace("&gt;", ">"))
     values = [float(value) for value in found["down"] if value]

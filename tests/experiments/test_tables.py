@@ -4,13 +4,17 @@ import csv
 import dataclasses
 import io
 import json
+import warnings
 
 import pytest
+from matplotlib.legend import Legend
+from plans import planned
 
 from experiments.tables.__main__ import main
 from experiments.tables.build import Cell, Table, build
-from experiments.tables.plot import points
-from experiments.tables.render import to_csv, to_latex, to_markdown
+from experiments.tables.plot import NAMED, plot, points
+from experiments.tables.ranks import judged
+from experiments.tables.render import escaped, to_csv, to_latex, to_markdown
 
 SUMMARY = {"mean": 31.25, "low": 30.5, "high": 32.0, "n": 9}
 
@@ -83,6 +87,50 @@ def test_latex_is_escaped_and_traceable(table):
     assert all(row.run in text for row in table.rows)
 
 
+def test_labels_cannot_break_a_format(table):
+    label = "a|b\nθ=0.5, δ Λ $x^{2}$ ~ \\alpha_1 50% #3"
+    odd = dataclasses.replace(table, rows=[dataclasses.replace(row, label=label) for row in table.rows])
+    lines = [line for line in to_markdown(odd).splitlines() if line.startswith("|")]
+    assert len(lines) == len(table.rows) + 2 and r"| a\|b θ=0.5" in lines[2]
+    assert len({line.replace(r"\|", "").count("|") for line in lines}) == 1
+    shown = [line for line in to_latex(odd).splitlines() if not line.startswith("%")]
+    wanted = r"$\theta$=0.5, $\delta$ $\Lambda$ \$x\textasciicircum{}\{2\}\$ \textasciitilde{} "
+    wanted += r"\textbackslash{}alpha\_1 50\% \#3"
+    assert sum(f"a$|$b {wanted} &" in line for line in shown) == len(table.rows)
+    assert escaped("[x] ο Α") == "{}[x] o A"
+    assert all(escaped(letter).startswith("$\\") for letter in "αβγδεζηθικλμνξπρςστυφχψωΓΔΘΛΞΠΣΥΦΨΩ" if letter != "ς")
+
+
+def test_a_crowded_legend_is_cut(table, tmp_path, monkeypatch):
+    fora = table.rows[-1]
+    rows = [
+        dataclasses.replace(fora, run="", settings=None, label=f"row {index}", ours={"psnr": Cell(value=20.0 + index)})
+        for index in range(100)
+    ]
+    texts = []
+    monkeypatch.setattr(Legend, "draw", lambda self, *_: texts.append([text.get_text() for text in self.get_texts()]))
+    axis = dataclasses.replace(table.preset, axis="sigma")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert plot(Table(preset=axis, rows=rows), tmp_path / "plot.png")
+    assert len(texts[-1]) == NAMED and texts[-1][-1] == "… and 61 more"
+
+
+def test_a_plan_has_flops_columns_and_nothing_of_it_is_committed(small, capsys):
+    plan = planned(small, "method=hicache,none", "seed=0,1")
+    main([f"plan={plan.folder}", "columns=flops"])
+    out = capsys.readouterr().out
+    assert "| method | TFLOPs | FLOPs × |" in out and out.count(" | 1.00 |") == 2
+    assert (plan.results / "tables" / f"{plan.folder.name}_flops.csv").is_file()
+    with pytest.raises(ValueError, match="embedded: must be false beside plan="):
+        main([f"plan={plan.folder}", "embedded=true"])
+
+
+def test_help_is_the_docstring(capsys):
+    main(["--help"])
+    assert "python -m experiments.tables table=digits" in capsys.readouterr().out
+
+
 def test_the_plot_holds_the_numbers_of_the_table(table):
     assert points(table, "psnr") == {
         "HiCache": [(0.3, 31.25, 0.75, 0.75)],
@@ -104,7 +152,7 @@ def test_a_method_without_the_setting_of_the_axis_is_a_level(table):
 def test_the_command_writes_and_prints(table, results, capsys):
     main(["table=digits_sigma", f"results={results}"])
     out = capsys.readouterr().out
-    assert to_markdown(table) in out
+    assert to_markdown(judged(table, results)) in out
     assert {path.name for path in (results / "tables").iterdir()} == {
         f"digits_sigma.{suffix}" for suffix in ("md", "csv", "tex", "png")
     }
@@ -118,6 +166,9 @@ def test_the_command_writes_and_prints(table, results, capsys):
         (["digits"], "argument: must read key=value, got 'digits'"),
         (["table=digits", "embedded=yes"], "embedded: must be true or false, got 'yes'"),
         (["table=digits", "sigm=1"], "sigm: must be a known key"),
+        (["table=digits", "seed=0,1"], "seed: must be one value here"),
+        (["table=digits", "seed=range(0,3)"], "seed: must be one value here"),
+        (["table=digits", "results=/proc/x"], "results: must be a writable folder"),
     ],
 )
 def test_wrong_arguments_are_said_in_one_line(arguments, line):
