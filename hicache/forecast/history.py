@@ -111,8 +111,8 @@ class Snapshots(History):
     """The last anchors themselves; the oldest makes room when the next slot is asked for."""
 
     gram: Tensor | None = None
-    """Inner products of the frames, `[*leading, K, K]`, where the basis uses them: of the frames as they were observed, so
-    that rows amended between anchors are forecast with weights that were fitted without them."""
+    """Inner products of the frames, `[*leading, K, K]`, where the basis uses them: of the frames as they were observed,
+    so that rows amended between anchors are forecast with weights that were fitted without them."""
     _fitted: Any = None
 
     def slot(self, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
