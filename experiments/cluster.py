@@ -16,6 +16,8 @@ __all__ = ["SlurmConfig"]
 
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,:=+\-\[\]]*")
 
+TIME = re.compile(r"[0-9]+(:[0-9]+){0,2}|[0-9]+-[0-9]+(:[0-9]+){0,2}")
+
 
 @dataclass(kw_only=True)
 class SlurmConfig(ClusterConfig):
@@ -45,7 +47,7 @@ class SlurmConfig(ClusterConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("partition", "account", "qos", "constraint", "gpus", "memory", "time"):
+        for key in ("name", "partition", "account", "qos", "constraint", "gpus", "memory", "time"):
             value = getattr(self, key)
             check(value is None or bool(WORD.fullmatch(value)), f"cluster.{key}", "must be one plain word", value)
         for key in ("cpus", "grace", "chunk", "shards"):
@@ -53,3 +55,22 @@ class SlurmConfig(ClusterConfig):
         for key in ("parallel", "max_array"):
             value = getattr(self, key)
             check(value is None or value >= 1, f"cluster.{key}", "must be an integer >= 1", value)
+        limit = seconds_of(self.time)
+        rule = f"must be less than cluster.time ({self.time})"
+        check(not limit or self.grace < limit, "cluster.grace", f"{rule}, in seconds", self.grace)
+
+
+def seconds_of(time: str) -> int:
+    """A time limit as Slurm reads it: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]].
+
+    Zero is no limit.
+    """
+    found = TIME.fullmatch(time)
+    check(found is not None, "cluster.time", "must be minutes, hours:minutes:seconds or days-hours:minutes", time)
+    days, _, clock = time.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    if days or len(parts) == 3:
+        hours, minutes, seconds = (*parts, 0, 0)[:3]
+    else:
+        hours, (minutes, seconds) = 0, (*parts, 0)[:2]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds

@@ -10,23 +10,25 @@ folder and is made anew each time: it may be deleted. Exit code 0 = complete, 1 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas
-import yaml
 
 from experiments import runner
 from experiments.cli import Exit
 from experiments.compose import set_up
+from experiments.errors import ConfigError
 from experiments.execute import devices_of
 from experiments.manifest import Plan, PlanRow
 from experiments.status import State, state_of
-from experiments.store import complete_lines
+from experiments.store import complete_lines, read_config, read_json
 from experiments.worker import Task, Worker, tasks_of
 
 __all__ = ["index", "main", "problems", "write_index"]
@@ -35,7 +37,12 @@ __all__ = ["index", "main", "problems", "write_index"]
 def problems(plan: Plan, row: PlanRow) -> list[str]:
     """What is wrong with the items of a row; empty if they are complete and disjoint."""
     folder = plan.run(row)
-    records = [json.loads(line) for path in sorted(folder.path.glob("items*.jsonl")) for line in complete_lines(path)]
+    records: list[dict[str, Any]] = []
+    for path in sorted(folder.path.glob("items*.jsonl")):
+        try:
+            records += [json.loads(line) for line in complete_lines(path)]
+        except ValueError as error:
+            return [f"{path}: a line is not JSON ({error})"]
     found = Counter(record["item"] for record in records)
     expected = {item.name for item in runner.items_of(row.settings(plan.results))}
     said = []
@@ -73,8 +80,13 @@ def finish_one(worker: Worker, task: Task) -> list[str]:
     """Measure a run whose items are complete; a finished one is only read."""
     settings = worker.settings(task)
     folder = worker.plan.run(task.row)
-    if runner.finished(settings, folder):
-        return []
+    try:
+        if (folder.path / "config.yaml").is_file():
+            read_config(folder.path / "config.yaml")
+        if runner.finished(settings, folder):
+            return []
+    except ConfigError as error:
+        return [str(error)]
     before = len(worker.failed) + len(worker.left)
     if state_of(worker.plan.results, task.row.run).state is State.DONE:
         worker.attempt(task)
@@ -89,19 +101,29 @@ def index(results: Path) -> pandas.DataFrame:
 
 
 def line(folder: Path) -> dict[str, Any]:
-    """The line of a run."""
+    """The line of a run; a file of it that cannot be read is said, and its values are left out."""
     made: dict[str, Any] = {"run": folder.name, "state": state_of(folder.parent.parent, folder.name).state.value}
     config, metrics = folder / "config.yaml", folder / "metrics.json"
-    if config.is_file():
-        settings = yaml.load(config.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))["settings"]
-        made |= {"backend": settings["backend"]["name"], "method": settings["method"]["name"]}
+    with told(folder.name):
+        settings = read_config(config).get("settings", {}) if config.is_file() else {}
+        made |= {key: settings[key]["name"] for key in ("backend", "method") if key in settings}
         made |= {key: value for key, value in settings.items() if isinstance(value, int | float | str)}
-    for name, value in (json.loads(metrics.read_text()) if metrics.is_file() else {}).items():
-        if isinstance(value, int | float | str):
-            made[name] = value
-        elif isinstance(value, dict):
-            made |= {f"{name}_{key}": number for key, number in value.items() if isinstance(number, int | float)}
+    with told(folder.name):
+        for name, value in (read_json(metrics) if metrics.is_file() else {}).items():
+            if isinstance(value, int | float | str):
+                made[name] = value
+            elif isinstance(value, dict):
+                made |= {f"{name}_{key}": number for key, number in value.items() if isinstance(number, int | float)}
     return made
+
+
+@contextlib.contextmanager
+def told(run: str) -> Iterator[None]:
+    """A file that cannot be read becomes a line."""
+    try:
+        yield
+    except ConfigError as error:
+        print(f"run {run}: {error}", file=sys.stderr)
 
 
 def write_index(results: Path) -> Path:

@@ -43,8 +43,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("plan")
     made.add_argument("--devices", help="comma-separated: numbers of GPUs, or cpu")
     made.add_argument("--executor", choices=("inline", "local", "slurm"))
-    made.add_argument("--shards", type=int, default=1, help="parts that each row is cut into")
-    made.add_argument("--threads", type=int, help="CPU threads of a worker")
+    made.add_argument("--shards", type=int, help="parts that each row is cut into (1)")
+    made.add_argument("--threads", type=int, help="CPU threads of a worker (1 on the CPU)")
     made.add_argument("--tasks", type=Path, help="file of tasks, one array element per line")
     made.add_argument("--element", type=int, help="line of --tasks")
     made.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -54,27 +54,47 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     """Execute; returns the exit code."""
     given, rest = parser().parse_known_args(arguments)
+    check_arguments(given)
     if given.executor == "slurm":
         from experiments.submit import main as submit
 
-        return submit([given.plan, *rest])
+        shards = [] if given.shards is None else [f"cluster.shards={given.shards}"]
+        return submit([given.plan, *rest, *shards])
     if rest:
         raise ConfigError(f"argument: must be one of those in --help, got {rest[0]!r}")
-    check(given.shards >= 1, "--shards", "must be an integer >= 1", given.shards)
     set_up()
     plan = Plan.open(given.plan)
     ensure_writable(plan.results)
     devices = devices_of(given.devices)
     if given.tasks and given.devices is None:
         devices = devices[:1]
-    tasks = chosen(plan, given.tasks, given.element) if given.tasks else tasks_of(plan, given.shards)
-    executor = given.executor or ("local" if len(devices) > 1 else "inline")
+    shards = given.shards or 1
+    tasks = chosen(plan, given.tasks, given.element) if given.tasks else tasks_of(plan, shards)
+    executor = given.executor or ("local" if len(devices) > 1 and not given.tasks else "inline")
     if executor == "local":
-        return Local(plan, devices, given.shards, given.threads).run()
-    check(len(devices) == 1, "--devices", "must name one device for executor inline", given.devices)
+        return Local(plan, devices, shards, given.threads).run()
+    what = "--tasks" if given.tasks else "executor inline"
+    check(len(devices) == 1, "--devices", f"must name one device for {what}", given.devices)
     if given.worker:
         stopping.stop_with_parent()
     return inline(plan, tasks, devices[0], given.threads, wait=given.tasks is None)
+
+
+def check_arguments(given: argparse.Namespace) -> None:
+    """What no executor can do, or would have to ignore, is refused."""
+    for key in ("shards", "threads"):
+        value = getattr(given, key)
+        check(value is None or value >= 1, f"--{key}", "must be an integer >= 1", value)
+    if given.executor == "slurm":
+        for key, instead in (("devices", "cluster.gpus"), ("threads", "cluster.cpus")):
+            value = getattr(given, key)
+            check(value is None, f"--{key}", f"must be said as {instead}=... for executor slurm", value)
+    if given.executor in ("local", "slurm"):
+        check(given.tasks is None, "--tasks", f"must go without executor {given.executor}", str(given.tasks))
+    if given.tasks is None:
+        check(given.element is None, "--element", "must come with --tasks", given.element)
+    else:
+        check(given.shards is None, "--shards", "must go without --tasks, which names the shards", given.shards)
 
 
 def devices_of(text: str | None) -> list[str]:
@@ -93,8 +113,12 @@ def devices_of(text: str | None) -> list[str]:
 
 def chosen(plan: Plan, path: Path, element: int | None) -> list[Task]:
     """The tasks of one array element: `3 4:0/2` on its line."""
-    known = {task.name: task for world in worlds(path) for task in tasks_of(plan, world)}
-    lines = path.read_text().splitlines()
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--tasks: must be a file of tasks, got {str(path)!r} ({error})") from error
+    known = {task.name: task for world in worlds(text) for task in tasks_of(plan, world)}
+    lines = text.splitlines()
     check(element is not None and 0 <= element < len(lines), "--element", f"must be a line of {path}", element)
     names = lines[element or 0].split()
     missing = [name for name in names if name not in known]
@@ -102,9 +126,10 @@ def chosen(plan: Plan, path: Path, element: int | None) -> list[Task]:
     return [known[name] for name in names]
 
 
-def worlds(path: Path) -> set[int]:
+def worlds(text: str) -> set[int]:
     """Numbers of shards that a file of tasks speaks of."""
-    return {int(name.partition("/")[2] or 1) for name in path.read_text().split()}
+    said = [name.partition("/")[2] or "1" for name in text.split()]
+    return {int(world) for world in said if world.isdecimal()}
 
 
 def inline(plan: Plan, tasks: list[Task], device: str, threads: int | None, wait: bool) -> int:
@@ -149,8 +174,8 @@ class Local:
 
     def run(self) -> int:
         """Start, watch, and sum up."""
-        children = [self.start(index, device) for index, device in enumerate(self.devices)]
         stopping.listen()
+        children = [self.start(index, device) for index, device in enumerate(self.devices)]
         before = {row.index: state.state for row, state in zip(self.plan.rows, states_of(self.plan), strict=True)}
         told = False
         while any(child.process.poll() is None for child in children):
@@ -174,7 +199,14 @@ class Local:
         count = str(self.threads or 1) if device == "cpu" else None
         env = os.environ | ({"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count} if count else {})
         with open(log, "ab") as out:
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT, env=env)
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=env,
+                process_group=0,  # Ctrl-C reaches the parent alone, which tells each worker once
+            )
         if process.stdin is None:
             raise RuntimeError("a process that was started with a pipe must have one")
         return Child(device, process, log, process.stdin)
@@ -190,10 +222,10 @@ class Local:
         """What became of the workers, and of the plan."""
         codes = [child.process.returncode for child in children]
         for child, code in zip(children, codes, strict=True):
-            if code < 0:
+            if code < 0 and not stopping.asked():
                 name = signal.Signals(-code).name
                 print(f"worker on {child.device} was killed by {name}; its log: {child.log}", file=sys.stderr)
-            elif code not in (0, STOPPED):
+            elif code > 0 and code != STOPPED:
                 last = (child.log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
                 print(f"worker on {child.device} ended with code {code}: {last} ({child.log})", file=sys.stderr)
         states = states_of(self.plan)
@@ -201,7 +233,7 @@ class Local:
         if all(state.state is State.DONE for state in states):
             return 0
         print(f"the same command continues: python -m experiments.execute {self.plan.folder}", file=sys.stderr)
-        return STOPPED if STOPPED in codes else 1
+        return STOPPED if STOPPED in codes or stopping.asked() else 1
 
 
 if __name__ == "__main__":

@@ -10,13 +10,13 @@ the rows up like any other.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 
 from experiments.cli import Exit
 from experiments.errors import ConfigError
 from experiments.manifest import Plan, PlanRow
 from experiments.status import State, state_of
+from experiments.store import read_status
 
 __all__ = ["main", "retry"]
 
@@ -25,7 +25,7 @@ def retry(plan: Plan, row: PlanRow) -> None:
     """Forget that a row failed."""
     folder = plan.run(row).path
     for path in folder.glob("status*.json"):
-        if json.loads(path.read_text())["state"] == "failed":
+        if read_status(path)["state"] == "failed":
             path.unlink(missing_ok=True)
     error = folder / "error.txt"
     if error.is_file():

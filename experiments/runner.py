@@ -15,7 +15,7 @@ import hashlib
 import statistics
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ from experiments.loggers import Logger, make_logger
 from experiments.metrics import Evidence, applicable, check_metrics, compute
 from experiments.picture import draw_comparison
 from experiments.progress import Progress
-from experiments.store import RunFolder, ensure_writable, write_json
+from experiments.store import RunFolder, ensure_writable, lacks_space, write_json
 
 __all__ = ["Outcome", "RunError", "check", "execute", "folder_of", "items_of"]
 
@@ -101,11 +101,38 @@ def execute(settings: Settings) -> Outcome:
         try:
             work(settings, folder, reference)
         except KeyboardInterrupt:
-            folder.write_status("stopped")
+            stopped(folder)
             raise
         except Exception as error:
-            raise RunError(f"{type(error).__name__}: {error} (see {folder.fail(error)})") from error
+            if isinstance(error, ConfigError) and not folder.entered:
+                raise
+            record_failure(folder, error)
     return Outcome(settings=settings, folder=folder, metrics=folder.metrics(), reference=reference)
+
+
+def record_failure(folder: RunFolder, error: Exception) -> NoReturn:
+    """The run has failed and says why. A full disk fails no run: it is continued when there is space again."""
+    if not lacks_space(error):
+        try:
+            path = folder.fail(error)
+        except OSError as second:
+            if not lacks_space(second):
+                raise
+            error = second
+        else:
+            raise RunError(f"{type(error).__name__}: {error} (see {path})") from error
+    stopped(folder)
+    raise RunError(f"no space left under {folder.path}; free some and give the same command") from error
+
+
+def stopped(folder: RunFolder) -> None:
+    """Say so in the run's status, if that is this process's to write and the disk has room for it."""
+    if folder.entered:
+        try:
+            folder.write_status("stopped")
+        except OSError as error:
+            if not lacks_space(error):
+                raise
 
 
 def finished(settings: Settings, folder: RunFolder) -> bool:
@@ -122,30 +149,31 @@ def work(settings: Settings, folder: RunFolder, reference: Outcome | None) -> No
         if finished(settings, folder):
             return
         logger = make_logger(settings, folder)
-        generate_missing(settings, folder, items, logger)
+        mine = generate_missing(settings, folder, items, logger)
         if settings.shard.world == 1:
             finish(settings, folder, items, reference, logger)
             return
-        folder.write_status("shard done")
+        folder.write_status("shard done", items=mine, total=len(items))
     with folder.last() as alone:
         if alone and len(folder.records()) == len(items):
             finish(settings, folder, items, reference, logger)
 
 
-def generate_missing(settings: Settings, folder: RunFolder, items: list[Item], logger: Logger) -> None:
-    """Generate the batches of this shard that have items without a record."""
+def generate_missing(settings: Settings, folder: RunFolder, items: list[Item], logger: Logger) -> int:
+    """Generate the batches of this shard that have items without a record; returns how many items it has."""
     stored = folder.settle(describe(settings))
     size = stored["execution"]["batch_size"]
     batches = [items[start : start + size] for start in range(0, len(items), size)]
     mine = list(enumerate(batches))[settings.shard.rank :: settings.shard.world]
     done = set(folder.records())
     todo = [(index, batch) for index, batch in mine if any(item.name not in done for item in batch)]
+    total = sum(len(batch) for _, batch in mine)
     if not todo:
-        return
-    folder.write_status("running")
+        return total
+    count = sum(item.name in done for _, batch in mine for item in batch)
+    folder.write_status("running", items=count, total=len(items))
     write_json(folder.path / "env.json", environment.describe())
     backend = load_backend(settings.backend)
-    total = sum(len(batch) for _, batch in mine)
     with Progress(folder.id, total, total - sum(len(batch) for _, batch in todo), settings.progress_every) as progress:
         for index, batch in todo:
             stopping.check()
@@ -153,10 +181,11 @@ def generate_missing(settings: Settings, folder: RunFolder, items: list[Item], l
             missing = [(item, m) for item, m in zip(batch, media, strict=True) if item.name not in done]
             records = [record(backend, folder, item, m, {"batch": index, **facts}) for item, m in missing]
             folder.append(records)
-            folder.write_status("running", items=len(done) + len(records))
-            done |= {r["item"] for r in records}
+            count += len(records)
+            folder.write_status("running", items=count)
             logger.items(records)
             progress.advance(len(batch))
+    return total
 
 
 def generate_batch(backend: Backend, settings: Settings, batch: list[Item]) -> tuple[list[Tensor], dict[str, Any]]:

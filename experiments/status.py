@@ -1,4 +1,4 @@
-"""Where the rows of a plan stand: done, running (where, how long), failed (why), waiting.
+"""Where the rows of a plan stand: done, running (how far, since when, where), failed (why), waiting.
 
     python -m experiments.status PLAN              a table; exit code 0 = all done, 1 = some failed, 3 = not finished
     python -m experiments.status PLAN --watch      the same, live, until nothing runs or waits
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import enum
-import json
 import os
 import socket
 import sys
@@ -25,9 +24,11 @@ from typing import Any
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from experiments.cli import Exit
 from experiments.manifest import Plan
+from experiments.store import read_status
 
 __all__ = ["RunState", "State", "main", "state_of", "states_of"]
 
@@ -60,7 +61,7 @@ def state_of(results: Path, run: str) -> RunState:
         names = [name for name in os.listdir(folder) if name.startswith("status") and name.endswith(".json")]
     except FileNotFoundError:
         return RunState(state=State.WAITING)
-    records = [(name, json.loads((folder / name).read_text())) for name in sorted(names)]
+    records = [(name, read_status(folder / name)) for name in sorted(names)]
     whole = dict(records).get("status.json", {})
     if whole.get("state") == "done":
         return RunState(state=State.DONE, items=whole.get("items"))
@@ -68,26 +69,39 @@ def state_of(results: Path, run: str) -> RunState:
     if failed:
         return RunState(state=State.FAILED, detail=str(failed[0].get("reason", "see error.txt")))
     alive = [record for _, record in records if record["state"] == "running" and lives(record)]
-    items = sum(record.get("items", 0) for record in alive) or None
+    items = sum(record.get("items", 0) for _, record in records) or None
+    far = progress([record for _, record in records])
     if alive:
-        return RunState(state=State.RUNNING, detail=", ".join(where(record) for record in alive), items=items)
-    dead = [record for _, record in records if record["state"] in ("running", "stopped")]
+        detail = ", ".join([*far, *(where(record) for record in alive)])
+        return RunState(state=State.RUNNING, detail=detail, items=items)
+    dead = [record for _, record in records if record["state"] in ("running", "stopped", "interrupted")]
     if dead:
-        return RunState(state=State.INTERRUPTED, detail=f"last sign {ago(dead[-1]['heartbeat'])} ago")
-    return RunState(state=State.WAITING, detail="begun" if records else "")
+        signs = [record["heartbeat"] for record in dead if "heartbeat" in record]
+        last = f"last sign {ago(max(signs))} ago" if signs else "its status file cannot be read"
+        return RunState(state=State.INTERRUPTED, detail=", ".join([*far, last]), items=items)
+    return RunState(state=State.WAITING, detail=", ".join(["begun", *far]) if records else "")
+
+
+def progress(records: list[dict[str, Any]]) -> list[str]:
+    """`12/30 items`, over all shards; nothing where no record says how many there are."""
+    totals = [record["total"] for record in records if record.get("total")]
+    done = sum(record.get("items", 0) for record in records)
+    return [f"{done}/{max(totals)} items"] if totals else []
 
 
 def lives(record: dict[str, Any]) -> bool:
     """Whether the process that wrote a record is still there."""
-    if record["host"] == socket.gethostname():
-        return Path(f"/proc/{record['pid']}").is_dir()
-    return time.time() - record["heartbeat"] < SILENT_SECONDS
+    if record.get("host") == socket.gethostname():
+        return Path(f"/proc/{record.get('pid')}").is_dir()
+    return time.time() - record.get("heartbeat", 0.0) < SILENT_SECONDS
 
 
 def where(record: dict[str, Any]) -> str:
-    """Machine, process, and how long since the last sign."""
+    """How long, machine, process, and the time since the last sign."""
     job = f" job {record['job']}" if record.get("job") else ""
-    return f"{record['host']}{job} pid {record['pid']}, last sign {ago(record['heartbeat'])} ago"
+    since = f"for {ago(record['started'])} on " if record.get("started") else ""
+    machine = f"{record.get('host')}{job} pid {record.get('pid')}"
+    return f"{since}{machine}, last sign {ago(record.get('heartbeat', 0.0))} ago"
 
 
 def ago(moment: float) -> str:
@@ -119,13 +133,13 @@ def counts(states: list[RunState]) -> dict[State, int]:
 
 def table(plan: Plan, states: list[RunState], only: set[State]) -> Group:
     """The rows and a line that counts them."""
-    shown = Table(title=plan.folder.name)
+    shown = Table(title=Text(plan.folder.name))
     for head in ("row", "label", "state", "run", ""):
         shown.add_column(head, overflow="fold")
     for row, state in zip(plan.rows, states, strict=True):
         if state.state in only:
-            named = f"[{COLOURS[state.state]}]{state.state.value}[/]"
-            shown.add_row(str(row.index), row.label, named, row.run, state.detail)
+            named = Text(state.state.value, style=COLOURS[state.state])
+            shown.add_row(str(row.index), Text(row.label), named, row.run, Text(state.detail))
     return Group(shown, summary(states))
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from types import FrameType
 
@@ -51,7 +50,8 @@ def stop_with_parent() -> None:
     """Stop when standard input ends: a parent that holds its other end has died, by whatever signal."""
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 65536):  # not sys.stdin: its lock, held by this thread, aborts the interpreter at its end
+            pass
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()

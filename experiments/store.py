@@ -13,9 +13,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import re
 import socket
 import sys
 import time
@@ -26,19 +28,107 @@ from typing import Any
 
 import yaml
 
+from experiments import stopping
 from experiments.config import Shard
-from experiments.errors import ConfigError
+from experiments.errors import ConfigError, check
 
-__all__ = ["RunFolder", "ensure_writable", "write_json", "write_text"]
+__all__ = [
+    "RunFolder",
+    "complete_lines",
+    "ensure_writable",
+    "lacks_space",
+    "read_config",
+    "read_json",
+    "read_status",
+    "write_json",
+    "write_text",
+]
 
 POLL_SECONDS = 0.5
+PROBE_PAUSES = (0.01, 0.03)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+NO_SPACE_SAID = re.compile(
+    r"no space left|disk quota exceeded|os error 28\b|\d+ requested and \d+ written", re.IGNORECASE
+)
+"""How libraries that drop the number of the error say it: safetensors, numpy."""
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file in one step."""
+    """Replace a file in one step, which a power cut does not undo or halve."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.write_text(text)
-    os.replace(partial, path)
+    try:
+        write_durably(partial, text)
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Write a file and wait until the disk has it."""
+    with open(path, "w") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the disk has the names in a folder, where its file system can be asked to."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object; anything else is a `ConfigError` that names the file."""
+    try:
+        found = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{path}: must be readable JSON (delete or restore it), got {error}") from error
+    check(isinstance(found, dict), str(path), "must hold a JSON object (delete or restore it)", found)
+    return found
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A config.yaml; one that was torn is a `ConfigError` that names it."""
+    try:
+        found = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (yaml.YAMLError, ValueError, OSError) as error:
+        raise ConfigError(
+            f"{path}: must be readable YAML (delete or restore it), got {error}".replace("\n", " ")
+        ) from error
+    check(isinstance(found, dict), str(path), "must hold settings (delete or restore it)", found)
+    return found
+
+
+def read_status(path: Path) -> dict[str, Any]:
+    """A status file. One that was torn says "interrupted": any executor continues the run."""
+    try:
+        found = read_json(path)
+    except ConfigError:
+        return {"state": "interrupted"}
+    return found if isinstance(found.get("state"), str) else {"state": "interrupted"}
+
+
+def lacks_space(error: BaseException) -> bool:
+    """Whether a full disk or quota is behind an error, however wrapped."""
+    todo, seen = [error], set[int]()
+    while todo:
+        one = todo.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, OSError) and one.errno in NO_SPACE:
+            return True
+        if NO_SPACE_SAID.search(str(one)):
+            return True
+        todo += [cause for cause in (one.__cause__, one.__context__) if cause is not None]
+        todo += one.exceptions if isinstance(one, BaseExceptionGroup) else []
+    return False
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -82,6 +172,11 @@ class RunFolder:
         self.status_file = self.path / f"status{part}.json"
         self.metrics_file = self.path / "metrics.json"
         self.picture = self.path / "picture.png"
+        self.entered = False
+        """Whether this process has held the lock: only then are status and error its to write."""
+        self.started: float | None = None
+        self.progress: dict[str, int] = {}
+        """Items of this process's part that are done, and all of the run: kept in every later status."""
 
     # Lock
 
@@ -98,6 +193,7 @@ class RunFolder:
                 self._acquire(handle.fileno(), fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
                 if shared:
                     self._agree_on_world()
+            self.entered = True
             self._cut_torn_line()
             yield
 
@@ -105,11 +201,15 @@ class RunFolder:
     def last(self) -> Iterator[bool]:
         """Whether no other process works on the run, which then stays locked: the last shard finishes it."""
         with open(self.path / "lock", "a+") as handle:
-            try:
-                fcntl.flock(handle.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
+            for pause in (*PROBE_PAUSES, None):
+                try:
+                    fcntl.flock(handle.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if pause is None:
+                        yield False
+                        return
+                    time.sleep(pause)  # it may only be somebody who looks whether the run is busy
             yield True
 
     def busy(self) -> bool:
@@ -138,6 +238,7 @@ class RunFolder:
                         file=sys.stderr,
                     )
                     told = True
+                stopping.check()
                 time.sleep(POLL_SECONDS)
 
     def _agree_on_world(self) -> None:
@@ -160,11 +261,13 @@ class RunFolder:
         path = self.path / "config.yaml"
         if not path.is_file():
             partial = self.path / f".config.{os.getpid()}.tmp"
-            partial.write_text(yaml.safe_dump(config, sort_keys=False))
-            with contextlib.suppress(FileExistsError):
-                os.link(partial, path)
-            partial.unlink()
-        return yaml.safe_load(path.read_text())
+            try:
+                write_durably(partial, yaml.safe_dump(config, sort_keys=False))
+                with contextlib.suppress(FileExistsError):
+                    os.link(partial, path)
+            finally:
+                partial.unlink(missing_ok=True)
+        return read_config(path)
 
     # Status
 
@@ -172,17 +275,22 @@ class RunFolder:
         """The state last written: running, done, failed or stopped, by whom and when; empty if never run."""
         for path in (self.path / "status.json", self.status_file, *sorted(self.path.glob("status-*.json"))):
             if path.is_file():
-                return json.loads(path.read_text())
+                return read_status(path)
         return {}
 
     def write_status(self, state: str, **more: Any) -> None:
-        """Record the state with process, host and heartbeat. The state of a whole run goes to status.json."""
+        """Record the state with process, host, heartbeat and start. The state of a whole run goes to status.json."""
+        if state == "running" and self.started is None:
+            self.started = time.time()
+        self.progress |= {key: more.pop(key) for key in ("items", "total") if key in more}
         record = {
             "state": state,
             "pid": os.getpid(),
             "host": socket.gethostname(),
+            "started": self.started,
             "heartbeat": time.time(),
             "job": os.environ.get("SLURM_JOB_ID"),
+            **self.progress,
             **more,
         }
         write_json(self.status_file, record)
@@ -224,4 +332,4 @@ class RunFolder:
 
     def metrics(self) -> dict[str, Any]:
         """The metrics written so far; empty if none."""
-        return json.loads(self.metrics_file.read_text()) if self.metrics_file.is_file() else {}
+        return read_json(self.metrics_file) if self.metrics_file.is_file() else {}

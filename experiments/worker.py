@@ -8,7 +8,6 @@ row waits for its reference; one that failed stays failed until it is retried.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from experiments.errors import ConfigError
 from experiments.manifest import Plan, PlanRow
 from experiments.runner import RunError
 from experiments.status import State, state_of
+from experiments.store import RunFolder, lacks_space, read_status
 
 __all__ = ["DiskFull", "Task", "Worker", "tasks_of"]
 
@@ -77,18 +77,26 @@ class Worker:
                 stopping.check()
                 verdict = self.verdict(task, seen_failed)
                 if verdict == "go":
-                    moved = True
                     self.attempt(task)
-                    if self.state(task.row.run) is not State.DONE and self.wait:
+                    moved = moved or not self.open(task)
+                    if self.wait:
                         waiting.append(task)
                 elif verdict == "wait":
                     waiting.append(task)
             pending = [task for task in waiting if self.open(task)]
-            if pending and not self.wait:
-                self.left += [f"row {task.name}: its reference is not done" for task in pending]
-                return
             if pending and not moved:
+                pending = [task for task in pending if self.comes(task)]
                 time.sleep(POLL_SECONDS)
+
+    def comes(self, task: Task) -> bool:
+        """Whether a task is worth waiting for: here always, in an array element while somebody is at its reference."""
+        reference = task.row.reference
+        if self.wait or reference is None:
+            return True
+        if RunFolder(self.plan.results, reference, Shard()).busy() or self.state(reference) is State.DONE:
+            return True
+        self.left.append(f"row {task.name}: its reference is not done")
+        return False
 
     def open(self, task: Task) -> bool:
         """Whether there is still something to do or to wait for."""
@@ -111,8 +119,11 @@ class Worker:
                 return "drop"
             if reference is not State.DONE:
                 return "wait"
-        if self.plan.run(row, task.shard).busy():
-            return "wait" if self.wait else "drop"
+        folder = self.plan.run(row, task.shard)
+        if folder.busy():
+            return "wait" if self.wait or row.reference is None else "drop"
+        if read_status(folder.status_file)["state"] == "shard done" and self.plan.run(row).busy():
+            return "wait" if self.wait else "drop"  # others are at its other shards; the last of them finishes it
         return "go"
 
     def state(self, run: str) -> State:
@@ -130,28 +141,34 @@ class Worker:
         """Execute one task; what goes wrong is the row's failure, unless it is the disk's."""
         row = task.row
         folder = self.plan.run(row, task.shard)
+        before = self.state(row.run)
         try:
             settings = self.settings(task)
             runner.check(settings)
             runner.execute(settings)
-            print(f"row {task.name} {row.run}: {self.state(row.run).value}", flush=True)
+            state = self.state(row.run)
+            if state is State.DONE or before is not state:
+                print(f"row {task.name} {row.run}: {state.value}", flush=True)
         except Exception as error:  # the row fails with its traceback in error.txt; the others go on
             self.stop_if_full(error)
             if isinstance(error, ConfigError) and str(error).startswith("shard:"):
+                if not self.wait:
+                    self.left.append(f"row {task.name}: {error}")
                 return  # another executor cuts this run into other parts; it is taken up again when that is done
             if not isinstance(error, RunError):
-                folder.path.mkdir(parents=True, exist_ok=True)
-                folder.fail(error)
+                try:
+                    folder.path.mkdir(parents=True, exist_ok=True)
+                    folder.fail(error)
+                except OSError as second:
+                    self.stop_if_full(second)
+                    raise
             self.failed.append(f"row {task.name} {row.run}: {error}")
             print(f"row {task.name} {row.run}: failed: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
 
     def stop_if_full(self, error: BaseException) -> None:
         """A full disk fails no row: it stops the worker."""
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-                where = self.plan.results
-                raise DiskFull(
-                    f"no space left under {where}; free some and give the same command, finished items are kept"
-                ) from error
-            cause = cause.__cause__ or cause.__context__
+        if lacks_space(error):
+            where = self.plan.results
+            raise DiskFull(
+                f"no space left under {where}; free some and give the same command, finished items are kept"
+            ) from error
