@@ -3,13 +3,15 @@
     python -m experiments.studies.calibrated backend=digits part=methods,classes,robustness,free study_items=60
 
 Every method runs the same unseen items and is compared with the un-cached result of the same noise by PSNR. The others
-choose the best of their settings (order, sigma, scope) on the very items that they are judged on; the plan is
-calibrated on other seeds (`part=methods`: the plans that are shipped), for `part=classes` on other classes too. Each
+choose the best of their settings (every interval with so many full steps, order, sigma, scope) on the very items that
+they are judged on: all settings run the first of them, the best few of each method all of them. The plan is calibrated
+on other seeds (`part=methods`: the plans that are shipped), for `part=classes` on other classes too. Each
 part writes a table (markdown and CSV) to `results/embedded`, the first two a figure.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import sys
@@ -38,10 +40,13 @@ from experiments.trajectories import split_arguments
 from hicache import CacheMethod
 from hicache.calibrate import Plan
 
-__all__ = ["Bench", "contenders", "interval_for"]
+__all__ = ["Bench", "contenders", "intervals_for"]
 
 BUDGETS = (6, 8, 10)
+ORDERS, SIGMAS = (1, 2, 4), (0.4, 0.6, 0.7, 0.75)
 WARMUP = 2
+SCREEN, FINALISTS = 12, 3
+"""Items on which all settings of a method are tried, and how many of them run all items."""
 FOLDER = Path("results/embedded")
 
 
@@ -52,6 +57,12 @@ class Bench:
         self.settings, self.items = settings, items
         self.backend = load_backend(settings.backend)
         self.reference = self.images(None, sampling_of(settings))
+
+    def first(self, count: int) -> Bench:
+        """The same with the first `count` items."""
+        part = copy.copy(self)
+        part.items, part.reference = self.items[:count], self.reference[:count]
+        return part
 
     def images(self, method: CacheMethod | None, sampling: Sampling) -> Tensor:
         """What the items look like under a method."""
@@ -77,43 +88,54 @@ class Bench:
         return self.psnr(hicache.method("calibrated", **plan.knobs()))
 
 
-def interval_for(num_steps: int, budget: int, warmup: int) -> int:
-    """The smallest interval whose schedule has `budget` full steps."""
-    for interval in range(1, num_steps + 1):
-        if len(hicache.full_steps(num_steps, interval, warmup)) == budget:
-            return interval
-    raise ValueError(f"budget: no interval gives {budget} full steps of {num_steps} after a warm-up of {warmup}")
+def intervals_for(num_steps: int, budget: int, warmup: int) -> list[int]:
+    """Every interval whose schedule has `budget` full steps: they differ in how far the last one is from the end."""
+    known = range(1, num_steps + 1)
+    found = [interval for interval in known if len(hicache.full_steps(num_steps, interval, warmup)) == budget]
+    if not found:
+        raise ValueError(f"budget: no interval gives {budget} full steps of {num_steps} after a warm-up of {warmup}")
+    return found
 
 
 def contenders(num_steps: int, budget: int) -> Iterator[tuple[str, str, CacheMethod]]:
     """Title, setting and method of every forecaster that the plan is compared with."""
-    shared: dict[str, Any] = {"interval": interval_for(num_steps, budget, WARMUP), "warmup_steps": WARMUP}
-    scopes, orders, sigmas = ("output", "modules"), (1, 2), (0.4, 0.6, 0.75)
-    for scope in scopes:
-        for order in orders:
-            yield "TaylorSeer", f"m={order}, {scope}", hicache.method("taylorseer", order=order, scope=scope, **shared)
+    for interval, scope in itertools.product(intervals_for(num_steps, budget, WARMUP), ("output", "modules")):
+        shared: dict[str, Any] = {"interval": interval, "warmup_steps": WARMUP, "scope": scope}
+        where = f"N={interval}, {scope}"
+        for order in ORDERS:
+            yield "TaylorSeer", f"m={order}, {where}", hicache.method("taylorseer", order=order, **shared)
         for name, title in (("hicache", "HiCache"), ("hi_taylor", "Hi-Taylor")):
-            for order, sigma in itertools.product(orders, sigmas):
-                made = hicache.method(name, order=order, sigma=sigma, scope=scope, **shared)
-                yield title, f"m={order}, σ={sigma:g}, {scope}", made
+            for order, sigma in itertools.product(ORDERS, SIGMAS):
+                made = hicache.method(name, order=order, sigma=sigma, **shared)
+                yield title, f"m={order}, σ={sigma:g}, {where}", made
         for name, title in (("dmd", "HiCache++ (DMD)"), ("chebyshev", "Chebyshev"), ("foca", "FoCa")):
-            yield title, scope, hicache.method(name, order=2, sigma=0.6, scope=scope, **shared)
+            yield title, where, hicache.method(name, order=2, sigma=0.6, **shared)
+
+
+def best_of_each(bench: Bench, budget: int) -> list[Line]:
+    """A line per method: the best of its settings on all items, among those that were best on the first few."""
+    screen, tried = bench.first(SCREEN), {}
+    for title, setting, made in contenders(bench.settings.num_steps, budget):
+        tried.setdefault(title, []).append((screen.psnr(made)[0], setting, made))
+    best: list[Line] = []
+    for title, settings in tried.items():
+        finalists = sorted(settings, key=lambda entry: -entry[0])[:FINALISTS]
+        lines = [Line.of(title, budget, setting, bench.psnr(made)) for _, setting, made in finalists]
+        best.append(max(lines, key=lambda line: line.mean))
+    for solver, title in (("unipc", "UniPC"), ("dpmpp", "DPM-Solver++")):
+        fewer = Sampling(num_steps=budget, solver=solver)
+        best.append(Line.of(title, budget, f"{budget} steps", bench.psnr(None, fewer)))
+    return best
 
 
 def compare(bench: Bench, plans: dict[int, Plan], name: str, title: str, note: str) -> None:
     """Table and figure of all methods at every budget."""
     lines: list[Line] = []
     for budget, plan in plans.items():
-        best: dict[str, Line] = {}
-        for method, setting, made in contenders(bench.settings.num_steps, budget):
-            line = Line.of(method, budget, setting, bench.psnr(made))
-            best[method] = max(best.get(method, line), line, key=lambda entry: entry.mean)
-        for solver, method in (("unipc", "UniPC"), ("dpmpp", "DPM-Solver++")):
-            fewer = Sampling(num_steps=budget, solver=solver)
-            best[method] = Line.of(method, budget, f"{budget} steps", bench.psnr(None, fewer))
-        others = max(line.mean for line in best.values())
+        best = best_of_each(bench, budget)
+        others = max(line.mean for line in best)
         ours = Line.of("calibrated plan (ours)", budget, plan.scope, bench.plan_psnr(plan))
-        lines += [ours, *sorted(best.values(), key=lambda entry: -entry.mean)]
+        lines += [ours, *sorted(best, key=lambda line: -line.mean)]
         print(f"{name}, {budget} full steps: {ours.mean:.2f} dB, best other {others:.2f} dB", flush=True)
         write_table(FOLDER / name, title, note, lines)
         plot_budgets(FOLDER / f"{name}.png", title, lines)
@@ -186,6 +208,14 @@ FREE_NOTE = (
     "model has two constants, the largest variance (100) and the ridge (1e-4), chosen among 28 settings on 16 of these "
     "very items."
 )
+
+
+def listed(values: Sequence[float]) -> str:
+    """`1, 2 or 4`."""
+    words = [format(value, "g") for value in values]
+    return f"{', '.join(words[:-1])} or {words[-1]}"
+
+
 NOTE = (
     "PSNR against the un-cached result of the same noise, mean over unseen items with its 95 % bootstrap interval; "
     "in brackets the seconds of the calibration on a shared two-core machine. `none` is the open-loop plan, `loop` has "
@@ -208,8 +238,9 @@ def main(arguments: Sequence[str]) -> None:
     items = items_of(dataclasses.replace(settings, num_items=count))
     note = (
         f"PSNR against the un-cached result of the same noise, mean over {count} items with unseen seeds and its 95 % "
-        "bootstrap interval. The other methods choose the best of the listed settings on these items: order 1 or 2, "
-        f"σ 0.4, 0.6 or 0.75, scope output or modules, {WARMUP} warm-up steps."
+        "bootstrap interval. The other methods choose the best of these settings on these items: every interval with "
+        f"so many full steps, order {listed(ORDERS)}, σ {listed(SIGMAS)}, scope output or modules, {WARMUP} warm-up "
+        f"steps; all settings run the first {SCREEN} items, the best {FINALISTS} of a method all of them."
     )
     if "methods" in parts:
         plans = {

@@ -19,7 +19,7 @@ from experiments.compose import compose
 from experiments.config import resolve
 from experiments.errors import ConfigError
 from experiments.runner import execute
-from experiments.studies.calibrated import contenders, interval_for
+from experiments.studies.calibrated import contenders, intervals_for
 from hicache.calibrate import build_plan
 from hicache.sampler import ddim, dpmpp, flow
 
@@ -184,10 +184,12 @@ def test_a_basis_in_another_time_makes_a_plan(small, tmp_path):
 
 
 def test_contenders_have_equal_full_steps():
-    for budget in (6, 8, 10):
-        assert all(len(method.policy.plan(50)) == budget for _, _, method in contenders(50, budget))
+    for budget, intervals in {6: {10, 11, 12}, 8: {7, 8}, 10: {6}}.items():
+        methods = [method for _, _, method in contenders(50, budget)]
+        assert all(len(method.policy.plan(50)) == budget for method in methods)
+        assert {method.knobs.interval for method in methods} == intervals == set(intervals_for(50, budget, 2))
     with pytest.raises(ValueError, match="budget: no interval gives 49"):
-        interval_for(50, 49, 2)
+        intervals_for(50, 49, 2)
 
 
 @pytest.mark.parametrize(
