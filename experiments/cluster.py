@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from experiments.config import ClusterConfig
 from experiments.errors import check
 
-__all__ = ["SlurmConfig"]
+__all__ = ["SlurmConfig", "seconds_of"]
 
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,:=+\-\[\]]*")
 

@@ -77,3 +77,26 @@ def test_the_index_is_made_of_files_alone(done):
     before = index(done.results)
     (done.folder / "manifest.jsonl").unlink()
     assert index(done.results).equals(before)
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "config.yaml"])
+def test_a_torn_file_is_a_line_that_names_it(name, done, capsys):
+    (done.run(done.rows[1]).path / name).write_text("")
+    assert main([str(done.folder), "--devices", "cpu"]) == 1
+    said = capsys.readouterr()
+    assert f"row 1 {done.rows[1].run}: {done.run(done.rows[1]).path / name}: must " in said.err
+    assert "2 rows: 1 problems" in said.out
+    assert set(pandas.read_parquet(done.results / "index.parquet").run) == {row.run for row in done.rows}
+
+
+def test_a_torn_status_is_finished_again(done):
+    done.run(done.rows[1]).status_file.write_text("")
+    assert main([str(done.folder), "--devices", "cpu"]) == 0
+    assert states(done) == [State.DONE] * 2
+
+
+def test_a_torn_record_is_a_line(done, capsys):
+    folder = done.run(done.rows[1])
+    folder.items_file.write_text("{\n" + folder.items_file.read_text())
+    assert main([str(done.folder), "--devices", "cpu"]) == 1
+    assert "items.jsonl: a line is not JSON" in capsys.readouterr().err

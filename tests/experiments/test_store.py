@@ -1,5 +1,6 @@
 """The run folder under kills, races and bad names."""
 
+import errno
 import json
 import os
 import signal
@@ -10,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from experiments import stopping
 from experiments.config import Shard
 from experiments.errors import ConfigError
-from experiments.store import RunFolder, ensure_writable, write_json
+from experiments.store import RunFolder, ensure_writable, lacks_space, write_json, write_text
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
@@ -169,3 +171,76 @@ def test_the_probe_of_a_writable_folder_leaves_nothing(tmp_path):
     with pytest.raises(ConfigError, match="results: must be a writable folder"):
         ensure_writable(tmp_path / "file" / "below")
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_file_reaches_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    happened = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (happened.append("fsync"), fsync(descriptor))[1])
+    monkeypatch.setattr(os, "replace", lambda *names: (happened.append("replace"), replace(*names))[1])
+    write_text(tmp_path / "x", "text")
+    assert happened == ["fsync", "replace", "fsync"] and (tmp_path / "x").read_text() == "text"
+
+
+def test_a_file_that_does_not_fit_leaves_the_one_before(tmp_path, monkeypatch):
+    write_text(tmp_path / "x", "before")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_text(tmp_path / "x", "after")
+    assert os.listdir(tmp_path) == ["x"] and (tmp_path / "x").read_text() == "before"
+
+
+def wrapped(error: BaseException, how: str) -> BaseException:
+    """An error as a library passes it on."""
+    if how == "group":
+        return BaseExceptionGroup("several", [ValueError("x"), error])
+    outer = RuntimeError("could not save")
+    if how == "context":
+        outer.__cause__, outer.__context__ = ValueError("another cause"), error
+    else:
+        outer.__cause__ = error
+    return outer
+
+
+@pytest.mark.parametrize("how", ["cause", "context", "group"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES])
+def test_a_lack_of_space_is_seen_through_what_wraps_it(number, how):
+    error = OSError(number, "x")
+    assert lacks_space(error) == lacks_space(wrapped(error, how)) == (number != errno.EACCES)
+
+
+def test_a_lack_of_space_is_seen_in_the_words_of_libraries():
+    assert lacks_space(OSError("96 requested and 0 written"))
+    assert lacks_space(RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"))
+    assert not lacks_space(RuntimeError("space"))
+
+
+@pytest.mark.parametrize("torn", ["", "a: [", "- 1"])
+def test_torn_settings_are_named(torn, tmp_path):
+    run = folder(tmp_path)
+    with run.lock():
+        (run.path / "config.yaml").write_text(torn)
+        with pytest.raises(ConfigError, match=r"run/config.yaml: must "):
+            run.settle({"batch": 3})
+
+
+def test_torn_metrics_are_named(tmp_path):
+    run = folder(tmp_path)
+    with run.lock():
+        run.metrics_file.write_text('{"a": 1')
+        with pytest.raises(ConfigError, match=r"run/metrics.json: must be readable JSON"):
+            run.metrics()
+
+
+def test_who_waits_for_the_lock_can_be_told_to_stop(tmp_path, holder):
+    holder()
+    stopping._asked.set()
+    try:
+        with pytest.raises(stopping.Stopped), folder(tmp_path).lock():
+            raise AssertionError("locked")
+    finally:
+        stopping._asked.clear()

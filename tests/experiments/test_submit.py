@@ -7,9 +7,10 @@ import pytest
 from plans import planned, states
 
 from experiments import submit
-from experiments.cluster import SlurmConfig
+from experiments.cluster import SlurmConfig, seconds_of
 from experiments.compose import compose, options
 from experiments.execute import chosen
+from experiments.execute import main as execute
 from experiments.status import State
 from experiments.submit import arrays_of, main
 
@@ -144,12 +145,34 @@ def test_without_slurm(plan, monkeypatch, tmp_path):
         (["cluster=a100", "seed=1"], "argument: must be cluster=NAME or cluster.KEY=VALUE, got 'seed=1'"),
         (["cluster=a100", "cluster.chunk=0"], "cluster.chunk: must be an integer >= 1, got 0"),
         (["cluster=a100", 'cluster.partition="a\\nb"'], "cluster.partition: must be one plain word"),
+        (["cluster=a100", 'cluster.name="a\\nb"'], "cluster.name: must be one plain word"),
+        (["cluster=a100", "cluster.time=abc"], "cluster.time: must be minutes, .* got 'abc'"),
+        (["cluster=a100", "cluster.time=5"], r"cluster.grace: must be less than cluster.time \(5\), .* got 300"),
         (["cluster=a100", "cluster.partition='a --wrap=x'"], "cluster.partition: must be one plain word"),
     ],
 )
 def test_wrong_clusters_are_said_in_one_line(words, line, plan):
     with pytest.raises(ValueError, match=line):
         main([str(plan.folder), *words, "--dry-run"])
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [("30", 1800), ("10:30", 630), ("1:00:05", 3605), ("2-3", 183600), ("1-0:30", 88200), ("0-0:0:61", 61), ("0", 0)],
+)
+def test_time_limits_are_read_as_slurm_reads_them(time, seconds):
+    assert seconds_of(time) == seconds
+    if seconds:
+        with pytest.raises(ValueError, match=r"cluster.grace: must be less than"):
+            SlurmConfig(name="x", time=time, grace=seconds)
+        assert SlurmConfig(name="x", time=time, grace=seconds - 1).grace == seconds - 1
+
+
+def test_executor_slurm_passes_on_the_shards(plan, capsys):
+    assert execute([str(plan.folder), "--executor", "slurm", "--shards", "3", "cluster=a100", "--dry-run"]) == 0
+    sharded = capsys.readouterr().out
+    main([str(plan.folder), "cluster=a100", "cluster.shards=3", "--dry-run"])
+    assert sharded == capsys.readouterr().out and "#SBATCH --array=0-4\n" in sharded
 
 
 @pytest.mark.parametrize("cluster", options("cluster"))

@@ -1,0 +1,82 @@
+"""What status says: labels as they are, how far and how long a row is, and nothing falls over a torn file."""
+
+import dataclasses
+import json
+import time
+
+import pytest
+from plans import planned, states
+
+from experiments import runner, status
+from experiments.execute import main as execute
+from experiments.manifest import Plan
+from experiments.retry import main as retry
+from experiments.status import State, state_of
+
+
+@pytest.fixture
+def plan(small) -> Plan:
+    """A row that has not run, its folder there."""
+    made = planned(small, "method=none")
+    made.run(made.rows[0]).path.mkdir(parents=True)
+    return made
+
+
+def shown(plan: Plan, capsys) -> str:
+    """What the command prints."""
+    capsys.readouterr()
+    status.main([str(plan.folder)])
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", ["[dev] split", "odd [/2] and [bold", "back\\[slash]"])
+def test_labels_and_reasons_are_shown_as_they_are(words, plan, capsys):
+    plan.rows[0] = dataclasses.replace(plan.rows[0], label=words)
+    lines = (plan.folder / "manifest.jsonl").read_text().splitlines()
+    (plan.folder / "manifest.jsonl").write_text(json.dumps(json.loads(lines[0]) | {"label": words}) + "\n")
+    plan.run(plan.rows[0]).fail(RuntimeError(words))
+    said = shown(plan, capsys)
+    assert said.count(words) == 2 and "failed" in said
+
+
+def test_a_running_row_says_how_far_and_how_long(plan, capsys):
+    folder = plan.run(plan.rows[0])
+    folder.write_status("running", items=3, total=9)
+    record = json.loads(folder.status_file.read_text())
+    folder.status_file.write_text(json.dumps(record | {"started": time.time() - 600}))
+    detail = state_of(plan.results, folder.id).detail
+    assert detail.startswith("3/9 items, for 10 min on ")
+    folder.write_status("running", items=6)
+    assert json.loads(folder.status_file.read_text())["started"] == record["started"]
+    assert "6/9 items" in shown(plan, capsys)
+    folder.write_status("stopped")
+    assert state_of(plan.results, folder.id).detail.startswith("6/9 items, last sign")
+
+
+def test_the_items_of_all_shards_are_counted(plan):
+    for rank, state in enumerate(("shard done", "running")):
+        part = plan.run(plan.rows[0], dataclasses.replace(plan.run(plan.rows[0]).shard, rank=rank, world=2))
+        part.write_status(state, items=3 - rank, total=9)
+    assert state_of(plan.results, plan.rows[0].run).detail.startswith("5/9 items, ")
+
+
+def test_files_of_earlier_versions_are_read(plan):
+    folder = plan.run(plan.rows[0])
+    folder.write_status("running", items=3)
+    record = json.loads(folder.status_file.read_text())
+    folder.status_file.write_text(json.dumps({key: record[key] for key in ("state", "pid", "host", "heartbeat")}))
+    found = state_of(plan.results, folder.id)
+    assert found.state is State.RUNNING and "items" not in found.detail
+
+
+@pytest.mark.parametrize("torn", ["", '{"state": "runn', "[]", "{}", "\x00\x00"])
+def test_an_unreadable_status_is_interrupted_and_continued(torn, plan, capsys, monkeypatch):
+    monkeypatch.setattr(runner, "draw_comparison", lambda *args: None)
+    folder = plan.run(plan.rows[0])
+    folder.status_file.write_text(torn)
+    assert states(plan) == [State.INTERRUPTED] and "cannot be read" in shown(plan, capsys)
+    retry([str(plan.folder)])
+    assert states(plan) == [State.INTERRUPTED]
+    if not torn:
+        assert execute([str(plan.folder), "--devices", "cpu"]) == 0
+        assert states(plan) == [State.DONE]
