@@ -66,15 +66,23 @@ class Patch(ABC):
     def see_hidden(self, stream: str, hidden: Tensor) -> None:  # noqa: B027
         """A stream after the block by whose output tokens are told apart, `[B, n, D]`."""
 
-    def draw(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
-        """Uniform numbers from the patch's own generator, which starts anew with every generation.
+    def draw(self, stream: str, batch: int, tokens: int, device: torch.device) -> Tensor:
+        """Uniform numbers for the tokens of a stream, `[B, n]`, new ones at every call; -1 for padding.
 
-        They are drawn for tokens and shared by the samples of a batch, so that an image does not depend on
-        what it is generated with.
+        They come from the patch's own generator, which starts anew with every generation. The i-th token that is not
+        padding has the i-th number in every sample, and how many numbers a text takes does not change those that
+        follow: an image depends neither on what it is generated with nor on how far its text is padded.
         """
         if device.type == "meta":
-            return torch.empty(shape, device=device)
-        return torch.rand(shape, generator=self.generator).to(device, non_blocking=True)
+            return torch.empty(batch, tokens, device=device)
+        source = self.generator
+        if stream != "img":
+            source = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=source)))
+        numbers = torch.rand(tokens, generator=source).to(device, non_blocking=True)
+        valid = self.valid.get(stream)
+        if valid is None:
+            return numbers.expand(batch, -1)
+        return numbers[(valid.cumsum(1) - 1).clamp_min(0)].masked_fill(~valid, -1.0)
 
 
 def gather(value: Tensor, rows: Tensor) -> Tensor:

@@ -8,11 +8,13 @@ newest remembered value `D_0` is amended before the forecast is made from it:
 
 So the derivative terms of the forecast are added to the fresh rows too, amendments pile up until the next computed
 step, and its differences are taken from the amended value: all three as published. Text rows are replaced without
-being propagated. Published: 16 clusters and gamma 0.005 on FLUX, 32 and 0.01 on HunyuanVideo.
+being propagated. Published, and what null stands for: 16 clusters and gamma 0.005 on FLUX and DiT, 32 and 0.01 on
+HunyuanVideo.
 
 The first clustering starts from random tokens, later ones from the last centroids; a centroid that loses all its
 tokens keeps its place, and an empty cluster draws its representative from all tokens. Padding of texts joins no
-cluster; a text with fewer tokens than clusters starts with the same centroid more than once.
+cluster and changes no random choice; a text with fewer tokens than clusters starts with the same centroid more
+than once.
 """
 
 from __future__ import annotations
@@ -28,28 +30,31 @@ from hicache.tree import Site
 
 __all__ = ["ClusterPatch", "kmeans", "representatives"]
 
+CLUSTERS, GAMMA = 16, 0.005
+LARGER = {"hunyuan_video": (32, 0.01)}
+"""Published clusters and gamma of the model families where they differ."""
+
 
 @dataclass(kw_only=True)
 class ClusterPatch(Patch):
     """Recompute one random MLP row per cluster and propagate it.
 
     Attributes:
-        clusters: K; fewer tokens than clusters make as many clusters as tokens.
+        clusters: K; fewer tokens than clusters make as many clusters as tokens; null: 16, on HunyuanVideo 32.
         gamma: how much of its cluster's fresh row an image row takes, 0 to 1; null: 0.005, on HunyuanVideo 0.01.
         iterations: of K-means at most.
     """
 
-    clusters: int = 16
+    clusters: int | None = None
     gamma: float | None = None
     iterations: int = 10
-    shared: bool = field(default=False, init=False, repr=False)
     centroids: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     labels: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("clusters", "iterations"):
-            value = getattr(self, key)
+        clusters = CLUSTERS if self.clusters is None else self.clusters
+        for key, value in (("clusters", clusters), ("iterations", self.iterations)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{key}: must be an integer >= 1, got {value!r}")
         if self.gamma is not None and not 0 <= self.gamma <= 1:
@@ -60,20 +65,19 @@ class ClusterPatch(Patch):
         return "hidden"
 
     def prepare(self, family: str, blocks: int, double: int) -> None:
-        if self.gamma is None:
-            self.gamma = 0.01 if family == "hunyuan_video" else 0.005
+        clusters, gamma = LARGER.get(family, (CLUSTERS, GAMMA))
+        self.clusters = clusters if self.clusters is None else self.clusters
+        self.gamma = gamma if self.gamma is None else self.gamma
 
     def covers(self, site: Site) -> bool:
         return site.module == "mlp"
 
     def count(self, site: Site, clock: Clock, tokens: int) -> int:
-        return min(self.clusters, tokens)
+        return min(self.clusters or CLUSTERS, tokens)
 
     def pick(self, site: Site, clock: Clock, tokens: int, batch: int, device: torch.device) -> Tensor:
-        priority = self.draw((tokens,), device)
-        return representatives(
-            self.labels[site.stream], self.count(site, clock, tokens), priority, self.valid.get(site.stream)
-        )
+        priority = self.draw(site.stream, batch, tokens, device)
+        return representatives(self.labels[site.stream], self.count(site, clock, tokens), priority)
 
     def merge(self, site: Site, value: Tensor, rows: Tensor, fresh: Tensor) -> None:
         scatter(value, rows, fresh)
@@ -83,13 +87,13 @@ class ClusterPatch(Patch):
 
     def see_hidden(self, stream: str, hidden: Tensor) -> None:
         tokens = hidden.float()
-        count = min(self.clusters, tokens.shape[1])
-        start, valid = self.centroids.get(stream), self.valid.get(stream)
+        start = self.centroids.get(stream)
         if start is None:
-            priority = self.draw((tokens.shape[1],), tokens.device).expand(len(tokens), -1)
-            priority, chosen = (priority if valid is None else priority.masked_fill(~valid, -1)).topk(count)
+            batch, length = tokens.shape[:2]
+            priority = self.draw(stream, batch, length, tokens.device)
+            priority, chosen = priority.topk(min(self.clusters or CLUSTERS, length))
             start = gather(tokens, chosen.where(priority >= 0, chosen[:, :1]))
-        self.centroids[stream], self.labels[stream] = kmeans(tokens, start, self.iterations, valid)
+        self.centroids[stream], self.labels[stream] = kmeans(tokens, start, self.iterations, self.valid.get(stream))
 
 
 def kmeans(tokens: Tensor, start: Tensor, iterations: int, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -128,11 +132,11 @@ def one_hot(labels: Tensor, count: int) -> Tensor:
     return labels[..., None] == torch.arange(count, device=labels.device)
 
 
-def representatives(labels: Tensor, count: int, priority: Tensor, valid: Tensor | None = None) -> Tensor:
+def representatives(labels: Tensor, count: int, priority: Tensor) -> Tensor:
     """The token of highest priority, in [0, 1), of every cluster, `[B, K]`; of all where a cluster is empty.
 
-    Tokens that are not `valid` speak for no cluster.
+    Padding, whose priority is below 0, speaks for no cluster.
     """
-    members = one_hot(labels, count).transpose(1, 2)
-    ranked = torch.where(members, priority + 1, priority)
-    return (ranked if valid is None else ranked.masked_fill(~valid[:, None], -1)).argmax(-1)
+    priority = priority[..., None, :]
+    members = one_hot(labels, count).transpose(1, 2) & (priority >= 0)
+    return torch.where(members, priority + 1, priority).argmax(-1)

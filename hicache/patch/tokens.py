@@ -18,12 +18,14 @@ down to 0, and l the layer within its stack of single or double blocks:
     mmdit      f (1.5 - l/27) (0.4 in double blocks, 1.6 in single ones)
     flat       f
 
-Published settings, where null leaves the choice to the model family: DiT f = 0.05, 0.1 with age 0.25, spread 0.6
-(DuCa 0.8), profile dit_ddim; FLUX f = 0.1, attention, no spread, age 0 in the code behind the HiCache
-tables (0.25 in ToCa's own), profile mmdit; HunyuanVideo f = 0.1, random, mmdit.
+Published settings, which null stands for: DiT attention, age 0.25, profile dit_ddim, with f = 0.1 and spread 0.6
+(ToCa; its tables set f = 0.02 and 0.05) or f = 0.05 and spread 0.8 (DuCa); FLUX f = 0.1, attention, no spread, age 0
+in the code behind the HiCache tables (0.25 in ToCa's own), profile mmdit; HunyuanVideo f = 0.1, random, mmdit.
 
-Padded text tokens are picked last. Where every module attends, attention itself is never recomputed; only MLP rows
-are, and the fusion of single blocks from the remembered attention of those rows.
+Padded text tokens are picked last, and change neither scores nor random numbers; but they are counted among the n
+rows of which a fraction is recomputed, as shapes alone tell how many these are. Where every module attends, attention
+itself is never recomputed; only MLP rows are, and the fusion of single blocks from the remembered attention of those
+rows.
 """
 
 from __future__ import annotations
@@ -38,17 +40,19 @@ from hicache.patch.base import Patch
 from hicache.policy import Clock
 from hicache.tree import Site
 
-__all__ = ["PROFILES", "SELECTORS", "TokenPatch"]
+__all__ = ["PROFILES", "RECIPES", "SELECTORS", "TokenPatch"]
 
 SELECTORS = ("attention", "keys", "random")
 PROFILES = ("dit_ddim", "dit_ddpm", "mmdit", "flat")
+FRACTION = 0.1
 DEFAULTS: dict[str, dict[str, str | float]] = {
     "dit": {"select": "attention", "age": 0.25, "spread": 0.6, "profile": "dit_ddim"},
     "flux": {"select": "attention", "age": 0.0, "spread": 0.0, "profile": "mmdit"},
-    "qwen_image": {"select": "attention", "age": 0.0, "spread": 0.0, "profile": "mmdit"},
     "hunyuan_video": {"select": "random", "age": 0.0, "spread": 0.0, "profile": "mmdit"},
 }
 """The published choices by model family (Qwen-Image: FLUX's, ours)."""
+RECIPES: dict[str, dict[str, dict[str, float]]] = {"toca": {}, "duca": {"dit": {"fraction": 0.05, "spread": 0.8}}}
+"""Where the methods that use the patch differ from `DEFAULTS`, by method and family."""
 DEPTH = 27
 
 
@@ -57,21 +61,25 @@ class TokenPatch(Patch):
     """Recompute the MLP rows with the highest scores.
 
     Attributes:
-        fraction: f, share of the rows that is recomputed on average, 0 to 1 (the papers give R = 1 - f).
+        fraction: f, share of the rows that is recomputed on average, 0 to 1 (the papers give R = 1 - f); null: by
+            recipe and model family.
         select: `attention`, `keys` or `random`; null: by model family.
-        age: lambda_3, weight of the steps since a row was computed.
-        spread: lambda_4, bonus of the best token of every tile; needs a square grid of tokens.
+        age: lambda_3, weight of the steps since a row was computed; null: by model family.
+        spread: lambda_4, bonus of the best token of every tile; needs a square grid of tokens; null: by recipe and
+            model family.
         tile: side of a tile.
-        profile: how the fraction is spread over steps and layers.
+        profile: how the fraction is spread over steps and layers; null: by model family.
+        recipe: `toca` or `duca`, whose published choices the nulls above stand for.
         interval: N, by which ages are divided.
     """
 
-    fraction: float = 0.1
+    fraction: float | None = None
     select: str | None = None
     age: float | None = None
     spread: float | None = None
     tile: int = 2
     profile: str | None = None
+    recipe: str = "toca"
     interval: int = 1
     layers: tuple[int, int] = field(default=(0, 0), init=False, repr=False)
     scores: dict[tuple[int, str], Tensor] = field(default_factory=dict, init=False, repr=False)
@@ -79,9 +87,9 @@ class TokenPatch(Patch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.fraction <= 1:
+        if self.fraction is not None and not 0 <= self.fraction <= 1:
             raise ValueError(f"fraction: must be between 0 and 1, got {self.fraction}")
-        for key, known in (("select", SELECTORS), ("profile", PROFILES)):
+        for key, known in (("recipe", tuple(RECIPES)), ("select", SELECTORS), ("profile", PROFILES)):
             value = getattr(self, key)
             if value is not None and value not in known:
                 raise ValueError(f"{key}: must be one of {', '.join(known)}, got {value!r}")
@@ -98,7 +106,12 @@ class TokenPatch(Patch):
 
     def prepare(self, family: str, blocks: int, double: int) -> None:
         self.layers = (blocks, double)
-        for key, value in DEFAULTS.get(family, DEFAULTS["flux"]).items():
+        published = {
+            "fraction": FRACTION,
+            **DEFAULTS.get(family, DEFAULTS["flux"]),
+            **RECIPES[self.recipe].get(family, {}),
+        }
+        for key, value in published.items():
             if getattr(self, key) is None:
                 setattr(self, key, value)
 
@@ -110,16 +123,17 @@ class TokenPatch(Patch):
         blocks, double = self.layers
         single = site.module == "fused"
         layer = site.layer - double if single else site.layer
+        fraction = FRACTION if self.fraction is None else self.fraction
         if self.profile == "mmdit":
-            return clamp(self.fraction * (1.5 - layer / DEPTH) * (1.6 if single else 0.4))
+            return clamp(fraction * (1.5 - layer / DEPTH) * (1.6 if single else 0.4))
         if self.profile == "flat":
-            return self.fraction
+            return fraction
         if clock.num_steps is None:
             raise ValueError(f"num_steps: profile {self.profile} counts steps from the end; call begin(num_steps)")
         left, depth = (clock.num_steps - 1 - clock.step) / clock.num_steps, layer / max(blocks - 1, 1)
         if self.profile == "dit_ddim":
-            return clamp(2.5 * self.fraction * (3 - 4 * left) * (0.8 + 0.4 * depth))
-        return clamp(2.5 * self.fraction * (1.4 - 0.8 * left) * (1.8 - 1.6 * depth))
+            return clamp(2.5 * fraction * (3 - 4 * left) * (0.8 + 0.4 * depth))
+        return clamp(2.5 * fraction * (1.4 - 0.8 * left) * (1.8 - 1.6 * depth))
 
     def count(self, site: Site, clock: Clock, tokens: int) -> int:
         return int(self.ratio(site, clock) * tokens)
@@ -139,7 +153,7 @@ class TokenPatch(Patch):
         """The score before bonuses; padding has the least."""
         valid = self.valid.get(site.stream)
         if self.select == "random":
-            score = self.draw((tokens,), device).expand(batch, -1)
+            score = self.draw(site.stream, batch, tokens, device)
         else:
             seen = self.scores[site.layer, site.stream]
             counted = seen if valid is None else seen.masked_fill(~valid, 0.0)
