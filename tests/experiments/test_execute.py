@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 from plans import lines, media, planned, states
 
-from experiments import runner, stopping
+from experiments import runner, stopping, store, worker
 from experiments.config import Shard
+from experiments.errors import ConfigError
 from experiments.execute import STOPPED, main
 from experiments.manifest import Plan
 from experiments.retry import main as retry
 from experiments.status import State, state_of
 from experiments.status import main as status
+from experiments.store import RunFolder
 from experiments.worker import DiskFull, Task, Worker, tasks_of
 
 METHODS = "method=hicache,taylorseer,fora"
@@ -159,6 +161,91 @@ def test_without_waiting_rows_need_a_finished_reference(small, quick):
     assert len(worker.left) == 3 and states(plan) == [State.WAITING] * 4
 
 
+class Held:
+    """A lock that another has, until so many looks later."""
+
+    def __init__(self, monkeypatch, folder: RunFolder, looks: int, then=lambda: None) -> None:
+        self.slept, self.looks, self.then = 0, looks, then
+        self.lock = folder.lock()
+        self.lock.__enter__()
+        monkeypatch.setattr(worker, "time", self)
+
+    def sleep(self, seconds: float) -> None:
+        self.slept += 1
+        assert self.slept < 50
+        if self.slept == self.looks:
+            self.lock.__exit__(None, None, None)
+            self.then()
+
+
+def element(plan: Plan, *names: str) -> list[str]:
+    """The words of an array element with these tasks."""
+    tasks = plan.folder / "tasks"
+    tasks.write_text(" ".join(names) + "\n")
+    return [str(plan.folder), "--devices", "cpu", "--tasks", str(tasks), "--element", "0"]
+
+
+def test_an_element_waits_for_a_reference_that_another_plan_computes(small, quick, monkeypatch):
+    plan = planned(small, "method=fora")
+    held = Held(monkeypatch, plan.run(plan.rows[0]), 3)
+    assert main(element(plan, "0")) == 0
+    assert held.slept == 3 and states(plan) == [State.DONE, State.WAITING]
+
+
+def test_an_element_of_rows_waits_while_somebody_is_at_their_reference(small, quick, monkeypatch):
+    plan = planned(small, "method=fora")
+    held = Held(monkeypatch, plan.run(plan.rows[0]), 3, lambda: Worker(plan, "cpu", 1).run(tasks_of(plan, 1)[:1]))
+    assert main(element(plan, "1")) == 0
+    assert held.slept == 3 and states(plan) == [State.DONE] * 2
+
+
+@pytest.mark.parametrize("name", ["0", "1"])
+def test_an_element_that_waits_goes_back_into_the_queue_before_its_time_is_up(name, small, quick, monkeypatch):
+    plan = planned(small, "method=fora")
+    Held(monkeypatch, plan.run(plan.rows[0]), 3, stopping._asked.set)
+    try:
+        assert main(element(plan, name)) == STOPPED
+    finally:
+        stopping._asked.clear()
+    assert states(plan) == [State.WAITING] * 2
+
+
+def test_a_finished_shard_is_not_tried_again_and_again(small, quick, monkeypatch, capsys):
+    plan = planned(small, "method=none")
+    held = Held(monkeypatch, plan.run(plan.rows[0], Shard(rank=1, world=2)), 20)
+    tried, execute = [], runner.execute
+    monkeypatch.setattr(runner, "execute", lambda settings: (tried.append(settings.shard.rank), execute(settings)))
+    Worker(plan, "cpu", 1).run(tasks_of(plan, 2))
+    assert held.slept >= 20 and states(plan) == [State.DONE]
+    assert len(tried) <= 4 and tried[0] == 0 and 1 in tried
+    assert len(capsys.readouterr().out.splitlines()) <= 3
+
+
+def test_shards_of_another_number_fail_nothing(small, quick, monkeypatch):
+    plan = planned(small, "method=none")
+    held = Held(monkeypatch, plan.run(plan.rows[0], Shard(rank=1, world=3)), 5)
+    Worker(plan, "cpu", 1).run(tasks_of(plan, 2))
+    assert held.slept == 5 and states(plan) == [State.DONE]
+
+
+def test_a_worker_that_watches_its_parent_ends_with_its_own_code():
+    code = "import time; from experiments import stopping; stopping.stop_with_parent(); time.sleep(0.2); raise SystemExit(7)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.wait(30) == 7 and process.stderr.read() == b""
+
+
+@pytest.mark.slow
+def test_a_parent_that_is_told_to_stop_ends_with_the_code_for_it(small):
+    plan = planned(small, METHODS, "num_items=300")
+    parent = start(plan, "--devices", "cpu,cpu")
+    until(lambda: lines(plan))
+    parent.send_signal(signal.SIGTERM)
+    said = parent.communicate(timeout=60)[1]
+    assert parent.returncode == STOPPED and "killed by" not in said and "ended with code" not in said
+    logs = [path.read_text() for path in (plan.folder / "logs").iterdir()]
+    assert len(logs) == 2 and not any("Fatal" in log for log in logs)
+
+
 @pytest.fixture
 def disk(tmp_path):
     """A file system of 1 MB."""
@@ -190,6 +277,40 @@ def test_a_full_disk_stops_with_a_line_and_continues(small, quick, disk, capsys)
     assert lines(plan)[: len(kept)] == kept and len(lines(plan)) == 30
 
 
+@pytest.mark.parametrize("status_too", [False, True])
+def test_a_lack_of_space_fails_no_row(status_too, small, quick, monkeypatch, capsys):
+    plan = planned(small, "method=fora")
+
+    def full(*args, **more):
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise RuntimeError("could not save") from error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "generate_batch", full)
+        if status_too:
+            patch.setattr(store, "write_durably", lambda *args: os.fsync(full()))
+        assert main([str(plan.folder), "--devices", "cpu"]) == 1
+    assert "no space left under" in capsys.readouterr().err
+    assert State.FAILED not in states(plan) and not list(plan.results.glob("runs/*/error.txt"))
+    assert main([str(plan.folder), "--devices", "cpu"]) == 0
+    assert states(plan) == [State.DONE] * 2
+
+
+def test_a_failure_that_does_not_fit_on_the_disk_is_not_kept(small, quick, monkeypatch, capsys):
+    plan = planned(small, "method=none")
+
+    def full(*args):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "generate_batch", lambda *args: 1 / 0)
+        patch.setattr(RunFolder, "fail", full)
+        assert main([str(plan.folder), "--devices", "cpu"]) == 1
+    assert states(plan) == [State.INTERRUPTED] and "no space left under" in capsys.readouterr().err
+
+
 def test_only_a_lack_of_space_stops_the_worker(small):
     worker = Worker(planned(small, "method=none"), "cpu", 1)
     worker.stop_if_full(OSError(errno.EACCES, "no"))
@@ -207,12 +328,31 @@ def test_only_a_lack_of_space_stops_the_worker(small):
         (["PLAN", "--shards", "0"], "--shards: must be an integer >= 1, got 0"),
         (["PLAN", "--executor", "inline", "--devices", "cpu,cpu"], "--devices: must name one device"),
         (["PLAN", "cluster=a100"], "argument: must be one of those in --help"),
+        (["PLAN", "--threads", "-3"], "--threads: must be an integer >= 1, got -3"),
+        (["PLAN", "--threads", "0"], "--threads: must be an integer >= 1, got 0"),
+        (["PLAN", "--element", "0"], "--element: must come with --tasks, got 0"),
+        (["PLAN", "--tasks", "/nonexistent", "--element", "0"], "--tasks: must be a file of tasks, got '/nonexistent'"),
+        (["PLAN", "--tasks", "TASKS"], "--element: must be a line of"),
+        (["PLAN", "--tasks", "TASKS", "--element", "1"], "--element: must be a line of"),
+        (["PLAN", "--tasks", "TASKS", "--element", "0"], "--tasks: must name rows of the plan, got .'0:a/b', '7'"),
+        (["PLAN", "--tasks", "TASKS", "--element", "0", "--shards", "2"], "--shards: must go without --tasks"),
+        (["PLAN", "--tasks", "TASKS", "--executor", "local"], "--tasks: must go without executor local"),
+        (["PLAN", "--tasks", "TASKS", "--element", "2", "--devices", "cpu,cpu"], "--devices: must name one device"),
+        (["PLAN", "--executor", "slurm", "--tasks", "TASKS"], "--tasks: must go without executor slurm"),
+        (["PLAN", "--executor", "slurm", "--devices", "0"], "--devices: must be said as cluster.gpus=... for"),
+        (["PLAN", "--executor", "slurm", "--threads", "2"], "--threads: must be said as cluster.cpus=... for"),
     ],
 )
-def test_wrong_arguments_are_said_in_one_line(arguments, line, small):
+def test_wrong_arguments_are_said_in_one_line(arguments, line, small, tmp_path):
     plan = planned(small, "method=none")
-    with pytest.raises(ValueError, match=line):
-        main([str(plan.folder) if word == "PLAN" else word for word in arguments])
+    tasks = tmp_path / "tasks"
+    tasks.write_text("0 0:a/b 7\n")
+    names = {"PLAN": str(plan.folder), "TASKS": str(tasks)}
+    if "2" in arguments and "cpu,cpu" in arguments:
+        tasks.write_text("\n\n0\n")
+    with pytest.raises(ConfigError, match=line):
+        main([names.get(word, word) for word in arguments])
+    assert states(plan) == [State.WAITING]
 
 
 def test_a_process_that_is_gone_counts_as_interrupted(small):
