@@ -30,7 +30,8 @@ from experiments.caching import guidance_of, method_of
 from experiments.config import BackendConfig, Settings
 from experiments.errors import ConfigError
 from hicache import CacheMethod
-from hicache.cost import Cost, measure
+from hicache.adapters import adapter_for
+from hicache.cost import Cost, measure, prepared
 
 __all__ = ["blueprint", "check_fit", "cost_of"]
 
@@ -104,7 +105,7 @@ def cost_of(
     bytes of the cache and the element-wise overhead are then those of any of them.
     """
     method, steps = method_of(settings), sampling_of(settings).num_steps
-    plan = method.policy.plan(steps)
+    plan = prepared(method.policy, adapter_for(blueprint_of(settings.backend).transformer)).plan(steps)
     if full_steps is None and (plan is None or settings.guidance.name != "plain"):
         return None
     full = plan if plan is not None else list(range(int(full_steps or 0)))

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hicache.adapters import adapter_for
+from hicache.adapters import Adapter, adapter_for
 from hicache.adapters.cells import Cell
 from hicache.executor import Branch, Executor
 from hicache.forecast import History
@@ -33,7 +33,7 @@ from hicache.methods import CacheMethod, Knobs, method
 from hicache.policy import Clock, Policy
 from hicache.tree import Action, Site
 
-__all__ = ["Cost", "measure"]
+__all__ = ["Cost", "measure", "prepared"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,12 +113,19 @@ def measure(
     """
     if convention not in ("executed", "published"):
         raise ValueError(f"convention: must be executed or published, got {convention!r}")
-    full_steps = method.policy.plan(num_steps) if full_steps is None else list(full_steps)
+    meter = Meter(model, method, batch, convention == "published", shape)
+    full_steps = prepared(method.policy, meter.adapter).plan(num_steps) if full_steps is None else list(full_steps)
     if full_steps is None:
         raise ValueError("full_steps: the plan of this policy depends on the data, must be given, got None")
-    meter = Meter(model, method, batch, convention == "published", shape)
     with torch.no_grad():
         return meter.cost(num_steps, full_steps)
+
+
+def prepared(policy: Policy, adapter: Adapter) -> Policy:
+    """A copy of the policy as it is on the adapter's model, whose plan may be asked for."""
+    own = copy.deepcopy(policy)
+    own.prepare(adapter.family, len(adapter.blocks()))
+    return own
 
 
 class Scripted(Policy):
@@ -211,8 +218,7 @@ class Meter:
 
     def _plan(self, num_steps: int, full_steps: Sequence[int]) -> list[tuple[Action, dict[Site, Action]]]:
         """The action of every step, and of every cell at the mixed ones."""
-        policy, clock, found = copy.deepcopy(self.method.policy), Clock(num_steps=num_steps), []
-        policy.prepare(self.adapter.family, len(self.adapter.blocks()))
+        policy, clock, found = prepared(self.method.policy, self.adapter), Clock(num_steps=num_steps), []
         for clock.step in range(num_steps):
             action = policy.decide(clock)
             cached = Action.ESTIMATE if action is Action.COMPUTE else action

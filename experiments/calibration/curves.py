@@ -156,7 +156,10 @@ def smoothness(backend: Backend, settings: Settings, items: list[Item]) -> dict[
 
 
 def polynomial(backend: Backend, settings: Settings, items: list[Item]) -> dict[str, Any]:
-    """TeaCache's coefficients, highest degree first, and how well they fit (R squared)."""
+    """TeaCache's coefficients, highest degree first, and how well they fit (R squared).
+
+    The fit may be negative, near a change of 0 above all; the policy takes max(0, P) of given coefficients.
+    """
     pairs: dict[str, list[Tensor]] = {"input": [], "output": []}
 
     def seen(name: str, step: int, value: Tensor, past: list[Tensor]) -> None:

@@ -4,11 +4,15 @@ TeaCache (arXiv 2411.19108) watches `u_s`, the modulated input of the first bloc
 
     acc += P( mean|u_s - u_{s-1}| / mean|u_{s-1}| ),      P a polynomial fitted per model;
 
-a step is computed, and `acc` set to zero, once `acc` reaches the threshold. First and last steps are always computed.
+a step is computed, and `acc` set to zero, once `acc` reaches the threshold. First and last steps are always computed,
+and so is a step whose change is not a finite number, and every step if the threshold is 0. The published P are used as
+they are, also where they are negative and make `acc` fall; coefficients that are given (a calibration's) count as
+max(0, P).
 
 MagCache (Zehong-Ma/MagCache) needs no indicator but the curve `gamma_s = ||r_s|| / ||r_{s-1}||` of residual norms,
 measured once: after step `int(retention T + 0.5)` it accumulates `A *= gamma_s`, `E += |1 - A|` over skipped steps
-and computes once `E > threshold` or more than `max_skips` steps in a row were skipped.
+and computes once `E > threshold` or more than `max_skips` steps in a row were skipped. On FLUX every step whose nearest
+index among 28 steps is 11 is computed too (one of 28 or of 50).
 
 Both decide for the whole batch of a call: which steps are computed depends on what is generated together.
 """
@@ -22,7 +26,7 @@ from dataclasses import dataclass, field
 from hicache.policy.base import Clock, Policy
 from hicache.tree import Action
 
-__all__ = ["MAGNITUDES", "POLYNOMIALS", "MagCache", "TeaCache"]
+__all__ = ["LIMITS", "MAGNITUDES", "POLYNOMIALS", "MagCache", "TeaCache"]
 
 POLYNOMIALS: dict[str, tuple[float, ...]] = {  # published TeaCache fits, highest degree first
     "identity": (1.0, 0.0),
@@ -50,6 +54,14 @@ MAGNITUDES: dict[str, tuple[float, ...]] = {  # published MagCache curves
         0.89062,
     ),
 }  # fmt: skip
+LIMITS: dict[str, tuple[float, int, float]] = {
+    "flux": (0.24, 5, 0.1),
+    "hunyuan_video": (0.24, 6, 0.2),
+    "qwen_image": (0.06, 2, 0.2),
+}
+"""MagCache's threshold, max_skips and retention as published; other families have FLUX's (ours)."""
+FORCED: dict[str, tuple[int, int]] = {"flux": (11, 28)}
+"""MagCache: the index that is always computed, and of how many steps."""
 
 
 @dataclass(kw_only=True)
@@ -57,10 +69,10 @@ class TeaCache(Policy):
     """Compute when the accumulated change of the input reaches `threshold`.
 
     Attributes:
-        threshold: published for FLUX are 0.25, 0.4, 0.6 and 0.8 at 28 steps, 1.0 and 1.2 at 50.
-        polynomial: coefficients, highest degree first, or a key of `POLYNOMIALS`, or `auto` for that of the model the
-            method is enabled on; models without a published fit have `identity`, for which the threshold is the
-            accumulated relative change itself.
+        threshold: published for FLUX are 0.25, 0.4, 0.6 and 0.8 at 28 steps, 1.0 and 1.2 at 50; 0 computes every step.
+        polynomial: coefficients, highest degree first, of a P that counts as 0 where it is negative; or a key of
+            `POLYNOMIALS`, or `auto` for that of the model the method is enabled on; models without a published fit have
+            `identity`, for which the threshold is the accumulated relative change itself.
     """
 
     indicator = True
@@ -81,15 +93,20 @@ class TeaCache(Policy):
         self.coefficients = numbers(self.polynomial, family, POLYNOMIALS, "identity")
 
     def decide(self, clock: Clock) -> Action:
-        value = 0.0
-        for coefficient in self.coefficients:
-            value = value * (clock.change or 0.0) + coefficient
-        self.total += value
         last = clock.num_steps is not None and clock.step == clock.num_steps - 1
-        if clock.change is None or last or self.total >= self.threshold:
+        forced = last or self.threshold == 0 or clock.change is None or not math.isfinite(clock.change)
+        self.total += 0.0 if clock.change is None or forced else self.rescaled(clock.change)
+        if forced or self.total >= self.threshold:
             self.total = 0.0
             return Action.COMPUTE
         return Action.ESTIMATE
+
+    def rescaled(self, change: float) -> float:
+        """P of a change."""
+        value = 0.0
+        for coefficient in self.coefficients:
+            value = value * change + coefficient
+        return value if isinstance(self.polynomial, str) else max(0.0, value)
 
     def plan(self, num_steps: int) -> None:
         """The plan depends on the data."""
@@ -103,28 +120,31 @@ class MagCache(Policy):
     """Compute when the accumulated error of the magnitude curve exceeds `threshold`.
 
     Attributes:
-        threshold: delta; FLUX 0.24, HunyuanVideo 0.24 (quality: 0.12), Qwen-Image 0.06.
+        threshold: delta; null, here and below: by model family (`LIMITS`). FLUX 0.24, HunyuanVideo 0.24 (for quality
+            0.12), Qwen-Image 0.06.
         max_skips: K, steps skipped in a row at most; 5, 6 (4) and 2 for these.
         retention: rho, leading share of the steps that is always computed; 0.1, 0.2 and 0.2.
         curve: a ratio per step, or a key of `MAGNITUDES`, or `auto` for that of the model the method is enabled on;
             models without a published curve have `flat`. Resampled to the number of steps by nearest neighbour.
     """
 
-    threshold: float = 0.24
-    max_skips: int = 5
-    retention: float = 0.1
+    threshold: float | None = None
+    max_skips: int | None = None
+    retention: float | None = None
     curve: str | Sequence[float] = "auto"
     ratios: tuple[float, ...] = field(default=(), init=False, repr=False)
+    limits: tuple[float, int, float] = field(default=LIMITS["flux"], init=False, repr=False)
+    forced: tuple[int, int] | None = field(default=None, init=False, repr=False)
     ratio: float = field(default=1.0, init=False, repr=False)
     error: float = field(default=0.0, init=False, repr=False)
     skipped: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not self.threshold >= 0:
+        if self.threshold is not None and not self.threshold >= 0:
             raise ValueError(f"threshold: must be a number >= 0, got {self.threshold}")
-        if self.max_skips < 0:
+        if self.max_skips is not None and self.max_skips < 0:
             raise ValueError(f"max_skips: must be an integer >= 0, got {self.max_skips}")
-        if not 0 <= self.retention <= 1:
+        if self.retention is not None and not 0 <= self.retention <= 1:
             raise ValueError(f"retention: must be between 0 and 1, got {self.retention}")
         check_numbers("curve", self.curve, MAGNITUDES)
         self.prepare("flat")
@@ -132,18 +152,27 @@ class MagCache(Policy):
     def prepare(self, family: str, blocks: int = 0) -> None:
         del blocks
         self.ratios = numbers(self.curve, family, MAGNITUDES, "flat")
+        threshold, max_skips, retention = LIMITS.get(family, LIMITS["flux"])
+        self.limits = (
+            threshold if self.threshold is None else self.threshold,
+            max_skips if self.max_skips is None else self.max_skips,
+            retention if self.retention is None else self.retention,
+        )
+        self.forced = FORCED.get(family)
 
     def decide(self, clock: Clock) -> Action:
         if clock.num_steps is None:
             raise ValueError("num_steps: magcache needs the number of steps; call begin(num_steps)")
         if clock.step == 0:
             self.reset()
-        if clock.step == 0 or clock.step < int(self.retention * clock.num_steps + 0.5):
+        threshold, max_skips, retention = self.limits
+        if clock.step == 0 or clock.step < int(retention * clock.num_steps + 0.5):
             return Action.COMPUTE
         self.ratio *= resampled(self.ratios, clock.step, clock.num_steps)
         self.error += abs(1 - self.ratio)
         self.skipped += 1
-        if self.error <= self.threshold and self.skipped <= self.max_skips:
+        forced = self.forced is not None and nearest(clock.step, clock.num_steps, self.forced[1]) == self.forced[0]
+        if not forced and self.error <= threshold and self.skipped <= max_skips:
             return Action.ESTIMATE
         self.reset()
         return Action.COMPUTE
@@ -154,7 +183,12 @@ class MagCache(Policy):
 
 def resampled(curve: Sequence[float], step: int, num_steps: int) -> float:
     """The curve's value at a step of a run of another length, by nearest neighbour."""
-    return curve[round(step * (len(curve) - 1) / max(num_steps - 1, 1))]
+    return curve[nearest(step, num_steps, len(curve))]
+
+
+def nearest(step: int, num_steps: int, length: int) -> int:
+    """The index among `length` that corresponds to a step among `num_steps`."""
+    return round(step * (length - 1) / max(num_steps - 1, 1))
 
 
 def check_numbers(key: str, given: str | Sequence[float], known: Mapping[str, Sequence[float]]) -> None:

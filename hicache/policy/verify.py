@@ -5,8 +5,9 @@ state too; with y the values of its modules and y^ their forecasts, the error
 
     e = mean |y - y^| / (|y| + 1e-10)            is compared with            max(base decay^(s/T), floor),
 
-and if it is larger the *next* step is full, as it is after `max_drafts` drafts in any case. The verified step itself
-goes on with its draft. Published: FLUX base 7, decay 0.3, floor 0.1, at least 2 drafts; DiT 0.3, 0.05, 0.01 and 3.
+with s the verified step of T, and if it is larger the *next* step is full, as it is after `max_drafts` drafts in any
+case. The verified step itself goes on with its draft. Published: FLUX base 7, decay 0.3, floor 0.1, at least 2 drafts;
+DiT 0.3, 0.05, 0.01 and 3.
 
 The error is a mean over the batch: which steps are computed depends on what is generated together.
 """
@@ -69,11 +70,11 @@ class Verify(Policy):
         self.last = blocks - 1
 
     def threshold(self, clock: Clock) -> float:
-        """The error up to which drafts go on."""
+        """The error of the step before, the last that may have been verified, up to which drafts go on."""
         if clock.num_steps is None:
             raise ValueError("num_steps: verify needs the number of steps; call begin(num_steps)")
         assert self.base is not None and self.decay is not None and self.floor is not None
-        return max(self.base * self.decay ** (clock.step / clock.num_steps), self.floor)
+        return max(self.base * self.decay ** ((clock.step - 1) / clock.num_steps), self.floor)
 
     def decide(self, clock: Clock) -> Action:
         if clock.step < self.warmup_steps or not clock.anchors:

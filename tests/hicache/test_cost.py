@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import hicache
+from tests.hicache.models import build, denoise, inputs
 
 
 @pytest.fixture(scope="module")
@@ -160,3 +161,28 @@ def test_published_flops_of_toca_on_dit(dit_xl):
 def test_dbcache_computes_what_the_table_implies():
     chosen = hicache.method("dbcache", front=4, warmup_steps=4, policy_options=INFINITE)
     assert chosen.policy.plan(50) == [0, 1, 2, 3, 14, 25, 36, 47]
+
+
+@pytest.mark.parametrize(("name", "count"), [("flux", 15), ("hunyuan_video", 15), ("qwen_image", 23), ("dit", 12)])
+def test_the_plan_is_that_of_the_model_s_family(name, count):
+    """MagCache's curve, limits and forced step are the family's: the cost has the steps that are executed."""
+    model, chosen = build(name), hicache.method("magcache")
+    with hicache.cached(model, chosen) as cache:
+        cache.begin(50)
+        denoise(model, inputs(model, name), 50)
+        full = cache.report.full_steps
+    cost = hicache.cost.measure(model, chosen, 50)
+    assert cost.full_steps == len(full) == count
+    assert cost.total == count * cost.full + (50 - count) * cost.estimated
+    assert chosen.policy.limits == hicache.method("magcache").policy.limits  # the method is left as it was
+
+
+def test_a_forecast_of_costs_has_the_plan_of_the_family():
+    from experiments.blueprint import cost_of
+    from experiments.compose import compose
+    from experiments.config import resolve
+
+    tiny = ["backend=flux", "backend.size=tiny", "backend.weights=random", "num_steps=50"]
+    cost = cost_of(resolve(compose([*tiny, "method=magcache"])))
+    assert cost is not None and (cost.full_steps, cost.num_steps) == (15, 50)
+    assert cost_of(resolve(compose([*tiny, "method=teacache"]))) is None

@@ -1,4 +1,4 @@
-"""TeaCache, MagCache, DBCache, First-Block Cache and Delta-DiT: published schedules, decisions, and what is run."""
+"""TeaCache, MagCache, DBCache, First-Block Cache, SpeCa and Delta-DiT: published schedules, decisions, what is run."""
 
 import math
 
@@ -6,17 +6,17 @@ import pytest
 import torch
 
 import hicache
-from hicache.policy import Clock, MagCache, Probe, Stages, TeaCache, Uniform
-from hicache.policy.accumulate import POLYNOMIALS
+from hicache.policy import Clock, MagCache, Probe, Stages, TeaCache, Uniform, Verify
+from hicache.policy.accumulate import LIMITS, MAGNITUDES, POLYNOMIALS, resampled
 from hicache.tree import Action
 from tests.hicache.models import MODELS, build, denoise, inputs, method
 
 
 def executed(policy, steps, change):
-    """Full steps of a policy that sees the same change at every step but the first."""
+    """Full steps of a policy that sees the same change at every step but the first, or one change after the other."""
     clock, full = Clock(num_steps=steps), []
     for clock.step in range(steps):
-        clock.change = None if clock.step == 0 else change
+        clock.change = None if clock.step == 0 else change[clock.step - 1] if isinstance(change, list) else change
         if policy.decide(clock) is Action.COMPUTE:
             full.append(clock.step)
     return full
@@ -42,6 +42,137 @@ def test_teacache_polynomials_by_model():
     assert executed(flux, 30, 0.1)[1] == math.ceil(1.0 / value)
 
 
+RESCALED = {  # P(0.05) and P(0.2), summed term by term in decimal arithmetic
+    "identity": (0.05, 0.2),
+    "flux": (0.18050262494375, 0.2619951806),
+    "hunyuan_video": (0.0620383523875, 0.1337310712),
+    "cogvideox_5b": (0.1061245882875, 0.4509555501),
+    "cogvideox_2b": (0.072449328970625, 0.26505072998),
+    "cogvideox1.5_5b": (0.06716072869375, 0.3906089863),
+    "cogvideox1.5_5b_i2v": (0.0753229153375, 0.391683697),
+    "cosmos": (0.24176266814375, 0.3462922256),
+    "ltx": (0.05363308035625, 0.1926408565),
+    "lumina2": (0.1631884090038125, 0.428361432416),
+    "mochi": (0.0514246150025, -1.07614210081),
+    "hidream_i1": (0.35909614875, -52.149667443),
+    "wan2.1_1.3b": (0.07738134975, -0.122560584),
+    "wan2.1_1.3b_retention": (0.141898375475, -28.0959507664),
+    "wan2.1_14b": (-4.091814416078375, 0.125989456096),
+    "wan2.1_14b_retention": (0.21894898125, -187.660840425),
+}
+
+
+def test_teacache_polynomials_are_the_published_ones():
+    assert RESCALED.keys() == POLYNOMIALS.keys()
+    for name, values in RESCALED.items():
+        policy = TeaCache(polynomial=name)
+        assert [policy.rescaled(0.05), policy.rescaled(0.2)] == pytest.approx(values, rel=1e-12, abs=0), name
+
+
+@pytest.mark.parametrize("polynomial", ["identity", "mochi", "wan2.1_14b", (-1.0, 0.5), (-1.0,)])
+@pytest.mark.parametrize("change", [0.0, 0.05, 0.2, 3.0])
+def test_teacache_with_threshold_0_computes_every_step(polynomial, change):
+    assert executed(TeaCache(threshold=0.0, polynomial=polynomial), 12, change) == list(range(12))
+
+
+def test_teacache_takes_published_fits_as_they_are_and_others_not_below_0():
+    """P(0.2) = -1.076 and P(0.05) = 0.0514: two of these reach the threshold, unless the first is subtracted."""
+    changes = [0.2, *[0.05] * 10]
+    assert executed(TeaCache(threshold=0.1, polynomial="mochi"), 12, changes) == [0, 11]
+    own = TeaCache(threshold=0.1, polynomial=POLYNOMIALS["mochi"])
+    assert executed(own, 12, changes) == [0, 3, 5, 7, 9, 11]
+    own.prepare("flux")
+    assert own.rescaled(0.2) == 0 and own.rescaled(0.05) == pytest.approx(0.0514246150025)
+
+
+@pytest.mark.parametrize("polynomial", ["identity", "flux", "mochi", (2.0, 0.0), (-1.0, 0.0)])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_teacache_computes_where_the_change_is_no_number(polynomial, bad):
+    policy = TeaCache(threshold=0.9, polynomial=polynomial)
+    assert executed(policy, 8, [0.01, 0.01, bad, bad, 0.01, 0.01, 0.01]) == [0, 3, 4, 7]
+    assert policy.total == 0
+
+
+def test_default_thresholds():
+    found = {name: hicache.method(name).policy.threshold for name in ("teacache", "dbcache", "fbcache")}
+    assert found == {"teacache": 0.25, "dbcache": 0.08, "fbcache": 0.05}
+    first_block = hicache.method("fbcache").policy
+    assert executed(first_block, 5, [0.049, 0.05, 0.049, 0.051]) == [0, 2, 4]
+
+
+FINGERPRINTS = {"flat": (1, 1.0, 1.0), "flux": (28, 28.38278, 401.53837)}
+"""Length, sum, and sum of the values times their places 1, 2, ..."""
+
+
+def test_magcache_curves_are_the_published_ones():
+    assert FINGERPRINTS.keys() == MAGNITUDES.keys()
+    for name, (length, total, moment) in FINGERPRINTS.items():
+        curve = MAGNITUDES[name]
+        assert len(curve) == length
+        assert sum(curve) == pytest.approx(total, abs=1e-9)
+        assert sum(place * value for place, value in enumerate(curve, 1)) == pytest.approx(moment, abs=1e-9)
+    flux = MAGNITUDES["flux"]
+    assert (flux[0], flux[1], flux[11], flux[27]) == (1.0, 1.21094, 0.98047, 0.89062)
+
+
+def test_magcache_curves_are_resampled_to_the_nearest_index():
+    """27/49 s: 0.55, 4.96, 5.51, 10.47, 11.02, 13.78; and 27/9 s, 49/9 s = 5.44, 10.89."""
+    curve = list(range(28))
+    assert [resampled(curve, s, 50) for s in (0, 1, 9, 10, 19, 20, 25, 49)] == [0, 1, 5, 6, 10, 11, 14, 27]
+    assert [resampled(curve, s, 28) for s in (0, 13, 27)] == [0, 13, 27]
+    assert [resampled(curve, s, 10) for s in (1, 4, 9)] == [3, 12, 27]
+    assert [resampled(list(range(50)), s, 10) for s in (1, 2)] == [5, 11]
+    assert resampled(curve, 0, 1) == 0
+
+
+def expected_magcache(curve, steps, threshold, max_skips, retention, forced=()):
+    """The rule over a resampled curve, written as a search for the end of every run of skipped steps."""
+    index = torch.linspace(0, len(curve) - 1, steps, dtype=torch.float64).round().long()
+    gamma = torch.tensor(curve, dtype=torch.float64)[index]
+    full = list(range(max(1, int(retention * steps + 0.5))))
+    while full[-1] < steps - 1:
+        error = (1 - gamma[full[-1] + 1 :].cumprod(0)).abs().cumsum(0)
+        skipped = min(int((error <= threshold).sum()), max_skips, len(error))
+        skipped = min([skipped, *[step - full[-1] - 1 for step in forced if step > full[-1]]])
+        full.append(full[-1] + skipped + 1)
+    return [step for step in full if step < steps]
+
+
+MAGCACHE = [  # family, steps, published limits, steps that are forced
+    ("flux", 28, (0.24, 5, 0.1), [11]),
+    ("flux", 50, (0.24, 5, 0.1), [20]),
+    ("flux", 100, (0.24, 5, 0.1), [39, 40, 41, 42]),
+    ("flux", 10, (0.24, 5, 0.1), []),
+    ("hunyuan_video", 50, (0.24, 6, 0.2), []),
+    ("qwen_image", 50, (0.06, 2, 0.2), []),
+    ("dit", 50, (0.24, 5, 0.1), []),
+]
+
+
+@pytest.mark.parametrize(("family", "steps", "limits", "forced"), MAGCACHE)
+def test_magcache_as_published_for_the_family(family, steps, limits, forced):
+    policy = hicache.method("magcache").policy
+    policy.prepare(family, 4)
+    assert policy.limits == limits == LIMITS.get(family, LIMITS["flux"])
+    curve = MAGNITUDES.get(family, (1.0,))
+    assert policy.plan(steps) == expected_magcache(curve, steps, *limits, forced)
+    own = MagCache(threshold=math.inf, max_skips=100, retention=0.0)
+    own.prepare(family)
+    assert own.limits == (math.inf, 100, 0.0) and own.plan(steps) == [0, *forced]
+    assert own.plan(steps) == executed(own, steps, None)
+
+
+def test_magcache_decides_by_the_curve_that_is_given():
+    curve = [1.0, 1.1, 0.9, 1.05, 1.2, 0.8, 1.0, 0.7, 1.3, 0.95, 1.0]
+    plans = set()
+    for steps in (11, 17, 40):
+        for threshold in (0.1, 0.3, 1.0):
+            own = MagCache(threshold=threshold, max_skips=6, retention=0.1, curve=curve)
+            plans.add(tuple(plan := own.plan(steps)))
+            assert plan == expected_magcache(curve, steps, threshold, 6, 0.1)
+    assert len(plans) == 9
+
+
 def test_magcache_flat_curve_skips_k_then_computes():
     assert executed(MagCache(max_skips=3, retention=0.1), 20, None) == [0, 1, 5, 9, 13, 17]
     assert executed(MagCache(max_skips=0), 20, None) == list(range(20))
@@ -64,6 +195,52 @@ def test_dbcache_paper_rows_are_deterministic():
     assert executed(policy, 50, 0.5) == [0, 1, 2, 3, 14, 25, 36, 47]
     assert executed(Probe(threshold=math.inf, max_cached=5), 12, 0.1) == [0, *range(6, 12)]
     assert Probe(threshold=0.1).plan(50) is None
+
+
+@pytest.mark.parametrize(
+    ("step", "bound"),
+    [(2, 0.8 * 0.25**0.1), (4, 0.8 * 0.25**0.3), (5, 0.4594793), (6, 0.45), (8, 0.45)],
+)  # base decay^(s/T) of the step before: 0.6964, 0.5278 and 0.4595, which step 5's own 0.4 would be below the floor
+def test_speca_compares_an_error_with_the_threshold_of_its_own_step(step, bound):
+    policy = Verify(base=0.8, decay=0.25, floor=0.45, min_drafts=0, warmup_steps=1)
+    policy.prepare("flux", 4)
+    for error, action in ((bound - 1e-5, Action.MIXED), (bound + 1e-5, Action.COMPUTE)):
+        clock = Clock(num_steps=10, step=step, anchors=[0], error=error)
+        assert policy.decide(clock) is action
+    assert policy.decide(Clock(num_steps=10, step=step, anchors=[0])) is Action.MIXED
+
+
+@pytest.mark.parametrize("family", ["flux", "dit", "qwen_image"])
+def test_speca_as_published(family):
+    policy = hicache.method("speca").policy
+    policy.prepare(family, 4)
+    published = (0.3, 0.05, 0.01, 3) if family == "dit" else (7.0, 0.3, 0.1, 2)
+    assert (policy.base, policy.decay, policy.floor, policy.min_drafts, policy.max_drafts) == (*published, 8)
+
+
+def test_speca_s_error_is_relative_to_the_true_value(monkeypatch):
+    """With reuse as the draft, against the values that the verified modules returned, step by step."""
+    model = build("dit")
+    call, seen, errors, decide = inputs(model, "dit"), {"attn1": [], "ff": []}, [], Verify.decide
+    for name, values in seen.items():
+        module = getattr(model.transformer_blocks[-1], name)
+        own = module.forward
+        monkeypatch.setattr(module, "forward", lambda *a, own=own, v=values, **k: v.append(own(*a, **k)) or v[-1])
+    monkeypatch.setattr(Verify, "decide", lambda self, clock: errors.append(clock.error) or decide(self, clock))
+    options = {"base": 1e9, "floor": 1e9, "min_drafts": 1, "max_drafts": 4}
+    with hicache.cached(
+        model, method("speca", basis="reuse", order=0, warmup_steps=1, policy_options=options)
+    ) as cache:
+        cache.begin(8)
+        denoise(model, call, 8)
+        assert cache.report.full_steps == [0, 5] and cache.report.mixed_steps == [2, 3, 4, 7]
+    found = [(y, [e for e in errors if e is not None]) for y in seen.values()]
+    for values, _ in found:
+        assert len(values) == 6  # steps 0, 2, 3, 4, 5, 7
+    for place, error in enumerate(found[0][1], 1):
+        parts = [((y[place] - y[0]).abs() / (y[place].abs() + 1e-10)).mean() for y, _ in found]
+        assert error == pytest.approx(float(sum(parts) / 2), rel=1e-4)
+    assert len(found[0][1]) == 3
 
 
 @pytest.mark.parametrize("name", MODELS)
