@@ -149,7 +149,14 @@ METHODS: dict[str, MethodSpec] = {
         title="DuCa",
         paper="arXiv 2412.18911",
         uses=frozenset({"interval", "warmup_steps"}),
-        fixed={"scope": "final_hidden", "policy": "alternate", "patch": "tokens", "basis": "reuse", "order": 0},
+        fixed={
+            "scope": "final_hidden",
+            "policy": "alternate",
+            "patch": "tokens",
+            "patch_options": {"recipe": "duca"},
+            "basis": "reuse",
+            "order": 0,
+        },
     ),
     "clusca": MethodSpec(
         title="ClusCa",

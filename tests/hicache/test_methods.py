@@ -57,6 +57,10 @@ def test_what_belongs_to_a_part_goes_with_it():
     assert built.knobs.policy_options == {} and built.policy.plan(8) == hicache.full_steps(8, 3, 2)
     assert hicache.method("fora", basis="taylor").knobs.order == 2
     assert hicache.method("teacache", scope="output").scope == "output"
+    patch = hicache.method("duca", patch_options={"spread": 0.7}).patch
+    assert patch is not None
+    patch.prepare("dit", 2, 0)
+    assert (patch.fraction, patch.spread) == (0.05, 0.7)  # DuCa's share, not ToCa's
     gates = {name: hicache.method("custom", basis=name).knobs.gated for name in ("hermite", "reuse", "dmd", "foca")}
     assert gates == {"hermite": True, "reuse": True, "dmd": False, "foca": False}
     assert not hicache.method("custom", gate=False).knobs.gated and hicache.method("dmd", gate=True).knobs.gated
