@@ -43,6 +43,13 @@ def test_the_energy_test_keeps_its_size():
     assert sum(found) / len(found) == pytest.approx(0.5, abs=0.05)
 
 
+def test_the_energy_test_keeps_its_size_as_it_is_used():
+    """400 rows in 8 dimensions with the default draws, whose critical value all tests of that size share."""
+    generator = torch.Generator().manual_seed(5)
+    found = [energy_test(draw("normal", 400, 8, generator)).p for _ in range(400)]
+    assert 0.03 <= sum(p <= 0.05 for p in found) / len(found) <= 0.07
+
+
 @pytest.mark.parametrize("kind", ["t3", "bimodal"])
 @pytest.mark.parametrize("d", [8, 64])
 def test_the_energy_test_rejects(kind, d):
@@ -55,11 +62,20 @@ def test_the_energy_test_rejects(kind, d):
 
 
 @pytest.mark.parametrize("kind", ["normal", "t3", "bimodal"])
-def test_as_many_dimensions_as_rows_are_vacuous(kind):
+@pytest.mark.parametrize(("n", "d"), [(30, 40), (10, 10), (10, 9)])
+def test_the_corners_of_a_simplex_are_vacuous(kind, n, d):
     generator = torch.Generator().manual_seed(3)
-    with pytest.warns(UserWarning, match="vacuous with n = 30 rows in 40 dimensions"):
-        found = energy_test(draw(kind, 30, 40, generator), mode="raw", draws=19)
+    with pytest.warns(UserWarning, match=f"vacuous with n = {n} rows in {d} dimensions"):
+        found = energy_test(draw(kind, n, d, generator), mode="raw", draws=19)
     assert found.vacuous and found.p == 1.0 and found.ratio == pytest.approx(1.0, abs=1e-6)
+
+
+def test_one_row_more_than_a_simplex_says_something():
+    generator = torch.Generator().manual_seed(3)
+    found = [energy_test(draw("normal", 11, 9, generator), mode="raw", draws=19) for _ in range(3)]
+    assert len({result.value for result in found}) == 3 and not any(result.vacuous for result in found)
+    with pytest.raises(ConfigError, match="components: must be 1 to n - 2, got 9"):
+        energy_test(torch.zeros(10, 20), components=9)
 
 
 def test_simulated_errors_are_those_of_the_forecaster():
