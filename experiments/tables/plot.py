@@ -19,6 +19,8 @@ AXES = {"flops_speedup": "FLOPs speed-up", "sigma": "σ"}
 MARKERS = "osD^vP*Xdh"
 CROWD = 12
 """More lines than that have their legend beside the axes."""
+CLOUD = 60
+"""More points than that are no line: they stand alone, without their intervals."""
 NAMED = 40
 """No more lines than that are named in a legend."""
 
@@ -54,7 +56,11 @@ def plot(table: Table, path: Path) -> bool:
             curve = sorted(point for point in found if point[0] is not None)
             if curve:
                 x, y, below, above = zip(*curve, strict=True)
-                style = {"marker": MARKERS[(index + index // 10) % len(MARKERS)], "capsize": 2, "linewidth": 1.2}
+                marker = MARKERS[(index + index // 10) % len(MARKERS)]
+                if len(curve) > CLOUD:
+                    axis.scatter(x, y, s=9, label=title, color=colour, marker=marker, alpha=0.5)
+                    continue
+                style = {"marker": marker, "capsize": 2, "linewidth": 1.2}
                 axis.errorbar(x, y, yerr=(below, above), label=title, color=colour, **style)
         axis.set(xlabel=AXES.get(table.preset.axis, table.preset.axis), ylabel=TITLES.get(name, name))
         axis.grid(alpha=0.3)

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 from plans import planned
 
-from experiments import runner
+from experiments import figures, runner
 from experiments.analyses.parts import PARTS
 from experiments.config import Shard
 from experiments.figures import front, main
@@ -32,7 +32,13 @@ def test_figures_of_a_plan(small, monkeypatch, capsys):
         "_pareto.pdf",
         "_grid.png",
     }
-    assert Image.open(folder / f"{plan.folder.name}_grid.png").width > 300
+    whole = Image.open(folder / f"{plan.folder.name}_grid.png")
+    assert whole.width > 300
+    capsys.readouterr()
+    monkeypatch.setattr(figures, "GRID_ROWS", 2)
+    main([f"plan={plan.folder}", "items=3"])
+    assert "pictures of the first 2 of 3 runs" in capsys.readouterr().out
+    assert Image.open(folder / f"{plan.folder.name}_grid.png").height < whole.height
 
 
 @pytest.mark.parametrize(
