@@ -7,15 +7,15 @@ With `y_i = S^-1/2 (x_i - mean)` of n rows in d dimensions and Z ~ N(0, I_d),
 
 an integral that stays finite where the hypergeometric closed form overflows. The p-value is that of a parametric
 bootstrap: the statistic is affine invariant, so normal samples of the same n and d are drawn and whitened by their
-own moments. They are drawn once per n and d, so tests of equal size share the error of their critical value; with
-999 draws the size of a test at 0.05 has a standard deviation of 0.007.
+own moments. They are drawn once per n and d, so tests of equal size share the error of their critical value: with 999
+draws the size of a test at 0.05 has a standard deviation of 0.007.
 
 *Vacuous.* Centred rows span n - 1 dimensions at most. Where they span all of these (n <= d + 1), the whitened rows are
-the corners of a regular simplex, whatever the data: the statistic is a constant and p = 1. `mode=reduced` therefore keeps the k << n leading principal components first; `raw` tests all
-dimensions, as published, and warns where that is vacuous. With many dimensions the test has little power against light
-tails and modes, and rows that depend on each other make any p optimistic or pessimistic. So effect sizes come along:
-`excess` is Mardia's kurtosis E|y|^4 / (k (k + 2)) - 1 (0 for normal data) and `ratio` is E over its mean under
-normality.
+the corners of a regular simplex, whatever the data: the statistic is a constant and p = 1. `mode=reduced` therefore
+keeps the k << n leading principal components first; `raw` tests all dimensions, as published, and warns where that is
+vacuous. With many dimensions the test has little power against light tails and modes, and rows that depend on each
+other make any p optimistic or pessimistic. So effect sizes come along: `excess` is Mardia's kurtosis
+E|y|^4 / (k (k + 2)) - 1 (0 for normal data) and `ratio` is E over its mean under normality.
 """
 
 from __future__ import annotations
@@ -109,7 +109,8 @@ def energy_test(
     """
     choose("mode", mode, MODES)
     check(rows.dim() == 2 and len(rows) >= 3, "rows", "must be a matrix of at least 3 rows", tuple(rows.shape))
-    check(components >= 1 and (mode == "raw" or components < len(rows) - 1), "components", "must be 1 to n - 2", components)
+    if mode == "reduced":
+        check(1 <= components <= len(rows) - 2, "components", "must be 1 to n - 2", components)
     data = rows.double()
     if mode == "reduced" and data.shape[1] > components:
         centred = data - data.mean(0)
