@@ -33,6 +33,10 @@ from torch import Tensor
 __all__ = ["Gains", "carry", "clock_of", "clocks", "ddim", "dpmpp", "flow", "gaussian_gram", "levels", "log_spectrum"]
 
 
+EMPTY = 1e-3
+"""A level below this is none: the sample is noise alone, or clean."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Gains:
     """`a_s` and `b_s` of every step."""
@@ -120,18 +124,40 @@ def carry(alpha: Tensor, sigma: Tensor, spectrum: Tensor) -> Tensor:
 def clocks(alpha: Tensor, sigma: Tensor) -> dict[str, list[float]]:
     """Growing times of the T steps by name, from 0 to T - 1 so that the mean gap is one step.
 
-    `index` counts, `sigma` is -sigma / alpha, `log_snr` is log(alpha / sigma), where a clean or empty end is cut off
-    at a ratio of 1e-3.
+        index     t_s = s
+        sigma     t_s = -sigma_s / alpha_s, but -sigma_s where alpha + sigma = 1 (flow matching)
+        log_snr   t_s = log(alpha_s / sigma_s)
+
+    Either `sigma` is the variable in which a first-order step is a straight line: d(x / alpha) = eps d(sigma / alpha)
+    for DDIM, dx = v d(sigma) for flow matching. A first step of noise alone (alpha < 1e-3, as flow matching begins) and
+    a last one that is clean (sigma < 1e-3) have no finite ratio to speak of; they stand as far from the next step as
+    that from the one after, `t_0 = 2 t_1 - t_2`.
     """
-    ratio = sigma / alpha.clamp(min=1e-3 * float(sigma.max()))
-    times = {"index": torch.arange(len(alpha)).double(), "sigma": -ratio, "log_snr": -ratio.clamp(min=1e-3).log()}
+    empty, clean = bool(alpha[0] < EMPTY), bool(sigma[-1] < EMPTY)
+    ratio = sigma / alpha
+    straight = bool(torch.allclose(alpha + sigma, torch.ones_like(alpha), atol=1e-5))
+    times = {
+        "index": torch.arange(len(alpha)).double(),
+        "sigma": -sigma if straight else extended(-ratio, empty, False),
+        "log_snr": extended(-ratio.log(), empty, clean),
+    }
     last = len(alpha) - 1
     return {name: ((t - t[0]) * (last / (t[-1] - t[0]))).tolist() for name, t in times.items()}
 
 
+def extended(times: Tensor, first: bool, last: bool) -> Tensor:
+    """The times with the first and the last one continued from the two beside it where that is asked for."""
+    times = times.clone()
+    if first:
+        times[0] = 2 * times[1] - times[2] if len(times) > 2 else times[-1] - 1
+    if last:
+        times[-1] = 2 * times[-2] - times[-3] if len(times) > 2 else times[0] + 1
+    return times
+
+
 def levels(scheduler: Any) -> tuple[Tensor, Tensor, str]:
     """alpha and sigma of the steps of a diffusers scheduler whose timesteps are set, and what the model predicts."""
-    if hasattr(scheduler, "alphas_cumprod"):
+    if hasattr(scheduler, "alphas_cumprod") and not getattr(scheduler.config, "use_flow_sigmas", False):
         squared = scheduler.alphas_cumprod.double().cpu()[scheduler.timesteps.long().cpu()]
         return squared.sqrt(), (1 - squared).sqrt(), "eps"
     sigma = scheduler.sigmas.double().cpu()[: len(scheduler.timesteps)]
@@ -142,10 +168,10 @@ def clock_of(scheduler: Any, name: str) -> list[float]:
     """The growing times of a scheduler's steps in the variable `name` of `clocks`.
 
     Raises:
-        ValueError: if two steps have the same time, as with solvers that call the model twice.
+        ValueError: if two steps have the same time, as with solvers that call the model twice, or none.
     """
     alpha, sigma, _ = levels(scheduler)
     found = clocks(alpha, sigma)[name]
-    if any(b <= a for a, b in itertools.pairwise(found)):
+    if any(not b > a for a, b in itertools.pairwise(found)):
         raise ValueError(f"time: must grow from step to step, got {name} {[round(t, 3) for t in found]}")
     return found

@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 import hicache
 from hicache.forecast import BASES
 from hicache.methods import TIMES
-from hicache.sampler import clock_of
+from hicache.sampler import clock_of, clocks
 
 
 def ddim(num_steps):
@@ -43,12 +43,50 @@ def test_log_snr_of_ddim_is_that_of_its_alphas():
     assert clock == pytest.approx([(h - half[0]) * scale for h in half], rel=1e-5)
 
 
-def test_sigma_of_flow_matching_is_that_of_its_sigmas():
-    scheduler = flow(10)
-    clock = clock_of(scheduler, "sigma")
-    ratio = [float(s) / max(1 - float(s), 1e-3) for s in scheduler.sigmas[:10]]
+@pytest.mark.parametrize(
+    ("shift", "wanted"),
+    [
+        (1.0, [1.0, 0.75, 0.5, 0.25]),  # sigma' = shift sigma / (1 + (shift - 1) sigma)
+        (3.0, [1.0, 0.9, 0.75, 0.5]),
+    ],
+)
+def test_clocks_of_flow_matching_by_hand(shift, wanted):
+    """Sigma itself; log(alpha / sigma), whose infinite first one is continued from the two that follow."""
+    sigmas = torch.tensor([*wanted, 0.0], dtype=torch.float64)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(4, sigmas=[1.0, 0.75, 0.5, 0.25])
+    assert torch.allclose(scheduler.sigmas.double(), sigmas, atol=1e-6)
+    span = wanted[0] - wanted[-1]
+    assert clock_of(scheduler, "sigma") == pytest.approx([3 * (1 - s) / span for s in wanted], rel=1e-5)
+    later = [math.log((1 - s) / s) for s in wanted[1:]]  # -log 3, 0, log 3 and -2 log 3, -log 3, 0: evenly spaced
+    assert later == pytest.approx([later[0] + i * math.log(3) for i in range(3)], abs=1e-12)
+    assert clock_of(scheduler, "log_snr") == pytest.approx([0.0, 1.0, 2.0, 3.0], abs=1e-5)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 12.0])
+@pytest.mark.parametrize("name", TIMES)
+def test_no_step_of_flow_matching_takes_most_of_the_time(shift, name):
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(50, sigmas=[1 - s / 50 for s in range(50)])  # as the pipelines set them
+    clock = clock_of(scheduler, name)
+    assert max(b - a for a, b in itertools.pairwise(clock)) < 10
+
+
+def test_sigma_of_ddim_is_that_of_its_alphas():
+    scheduler = ddim(10)
+    ratio = [math.sqrt((1 - float(a)) / float(a)) for a in scheduler.alphas_cumprod[scheduler.timesteps]]
     scale = 9 / (ratio[0] - ratio[-1])
-    assert clock == pytest.approx([(ratio[0] - r) * scale for r in ratio], rel=1e-5)
+    assert clock_of(scheduler, "sigma") == pytest.approx([(ratio[0] - r) * scale for r in ratio], rel=1e-5)
+
+
+def test_ends_without_a_finite_ratio_are_continued():
+    alpha = torch.tensor([0.0, 0.6, 0.8, 1.0], dtype=torch.float64)
+    found = clocks(alpha, (1 - alpha**2).sqrt())
+    ratio = 4 / 3 - 3 / 4
+    t = [-4 / 3 - ratio, -4 / 3, -3 / 4, 0.0]
+    assert found["sigma"] == pytest.approx([3 * (x - t[0]) / (t[-1] - t[0]) for x in t])
+    assert found["log_snr"] == pytest.approx([0.0, 1.0, 2.0, 3.0])
+    assert clocks(alpha[[0, 2]], (1 - alpha[[0, 2]] ** 2).sqrt())["log_snr"] == pytest.approx([0.0, 1.0])
 
 
 def test_a_sampler_that_repeats_a_time_is_refused():
