@@ -5,6 +5,7 @@ One test tells the whole story, because each step waits for the scheduler.
 
 import json
 import shutil
+import time
 
 import pytest
 from plans import lines, media, planned, states
@@ -32,11 +33,17 @@ def jobs(*states: str) -> list[str]:
     return ask("squeue", "-h", "-r", "-t", ",".join(states), "-o", "%i").split()
 
 
+SETTLED = 5
+"""Seconds after which a node takes a requeued job again; before, it refuses the job whose credential it just revoked."""
+requeued: dict[str, float] = {}
+
+
 def ended() -> bool:
-    """Whether nothing is left; what was put back into the queue starts at once instead of in two minutes."""
-    for job in ask("squeue", "-h", "-r", "-t", "PENDING", "-o", "%i %r").splitlines():
-        if "BeginTime" in job:
-            ask("scontrol", "update", f"JobId={job.split()[0]}", "StartTime=now")
+    """Whether nothing is left; what was put back into the queue starts in seconds instead of in two minutes."""
+    for line in ask("squeue", "-h", "-r", "-t", "PENDING", "-o", "%i %r").splitlines():
+        job, _, reason = line.partition(" ")
+        if "BeginTime" in reason and time.monotonic() - requeued.setdefault(job, time.monotonic()) > SETTLED:
+            ask("scontrol", "update", f"JobId={job}", "StartTime=now")
     return not jobs("PENDING", "RUNNING", "COMPLETING")
 
 
