@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import matplotlib
@@ -13,6 +14,8 @@ __all__ = ["basis", "bound", "gaussianity", "paths", "prediction"]
 
 SHOWN = (1, 2, 3)
 """Orders whose curves are drawn."""
+TITLES = {"taylor": "TaylorSeer", "hermite": "HiCache"}
+"""Bases whose errors are drawn."""
 
 
 @contextlib.contextmanager
@@ -34,32 +37,45 @@ def panels(path: Path, count: int, title: str, width: float = 4.6) -> Iterator[A
 def prediction(
     path: Path,
     mean: Mapping[tuple[str, int], Sequence[float]],
-    reuse: Sequence[float],
-    ratios: Sequence[tuple[str, int, int, float]],
+    ratios: Sequence[tuple[str, str, int, int, int, float]],
     sigma: float,
     interval: int,
+    steps: int,
 ) -> None:
-    """Error over horizon by order; the distribution of R over sites by order."""
-    title = f"Forecasts from true anchors every {interval} steps, mean over the modules"
-    with panels(path, 2, title, 5.6) as (left, right):
-        horizons = range(1, len(reuse) + 1)
-        left.plot(horizons, reuse, color="black", linestyle=":", label="reuse")
+    """Error over horizon by order; the distribution of R over sites by order; its median by basis."""
+    judged = f"order m is judged at the steps from {interval}m + 1 to {steps - 1}"
+    title = f"Forecasts from true anchors every {interval} steps, mean over the modules; {judged}"
+    with panels(path, 3, title, 5.2) as (left, middle, right):
+        reuse = mean["reuse", min(order for _, order in mean)]
+        left.plot(range(1, len(reuse) + 1), reuse, color="black", linestyle=":", label="reuse")
         for (name, order), errors in mean.items():
-            if order not in SHOWN:
+            if order not in SHOWN or name not in TITLES:
                 continue
             style = {"linestyle": "--", "marker": "s"} if name == "taylor" else {"linestyle": "-", "marker": "o"}
-            label = f"{'TaylorSeer' if name == 'taylor' else 'HiCache'}, order {order}"
-            left.plot(horizons, errors, color=f"C{order}", markersize=4, linewidth=1.2, label=label, **style)
+            label = f"{TITLES[name]}, order {order}"
+            x = range(1, len(errors) + 1)
+            left.plot(x, errors, color=f"C{order}", markersize=4, linewidth=1.2, label=label, **style)
         left.set(yscale="log", xlabel="horizon (steps)", ylabel="relative mean square error")
-        left.set_xticks(list(horizons))
+        left.set_xticks(list(range(1, len(reuse) + 1)))
         left.set_title(f"σ={sigma:g}", fontsize=9)
         left.legend(fontsize=8, ncols=2)
-        orders = sorted({m for _, m, _, _ in ratios})
-        right.boxplot([[r for _, m, _, r in ratios if m == order] for order in orders], tick_labels=orders)
-        right.axhline(1.0, color="C3", linestyle="--", linewidth=1.0, label="equal errors")
-        right.set(xlabel="order", ylabel="R = MSE of TaylorSeer / MSE of HiCache")
-        right.set_title(f"all sites and horizons, σ={sigma:g}", fontsize=9)
-        right.legend(fontsize=8)
+        orders = sorted({order for _, _, order, _, _, _ in ratios})
+        taylor = [[row[-1] for row in ratios if row[1] == "taylor" and row[2] == order] for order in orders]
+        middle.boxplot(taylor, tick_labels=orders)
+        middle.axhline(1.0, color="C3", linestyle="--", linewidth=1.0, label="equal errors")
+        middle.set(xlabel="order", ylabel="R = MSE of TaylorSeer / MSE of HiCache")
+        middle.set_title(f"all sites and horizons, σ={sigma:g}", fontsize=9)
+        middle.legend(fontsize=8)
+        for index, name in enumerate(dict.fromkeys(row[1] for row in ratios)):
+            found = [median(row[-1] for row in ratios if row[1] == name and row[2] == order) for order in orders]
+            mark = {"marker": "osD^vP*Xdh"[index % 10], "color": f"C{index % 10}"}
+            right.plot(orders, found, markersize=5, linewidth=1.2, label=name, **mark)
+        right.axhline(1.0, color="black", linestyle="--", linewidth=1.0, label="hermite (HiCache)")
+        right.set(yscale="log", xlabel="order (of those that have one, and of HiCache)", ylabel="R, median")
+        right.set_xticks(orders)
+        right.set_title("R = MSE of a basis / MSE of HiCache, at the same steps", fontsize=9)
+        right.set_ylim(top=right.get_ylim()[1] * 2)  # room for the legend
+        right.legend(fontsize=8, ncols=3, loc="upper left")
 
 
 def paths(
@@ -94,44 +110,42 @@ def basis(path: Path, k: Sequence[float], curves: Mapping[str, Mapping[int, Sequ
         axes[0].legend(fontsize=8)
 
 
-def bound(path: Path, rows: Sequence[tuple[Any, ...]], over: Sequence[tuple[float, int, float]]) -> None:
-    """Error and bound over horizon at order 2; error over sigma at order 2."""
-    with panels(path, 2, "HiCache: truncation bound and stability condition, mean over the modules", 5.6) as (
-        left,
-        right,
-    ):
+def bound(path: Path, rows: Sequence[tuple[Any, ...]], over: Sequence[tuple[float, int, float]], judged: str) -> None:
+    """Error and bound over horizon; error over sigma; both of one order, `judged` says which and where."""
+    title = "HiCache: truncation bound and stability condition, mean over the modules"
+    with panels(path, 2, f"{title}; {judged}", 5.6) as (left, right):
         for index, sigma in enumerate(sorted({row[1] for row in rows})):
-            found = [row for row in rows if row[0] == 2 and row[1] == sigma]
+            found = [row for row in rows if row[1] == sigma]
             x = [row[2] for row in found]
             left.plot(x, [row[4] for row in found], f"C{index}o-", label=f"measured, σ={sigma:g}")
             left.plot(x, [row[5] for row in found], f"C{index}--", label=f"bound, σ={sigma:g}")
         left.set(yscale="log", xlabel="horizon h (steps)", ylabel="relative error")
         left.set_xticks(sorted({row[2] for row in rows}))
-        left.set_title("order 2; the bound's constant is met at h = 1", fontsize=9)
+        left.set_title("the bound's constant is met at h = 1", fontsize=9)
         left.legend(fontsize=7)
         for index, horizon in enumerate(sorted({h for _, h, _ in over})):
             found = [(sigma, error) for sigma, h, error in over if h == horizon]
             right.plot(*zip(*found, strict=True), color=f"C{index}", label=f"h = {horizon}")
             right.axvline(1 / (2**0.5 * horizon), color=f"C{index}", linestyle=":", linewidth=1.0)
         right.set(yscale="log", xlabel="σ", ylabel="relative error")
-        right.set_title("order 2; dotted: σ √2 h = 1", fontsize=9)
+        right.set_title("dotted: σ √2 h = 1", fontsize=9)
         right.legend(fontsize=8, loc="lower right")
 
 
-def gaussianity(path: Path, rows: Sequence[tuple[Any, ...]], mode: str) -> None:
-    """p-values and effect sizes by order and phase."""
-    title = f"Energy test of finite differences ({mode}, {len(rows)} tests)"
+def gaussianity(path: Path, rows: Sequence[tuple[int, str, float, float]], mode: str) -> None:
+    """p-values and effect sizes by order and phase, of `rows` (order, phase, p, excess)."""
+    title = f"Energy test of finite differences ({mode}, {len(rows)} tests; a phase is the difference at its middle)"
     with panels(path, 2, title, 5.6) as (left, right):
-        orders, phases = sorted({row[1] for row in rows}), list(dict.fromkeys(row[2] for row in rows))
+        orders, phases = sorted({row[0] for row in rows}), list(dict.fromkeys(row[1] for row in rows))
         for index, phase in enumerate(phases):
-            for axis, column in ((left, 6), (right, 8)):
+            for axis, column in ((left, 2), (right, 3)):
                 for order in orders:
-                    found = [row[column] for row in rows if row[1] == order and row[2] == phase]
+                    found = [row[column] for row in rows if row[0] == order and row[1] == phase]
                     spread = [order + 0.22 * (index - 1) + 0.008 * (i - len(found) / 2) for i in range(len(found))]
                     label = phase if order == orders[0] else None
                     axis.plot(spread, found, f"C{index}o", markersize=4, alpha=0.7, label=label)
         left.axhline(0.05, color="black", linestyle="--", linewidth=1.0, label="p = 0.05")
-        left.set(yscale="log", xlabel="order of the difference", ylabel="p-value", ylim=(3e-3, 1.5))
+        left.set(yscale="log", xlabel="order of the difference", ylabel="p-value", ylim=(6e-4, 1.5))
         right.axhline(0.0, color="black", linestyle="--", linewidth=1.0, label="normal data")
         right.set(xlabel="order of the difference", ylabel="excess kurtosis (relative to normal)")
         for axis in (left, right):

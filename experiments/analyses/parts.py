@@ -2,8 +2,10 @@
 
     python -m experiments.analyses backend=digits
     python -m experiments.analyses backend=digits part=gaussianity mode=raw items=32 tokens=16
+    python -m experiments.analyses backend=digits part=prediction bases=foca,dmd interval=8
 
-    prediction   error of forecasts from true anchors over horizon and order, and R = MSE_Taylor / MSE_HiCache per site
+    prediction   error of forecasts from true anchors over horizon and order, and R = MSE / MSE_HiCache per site; reuse,
+                 Taylor and HiCache, and the `bases` that are named
     paths        trajectories along their first principal component, true and forecast
     basis        the basis functions of Taylor and HiCache
     bound        measured error of HiCache beside the truncation bound, and over sigma beside sigma sqrt2 h < 1
@@ -26,7 +28,7 @@ from torch import Tensor
 
 from experiments.analyses import figures
 from experiments.analyses.energy import MODES, energy_test
-from experiments.analyses.predict import bound, forecast_path, simulate
+from experiments.analyses.predict import SIMULATED, bound, forecast_path, horizons_of, simulate
 from experiments.backends import load_backend
 from experiments.compose import compose
 from experiments.config import Settings, resolve
@@ -42,6 +44,8 @@ __all__ = ["PARTS", "Study", "main"]
 ORDERS = (1, 2, 3, 4, 5)
 PHASES = {"early": (0.0, 0.3), "middle": (0.3, 0.7), "late": (0.7, 1.0)}
 ROWS = 400
+ALWAYS = ("reuse", "taylor", "hermite")
+FURTHER = ("scaled_taylor", "newton", "foca", "chebyshev", "dmd", "auto")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +56,19 @@ class Study:
     values: dict[str, Tensor]
     folder: Path
     mode: str = "reduced"
+    bases: tuple[str, ...] = ALWAYS
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return next(iter(self.values.values())).shape[1]
+
+    def orders(self, wanted: Sequence[int]) -> list[int]:
+        """Those of the wanted orders that the run is long enough to judge."""
+        interval = self.settings.interval
+        found = [order for order in wanted if horizons_of(self.steps, order, interval)]
+        check(bool(found), "interval", f"must be from 2 to {self.steps - 2} for a forecast from 2 anchors", interval)
+        return found
 
     @property
     def modules(self) -> list[str]:
@@ -72,32 +89,33 @@ class Study:
 
 
 def prediction(study: Study) -> None:
-    """Errors of Taylor, Hi-Taylor, HiCache, Newton and reuse at every site."""
+    """Errors of the bases at every site, and their ratios to HiCache's."""
     interval, sigma = study.settings.interval, study.settings.sigma
-    rows: list[tuple[str, str, int, int, float]] = []
+    orders, error = study.orders(ORDERS), {}
     for site in study.values:
-        gram = study.gram(site)
-        for basis in ("reuse", "taylor", "scaled_taylor", "hermite", "newton"):
-            for order in (0,) if basis == "reuse" else ORDERS:
-                errors = simulate(gram, basis, order, sigma, interval)
-                rows += [(site, basis, order, h, error) for h, error in enumerate(errors, 1)]
-    study.write("prediction", ("site", "basis", "order", "horizon", "relative MSE"), rows)
-    error = {(site, basis, order, h): value for site, basis, order, h, value in rows}
-    horizons = range(1, interval)
+        items = grams(study.values[site])
+        for basis in study.bases:
+            gram = items if BASES[basis].uses_gram else items.mean(0)
+            for order in orders:
+                for h, value in enumerate(simulate(gram, basis, order, sigma, interval), 1):
+                    error[site, basis, order, h] = value
+    rows = [(*key, key[2] * interval + 1, value) for key, value in error.items()]
+    study.write("prediction", ("site", "basis", "order", "horizon", "from step", "relative MSE"), rows)
     ratios = [
-        (site, m, h, error[site, "taylor", m, h] / error[site, "hermite", m, h])
-        for site in study.values
-        for m in ORDERS
-        for h in horizons
+        (site, basis, order, h, order * interval + 1, value / error[site, "hermite", order, h])
+        for (site, basis, order, h), value in error.items()
+        if basis != "hermite"
     ]
-    study.write("ratio", ("site", "order", "horizon", "R"), ratios)
+    study.write("ratio", ("site", "basis", "order", "horizon", "from step", "R"), ratios)
     mean = {
-        (basis, m): [sum(error[s, basis, m, h] for s in study.modules) / len(study.modules) for h in horizons]
-        for basis in ("taylor", "hermite")
-        for m in ORDERS
+        (basis, order): [
+            sum(error[site, basis, order, h] for site in study.modules) / len(study.modules)
+            for h in horizons_of(study.steps, order, interval)
+        ]
+        for basis in study.bases
+        for order in orders
     }
-    reuse = [sum(error[s, "reuse", 0, h] for s in study.modules) / len(study.modules) for h in horizons]
-    figures.prediction(study.folder / "prediction.png", mean, reuse, ratios, sigma, interval)
+    figures.prediction(study.folder / "prediction.png", mean, ratios, sigma, interval, study.steps)
 
 
 def paths(study: Study) -> None:
@@ -139,34 +157,39 @@ def basis(study: Study) -> None:
 
 def truncation(study: Study) -> None:
     """Measured error over the bound and over sigma, mean over the modules."""
-    interval = study.settings.interval
-    horizons, sigmas = range(1, interval), [i / 20 for i in range(2, 31)]
+    interval, sigmas = study.settings.interval, [i / 20 for i in range(2, 31)]
     all_grams = [study.gram(site) for site in study.modules]
 
     def measured(order: int, sigma: float) -> list[float]:
         found = [simulate(gram, "hermite", order, sigma, interval) for gram in all_grams]
         return [(sum(column) / len(found)) ** 0.5 for column in zip(*found, strict=True)]
 
-    rows = []
-    for order in (1, 2, 4):
+    rows, orders = [], study.orders((1, 2, 4))
+    for order in orders:
         for sigma in (0.25, 0.5, 0.75):
             errors = measured(order, sigma)
             scale = errors[0] / bound(1, order, sigma)
-            for h, error in zip(horizons, errors, strict=True):
-                rows.append((order, sigma, h, sigma * 2**0.5 * h, error, scale * bound(h, order, sigma)))
-    study.write("bound", ("order", "sigma", "horizon", "sigma sqrt2 h", "relative error", "bound met at h=1"), rows)
-    swept = {sigma: measured(2, sigma) for sigma in sigmas}
-    over = [(sigma, h, swept[sigma][h - 1]) for sigma in sigmas for h in horizons]
-    study.write("stability", ("sigma", "horizon", "relative error at order 2"), over)
-    figures.bound(study.folder / "bound.png", rows, over)
+            for h, error in enumerate(errors, 1):
+                found = (order, sigma, h, sigma * 2**0.5 * h, error, scale * bound(h, order, sigma))
+                rows.append((*found, order * interval + 1))
+    header = ("order", "sigma", "horizon", "sigma sqrt2 h", "relative error", "bound met at h=1", "from step")
+    study.write("bound", header, rows)
+    shown = 2 if 2 in orders else orders[0]
+    over = [(sigma, h, error) for sigma in sigmas for h, error in enumerate(measured(shown, sigma), 1)]
+    study.write("stability", ("sigma", "horizon", f"relative error at order {shown}"), over)
+    judged = f"order {shown}, steps {shown * interval + 1} to {study.steps - 1}"
+    figures.bound(study.folder / "bound.png", [row for row in rows if row[0] == shown], over, judged)
 
 
 def gaussianity(study: Study) -> None:
-    """Energy tests of finite differences: rows are tokens of different items, columns channels."""
+    """Energy tests of finite differences: rows are tokens of different items, columns channels.
+
+    A phase is one difference, the one that begins at the middle of the phase.
+    """
     rows = []
     for site in study.modules:
         values = study.values[site][:, :, 0].double()  # the conditional branch; [items, T, tokens, channels]
-        for order in (1, 2, 3):
+        for order in (order for order in ORDERS if order < study.steps):
             differences = values.diff(n=order, dim=1)
             for phase, (low, high) in PHASES.items():
                 step = int((low + high) / 2 * differences.shape[1])
@@ -174,11 +197,12 @@ def gaussianity(study: Study) -> None:
                 picked = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:ROWS]
                 found = energy_test(data[picked], study.mode)
                 facts = (found.rows, found.dimensions, found.value, found.p, found.ratio, found.excess)
-                rows.append((site, order, phase, *facts, "vacuous" if found.vacuous else ""))
-    header = ("site", "order", "phase", "rows", "dimensions", "statistic", "p", "ratio", "excess kurtosis", "note")
+                rows.append((site, order, phase, step, *facts, "vacuous" if found.vacuous else ""))
+    facts = ("rows", "dimensions", "statistic", "p", "ratio", "excess kurtosis", "note")
     name = "gaussianity" if study.mode == "reduced" else "gaussianity_raw"
-    study.write(name, header, rows)
-    figures.gaussianity(study.folder / f"{name}.png", rows, study.mode)
+    study.write(name, ("site", "order", "phase", "first step", *facts), rows)
+    tests = [(order, phase, p, excess) for _, order, phase, _, _, _, _, p, _, excess, _ in rows]
+    figures.gaussianity(study.folder / f"{name}.png", tests, study.mode)
 
 
 PARTS: dict[str, Callable[[Study], None]] = {
@@ -193,11 +217,15 @@ PARTS: dict[str, Callable[[Study], None]] = {
 
 def main(arguments: Sequence[str]) -> None:
     """The command line."""
-    own, overrides = split_arguments(arguments, ("part", "items", "tokens", "mode", "folder"))
+    own, overrides = split_arguments(arguments, ("part", "items", "tokens", "mode", "bases", "folder"))
     parts = own.get("part", ",".join(PARTS)).split(",")
     for part in parts:
         choose("part", part, PARTS)
     choose("mode", own.get("mode", "reduced"), MODES)
+    bases = tuple(dict.fromkeys((*ALWAYS, *own.get("bases", ",".join(FURTHER)).split(","))))
+    for name in bases:
+        rule = f"must have weights from times and inner products ({', '.join(SIMULATED)})"
+        check(name in SIMULATED, "bases", rule, name)
     try:
         items, tokens = int(own.get("items", "32")), int(own.get("tokens", "16"))
     except ValueError as error:
@@ -208,7 +236,7 @@ def main(arguments: Sequence[str]) -> None:
     check_settings(settings)
     values = generate(load_backend(settings.backend), settings, items_of(settings), ("output", "modules"), tokens)
     folder = Path(own.get("folder", "results/embedded/analyses"))
-    study = Study(settings=settings, values=values, folder=folder, mode=own.get("mode", "reduced"))
+    study = Study(settings=settings, values=values, folder=folder, mode=own.get("mode", "reduced"), bases=bases)
     folder.mkdir(parents=True, exist_ok=True)
     for part in parts:
         PARTS[part](study)

@@ -5,8 +5,11 @@ follows from the Gram matrix over the steps alone,
 
     MSE(h) = sum_a e(a + h | anchors up to a) / sum_a G[a + h, a + h],
 
-summed over the anchors that have as many predecessors as the order wants: every order is judged at the same anchors.
-The paper's ratio is `R = MSE_Taylor / MSE_HiCache`. Its truncation bound for Hermite order m (Lemma 1, Equation 26) is
+summed over the anchors that have `order` predecessors, so over the steps from `order * interval + 1` on. Every basis
+is judged at the same steps of an order, also one that looks at more anchors (it does what it does when they are not
+there yet) or has no order. Bases whose weights follow the inner products of the anchors are fitted per item. The ratio
+of a basis is `R = MSE / MSE_HiCache`, the paper's that of Taylor. The paper's truncation bound for Hermite order m
+(Lemma 1, Equation 26) is
 
     B(h) = C (sigma sqrt2 h)^(m+1) / sqrt((m+1)!) exp((sigma h)^2 / 2),
 
@@ -16,51 +19,50 @@ stable for sigma sqrt2 h < 1; C is unknown, here the one with which the bound is
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from experiments.errors import check
 from hicache.calibrate import error_of
-from hicache.forecast import BASES
+from hicache.forecast import BASES, ElementwiseBasis
+from hicache.forecast.table import Table
 
-__all__ = ["bound", "forecast_path", "simulate"]
+__all__ = ["SIMULATED", "bound", "forecast_path", "horizons_of", "simulate"]
+
+SIMULATED = tuple(name for name, rule in BASES.items() if not isinstance(rule, ElementwiseBasis | Table))
+"""Bases whose weights follow times and inner products alone."""
 
 
-def simulate(
-    gram: Tensor,
-    basis: str,
-    order: int,
-    sigma: float = 1.0,
-    interval: int = 6,
-    horizons: Sequence[int] | None = None,
-    history: int = 6,
-) -> list[float]:
-    """Relative mean square error at each horizon (see the module docstring).
+def horizons_of(steps: int, order: int, interval: int) -> range:
+    """Horizons at which an order can be judged at all in a run of so many steps."""
+    return range(1, max(1, min(interval, steps - order * interval)))
+
+
+def simulate(gram: Tensor, basis: str, order: int, sigma: float = 1.0, interval: int = 6) -> list[float]:
+    """Relative mean square error at each of `horizons_of` (see the module docstring).
 
     Args:
-        gram: `[T, T]`.
-        basis: a key of `hicache.forecast.BASES` whose weights do not depend on the values.
+        gram: `[T, T]`, or `[items, T, T]` for the bases that use inner products.
+        basis: one of `SIMULATED`.
         order: highest derivative.
         sigma: contraction factor.
         interval: distance of the anchors.
-        horizons: steps after the anchor; by default 1 to `interval - 1`.
-        history: anchors that must have passed before a forecast counts.
     """
-    steps, rule = gram.shape[-1], BASES[basis]
-    starts = range((history - 1) * interval, steps, interval)
+    gram, steps, rule = gram.double(), gram.shape[-1], BASES[basis]
+    horizons, lead = horizons_of(steps, order, interval), gram.shape[:-2]
+    rule_text = f"must leave a forecast after {order + 1} anchors in {steps} steps"
+    check(len(horizons) > 0, "interval", rule_text, interval)
     found = []
-    for h in horizons or range(1, interval):
+    for h in horizons:
         error = total = 0.0
-        for start in starts:
-            if start + h >= steps:
-                continue
+        for start in range(order * interval, steps - h, interval):
             times = list(range(0, start + 1, interval))[-rule.anchors(order) :]
-            weights = torch.tensor([float(w) for w in rule.weights(times, start + h, order, sigma)]).double()
-            error += float(error_of(gram, times, start + h, weights))
-            total += float(gram[start + h, start + h])
-        check(total > 0, "interval", f"must leave a forecast of horizon {h} after {history} anchors", interval)
+            inner = gram[..., times, :][..., times] if rule.uses_gram else None
+            weights = rule.weights(times, start + h, order, sigma, inner)
+            columns = [torch.as_tensor(w, dtype=torch.float64).expand(lead) for w in weights]
+            error += float(error_of(gram, times, start + h, torch.stack(columns, -1)).sum())
+            total += float(gram[..., start + h, start + h].sum())
         found.append(error / total)
     return found
 

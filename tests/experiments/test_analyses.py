@@ -9,7 +9,7 @@ import torch
 import hicache
 from experiments.analyses.energy import energy_test, mean_distance
 from experiments.analyses.parts import PARTS, main
-from experiments.analyses.predict import bound, forecast_path, simulate
+from experiments.analyses.predict import bound, forecast_path, horizons_of, simulate
 from experiments.errors import ConfigError
 
 
@@ -81,7 +81,7 @@ def test_one_row_more_than_a_simplex_says_something():
 def test_simulated_errors_are_those_of_the_forecaster():
     generator = torch.Generator().manual_seed(4)
     values = torch.randn(30, 20, generator=generator, dtype=torch.float64).cumsum(0)
-    errors = simulate(values @ values.T, "hermite", 2, 0.6, interval=5, history=3)
+    errors = simulate(values @ values.T, "hermite", 2, 0.6, interval=5)
     for h in range(1, 5):
         error = total = 0.0
         for start in range(10, 30, 5):
@@ -113,10 +113,13 @@ def test_the_command_leaves_a_figure_and_a_table_per_part(small, tmp_path, capsy
     assert names == {f"{f}.png" for f in figures} | {f"{t}.csv" for t in (*figures, "ratio", "stability")}
     with open(tmp_path / "out" / "ratio.csv") as handle:
         ratios = list(csv.DictReader(handle))
-    assert len(ratios) == 5 * 5 * 3 and all(float(row["R"]) > 0 for row in ratios)
+    bases = {"reuse", "taylor", "scaled_taylor", "newton", "foca", "chebyshev", "dmd", "auto"}
+    assert {row["basis"] for row in ratios} == bases and all(float(row["R"]) > 0 for row in ratios)
+    assert len(ratios) == 5 * 8 * 5 * 3  # sites, bases, orders, horizons
+    assert {(row["order"], row["from step"]) for row in ratios} == {(str(m), str(4 * m + 1)) for m in range(1, 6)}
     with open(tmp_path / "out" / "gaussianity.csv") as handle:
         tests = list(csv.DictReader(handle))
-    assert len(tests) == 4 * 3 * 3 and {row["dimensions"] for row in tests} == {"8"}
+    assert len(tests) == 4 * 5 * 3 and {row["dimensions"] for row in tests} == {"8"}
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == list(PARTS)
 
 
@@ -125,6 +128,8 @@ def test_the_command_leaves_a_figure_and_a_table_per_part(small, tmp_path, capsy
     [
         ("part=predict", "part: must be one of .*did you mean prediction"),
         ("mode=cooked", "mode: must be one of raw, reduced"),
+        ("bases=pade,dmd", r"bases: must have weights from times .*, got 'pade'"),
+        ("bases=table", "bases: must have weights .*dmd.*, got 'table'"),
         ("items=x", "items, tokens: must be integers"),
         ("tokens=0", "tokens: must be an integer >= 1, got 0"),
     ],
@@ -135,5 +140,36 @@ def test_errors_name_the_key(small, argument, message):
 
 
 def test_interval_too_long_for_the_run():
-    with pytest.raises(ConfigError, match="interval: must leave a forecast"):
-        simulate(torch.eye(10), "taylor", 1, interval=6)
+    with pytest.raises(ConfigError, match="interval: must leave a forecast after 3 anchors in 13 steps, got 6"):
+        simulate(torch.eye(13), "taylor", 2, interval=6)
+    assert len(simulate(torch.eye(14), "taylor", 2, interval=6)) == 1
+
+
+@pytest.mark.parametrize(("steps", "interval", "counts"), [(20, 6, (5, 5, 1, 0)), (50, 12, (11, 11, 11, 1))])
+def test_an_order_is_judged_from_the_first_step_that_it_can_be(steps, interval, counts):
+    assert tuple(len(horizons_of(steps, order, interval)) for order in (1, 2, 3, 4)) == counts
+
+
+@pytest.mark.parametrize("basis", ["dmd", "auto"])
+def test_bases_of_inner_products_are_fitted_per_item(basis):
+    """Against the forecaster, each item on its own: exponentials with other poles in each."""
+    t = torch.arange(40.0, dtype=torch.float64)
+    items = torch.stack([torch.stack([(p**t), (0.9 * p) ** t, (t / 9 + p).cos()], 1) for p in (0.98, 0.9)])
+    errors = simulate(items @ items.mT, basis, 2, 0.6, interval=4)
+    for h in range(1, 4):
+        error = total = 0.0
+        for values in items[:, :, None]:  # a batch of one item
+            for start in range(8, 40 - h, 4):
+                forecaster = hicache.forecaster("hicache", basis=basis, order=2, sigma=0.6, gate=False)
+                for anchor in range(0, start + 1, 4):
+                    forecaster.observe(anchor, values[anchor])
+                error += float((forecaster.predict(start + h) - values[start + h]).square().sum())
+                total += float(values[start + h].square().sum())
+        assert errors[h - 1] == pytest.approx(error / total, rel=1e-4, abs=1e-9)
+
+
+@pytest.mark.parametrize("interval", [1, 25])
+def test_a_run_in_which_nothing_can_be_judged_is_refused(small, tmp_path, interval):
+    run = [o for o in small if not o.startswith(("num_items", "num_steps", "interval"))]
+    with pytest.raises(ConfigError, match=f"interval: must be from 2 to 24 for a forecast .*, got {interval}"):
+        main([*run, "num_steps=26", f"interval={interval}", "items=2", f"folder={tmp_path}", "part=prediction"])
