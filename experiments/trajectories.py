@@ -11,7 +11,9 @@ calls of two-call guidance are kept side by side. `tokens=64` keeps a seeded sub
 
 One batch is one shard, `shard-00000.safetensors`, written beside and renamed; `manifest.json` lists what is done and
 what the values belong to. The same command continues; other settings in the same folder are refused. Before each shard
-the space is checked: recording stops before less than `reserve` (GB) is left.
+the space is checked: recording stops before less than `reserve` (GB) is left. The trajectories of a batch are in
+memory, also with `keep=gram`, whose inner products need the steps before: `sites` x `batch_size` x T x pair x tokens x
+channels numbers in the dtype of the model; `tokens` and `batch_size` bound them.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ from experiments.store import write_json
 from hicache.adapters import adapter_for
 from hicache.adapters.base import Adapter
 
-__all__ = ["Recorder", "Recording", "grams", "load", "record", "split_arguments", "watched"]
+__all__ = ["Recorder", "Recording", "grams", "load", "record", "require_plain", "split_arguments", "watched"]
 
 SAMPLER_SITES = ("output", "sample")
 KEEPS = ("tensors", "gram")
@@ -123,13 +125,13 @@ class Recorder:
         steps[self.step].append(value.detach().to("cpu", copy=True))
 
     def trajectories(self, num_items: int) -> dict[str, Tensor]:
-        """`[items, T, ...]` by site; what belongs to one item (its guided pair, two calls) is stacked behind T."""
-        found = {}
-        for site, steps in self.frames.items():
-            moved = [torch.cat(calls).float() for calls in steps]
-            pairs = torch.stack(moved, dim=1)
-            found[site] = pairs.reshape(-1, num_items, *pairs.shape[1:]).transpose(0, 1).movedim(2, 1).contiguous()
-        return found
+        """`take` of every site."""
+        return {site: self.take(site, num_items) for site in list(self.frames)}
+
+    def take(self, site: str, num_items: int) -> Tensor:
+        """`[items, T, ...]` of a site, whose frames are let go; an item's guided pair, or two calls, stand behind T."""
+        pairs = torch.stack([torch.cat(calls).float() for calls in self.frames.pop(site)], dim=1)
+        return pairs.reshape(-1, num_items, *pairs.shape[1:]).transpose(0, 1).movedim(2, 1).contiguous()
 
 
 def void(_: object) -> None:
@@ -172,12 +174,16 @@ def grams(values: Tensor) -> Tensor:
     return flat @ flat.mT / flat.shape[-1]
 
 
-def reduced(trajectories: dict[str, Tensor], keep: str) -> dict[str, Tensor]:
-    """What a shard holds."""
-    if keep == "tensors":
-        return trajectories
-    found = {f"{site}/gram": grams(values) for site, values in trajectories.items()}
-    return found | {f"{site}/mean": values.flatten(2).double().mean(-1) for site, values in trajectories.items()}
+def reduced(recorder: Recorder, num_items: int, keep: str) -> dict[str, Tensor]:
+    """What a shard holds; site by site, so that with `gram` one site at a time is there in float64."""
+    found: dict[str, Tensor] = {}
+    for site in list(recorder.frames):
+        values = recorder.take(site, num_items)
+        if keep == "tensors":
+            found[site] = values
+        else:
+            found[f"{site}/gram"], found[f"{site}/mean"] = grams(values), values.flatten(2).double().mean(-1)
+    return found
 
 
 def watched(
@@ -211,7 +217,8 @@ def record(settings: Settings, recording: Recording, folder: Path) -> dict[str, 
     done = len(items) - sum(len(batch) for _, batch in todo)
     with Progress(folder.name, len(items), done, settings.progress_every) as progress:
         for index, batch in todo:
-            shard = reduced(generate(backend, settings, batch, recording.sites, recording.tokens), recording.keep)
+            recorder = watched(backend, settings, batch, recording.sites, recording.tokens)
+            shard = reduced(recorder, len(batch), recording.keep)
             size_now = sum(t.numel() * t.element_size() for t in shard.values())
             left = sum(len(other) for i, other in todo if i >= index)
             require_space(folder, size_now * left / len(batch), recording.reserve)
@@ -234,22 +241,48 @@ def opened(settings: Settings, recording: Recording, folder: Path) -> dict[str, 
     """The folder's manifest, new or found; one that belongs to other settings is refused."""
     wanted: dict[str, Any] = {
         "keys": keys_of(settings),
+        "revision": settings.backend.revision,
+        "path": settings.backend.path,
+        "contents": settings.backend.contents(),
         "sites": list(recording.sites),
         "keep": recording.keep,
         "tokens": recording.tokens,
+        "token_seed": TOKEN_SEED,
         "seed": settings.seed,
         "items": settings.num_items,
         "batch_size": settings.batch_size,
     }
-    path = folder / "manifest.json"
-    if path.is_file():
-        found = json.loads(path.read_text())
+    if (folder / "manifest.json").is_file():
+        found = read_manifest(folder)
         for key, value in wanted.items():
+            if key not in found:
+                raise ConfigError(f"folder: {folder} does not say with which {key} it was recorded, got {value!r}")
             if found[key] != value:
                 raise ConfigError(f"folder: {folder} was recorded with {key}={found[key]!r}, got {value!r}")
         return found
     folder.mkdir(parents=True, exist_ok=True)
     return wanted | {"dtype": {}, "bytes": 0, "shards": {}}
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a recording."""
+    path = folder / "manifest.json"
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"folder: must hold a manifest.json that can be read ({error}), got {str(folder)!r}"
+        ) from error
+    complete = isinstance(found, dict) and isinstance(found.get("shards"), dict)
+    check(complete, "folder", "must hold the manifest.json of a recording", str(folder))
+    return found
+
+
+def require_plain(settings: Settings) -> None:
+    """What is recorded is the model itself: methods and other guidance would be left out without a word."""
+    check(settings.method.name == "none", "method", "must be none: un-cached runs are recorded", settings.method.name)
+    name = settings.guidance.name
+    check(name == "plain", "guidance", "must be plain: every step is recorded with its own guidance", name)
 
 
 def require_space(folder: Path, needed: float, reserve: float) -> None:
@@ -261,7 +294,8 @@ def require_space(folder: Path, needed: float, reserve: float) -> None:
 
 def load(folder: Path) -> dict[str, Tensor]:
     """All shards of a recording, joined over items."""
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = read_manifest(folder)
+    check(bool(manifest["shards"]), "folder", "must hold at least one shard", str(folder))
     shards = [load_file(folder / name) for name in sorted(manifest["shards"])]
     return {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
 
@@ -293,6 +327,7 @@ def main(arguments: Sequence[str]) -> None:
     except ValueError as error:
         raise error if isinstance(error, ConfigError) else ConfigError(f"argument: {error}") from error
     settings = resolve(compose(["method=none", *overrides]))
+    require_plain(settings)
     check_settings(settings)
     name = f"{settings.backend.name}-t{settings.num_steps}-n{settings.num_items}-{recording.keep}"
     folder = Path(own["folder"]) if "folder" in own else settings.results / "trajectories" / name

@@ -35,7 +35,7 @@ from experiments.config import Settings, resolve
 from experiments.errors import ConfigError, check, choose
 from experiments.runner import check as check_settings
 from experiments.runner import items_of
-from experiments.trajectories import generate, grams, split_arguments
+from experiments.trajectories import generate, grams, require_plain, split_arguments
 from hicache.forecast import BASES
 from hicache.forecast.basis import LadderBasis
 
@@ -233,6 +233,7 @@ def main(arguments: Sequence[str]) -> None:
     check(items >= 1, "items", "must be an integer >= 1", items)
     check(tokens >= 1, "tokens", "must be an integer >= 1", tokens)
     settings = resolve(compose(["method=none", f"num_items={items}", *overrides]))
+    require_plain(settings)
     check_settings(settings)
     values = generate(load_backend(settings.backend), settings, items_of(settings), ("output", "modules"), tokens)
     folder = Path(own.get("folder", "results/embedded/analyses"))

@@ -10,7 +10,7 @@ from experiments.compose import compose
 from experiments.config import resolve
 from experiments.errors import ConfigError
 from experiments.runner import items_of
-from experiments.trajectories import Recording, generate, grams, load, main, record, split_arguments
+from experiments.trajectories import Recording, generate, grams, load, main, record, split_arguments, watched
 
 
 @pytest.fixture
@@ -73,6 +73,30 @@ def test_gram_shards_agree_with_tensor_shards_and_resume(settings, tmp_path):
         record(settings, Recording(sites=("output",), keep="gram"), reduced)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("revision", "other"), ("path", "/elsewhere"), ("token_seed", 1), ("contents", {"prompts": "x"})]
+)
+def test_a_recording_is_not_continued_with_other_weights_or_tokens(settings, tmp_path, key, value):
+    folder, recording = tmp_path / "r", Recording(sites=("output",))
+    manifest = record(settings, recording, folder)
+    assert record(settings, recording, folder) == manifest
+    (folder / "manifest.json").write_text(json.dumps(manifest | {key: value}))
+    with pytest.raises(ConfigError, match=f"folder: .* was recorded with {key}="):
+        record(settings, recording, folder)
+    (folder / "manifest.json").write_text(json.dumps({k: v for k, v in manifest.items() if k != key}))
+    with pytest.raises(ConfigError, match=f"folder: .* does not say with which {key} it was recorded"):
+        record(settings, recording, folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"shards": 3}', "\x00"])
+def test_a_broken_manifest_is_one_line(settings, tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    for use in (lambda: record(settings, Recording(), tmp_path), lambda: load(tmp_path)):
+        with pytest.raises(ConfigError, match="folder: must hold ") as caught:
+            use()
+        assert "\n" not in str(caught.value)
+
+
 def test_tokens_are_a_seeded_subset(settings):
     backend, batch = load_backend(settings.backend), items_of(settings)[:2]
     whole = generate(backend, settings, batch, ["stack"])["stack"]
@@ -89,11 +113,22 @@ def test_the_disk_is_not_filled(settings, tmp_path):
     assert not list((tmp_path / "r").glob("*.safetensors"))
 
 
+def test_frames_are_let_go_site_by_site(settings):
+    backend, batch = load_backend(settings.backend), items_of(settings)[:2]
+    recorder = watched(backend, settings, batch, ["output", "stack"])
+    assert recorder.take("stack", 2).shape == (2, 8, 2, 64, 16)
+    assert set(recorder.frames) == {"output"}
+
+
 def test_errors_name_the_key(small, tmp_path):
     with pytest.raises(ConfigError, match="sites: must be one of output, sample, .*got 'outptu'"):
         main([*small, "sites=outptu", f"folder={tmp_path / 'x'}"])
     with pytest.raises(ConfigError, match="keep: must be one of tensors, gram"):
         main([*small, "keep=grams"])
+    with pytest.raises(ConfigError, match="method: must be none: .*got 'hicache'"):
+        main([*small, "method=hicache"])
+    with pytest.raises(ConfigError, match="guidance: must be plain: .*got 'adaptive'"):
+        main([*small, "guidance=adaptive"])
     with pytest.raises(ConfigError, match="argument: must read key=value, got 'sites'"):
         split_arguments(["sites"], ("sites",))
 
