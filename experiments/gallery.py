@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from experiments.store import complete_lines
+from experiments.store import complete_lines, read_json
 
 __all__ = ["Gallery", "read_still", "records_of"]
 
@@ -63,7 +63,7 @@ class Gallery:
     def reference(self, run: str) -> str | None:
         """The run that it is compared with, once it is measured."""
         path = self.folder(run) / "metrics.json"
-        return json.loads(path.read_text()).get("reference") if path.is_file() else None
+        return read_json(path).get("reference") if path.is_file() else None
 
     def chosen(self, count: int) -> dict[str, Any]:
         """The first `count` items that all shown runs of one reference have, and their pictures."""
@@ -101,7 +101,7 @@ class Gallery:
     def scores(self, run: str) -> dict[str, float | None]:
         """PSNR by item, where it was kept."""
         path = self.folder(run) / "values" / "psnr.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return read_json(path) if path.is_file() else {}
 
     def put(self, run: str, record: dict[str, Any], images: dict[str, str]) -> tuple[str, Image.Image]:
         """Keep a picture; returns its key."""

@@ -7,12 +7,10 @@ Nothing is computed here. A number comes from the metrics.json of the run that t
 from __future__ import annotations
 
 import csv
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from experiments.compose import compose, options, split_rows
 from experiments.config import Settings, resolve
@@ -23,6 +21,7 @@ from experiments.metrics import PAIRED
 from experiments.preset import PaperConfig, PresetConfig, RowConfig
 from experiments.quality import is_paired
 from experiments.status import State, state_of
+from experiments.store import read_json
 
 __all__ = ["COSTS", "PAPER", "Cell", "Row", "Table", "build", "build_plan", "preset_of", "published", "rows_of"]
 
@@ -161,7 +160,10 @@ WHY = {
 def cells_of(results: Path, run: str, is_reference: bool, names: list[str]) -> dict[str, Cell]:
     """The metrics of a run."""
     path = results / "runs" / run / "metrics.json"
-    metrics: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        metrics = read_json(path) if path.is_file() else {}
+    except ConfigError:
+        return {name: Cell(why="metrics.json cannot be read") for name in names}
     why = WHY[state_of(results, run).state] if any(metrics.get(name) is None for name in names) else ""
     found: dict[str, Cell] = {}
     for name in names:

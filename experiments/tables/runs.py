@@ -7,7 +7,6 @@ differ. The same run in two places is one row.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import yaml
 import hicache
 from experiments.errors import check, choose
 from experiments.preset import PresetConfig
+from experiments.store import read_json
 from experiments.tables.build import COSTS, Row, Table, cells_of
 from experiments.tables.ranks import DIRECTIONS
 
@@ -70,7 +70,7 @@ def build_runs(words: list[str], results: Path) -> tuple[Table, list[Path]]:
 def measured(folder: Path) -> dict[str, Any]:
     """The metrics of a run; none before it is done."""
     path = folder / "metrics.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def labels_of(said: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

@@ -53,6 +53,14 @@ def test_cells_come_from_the_run_or_say_why_not(table):
             assert (cell.value is None) == bool(cell.why)
 
 
+def test_a_torn_file_of_metrics_is_a_reason_and_no_traceback(tmp_path):
+    folder = tmp_path / "runs" / build("digits_sigma", [], tmp_path).rows[0].run
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text('{"psnr": {"mea')
+    torn = build("digits_sigma", [], tmp_path).rows[0]
+    assert {cell.why for cell in torn.ours.values()} == {"metrics.json cannot be read"}
+
+
 def test_published_numbers_stand_beside_and_never_in_place_of_ours(table):
     for row in table.rows:
         assert not set(row.paper) & {name for name, cell in row.ours.items() if cell is row.paper.get(name)}
