@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from experiments.calibration.config import CalibratedConfig, SmoothCacheConfig
 from experiments.calibration.files import curve_path
+from experiments.calibration.plans import command
+from experiments.calibration.plans import maker as plan_maker
 from experiments.calibration.plans import path_of as plan_path
 from experiments.config import RunConfig, resolve
 from experiments.learning.config import LearnedConfig
+from experiments.learning.files import maker as weights_maker
 from experiments.learning.files import path_of as weights_path
 
 __all__ = ["missing"]
@@ -14,15 +17,15 @@ __all__ = ["missing"]
 
 def missing(config: RunConfig) -> str:
     """Why a run cannot start before an artefact is made; empty if it can."""
-    method, made = config.method, "calibrate"
-    if isinstance(method, SmoothCacheConfig):
-        path = curve_path(resolve(config), method.name)
-    elif isinstance(method, CalibratedConfig):
-        path = plan_path(resolve(config))
-    elif isinstance(method, LearnedConfig):
-        path, made = weights_path(resolve(config)), "train_predictor"
-    else:
+    if not isinstance(config.method, (SmoothCacheConfig, CalibratedConfig, LearnedConfig)):
         return ""
-    if path.is_file():
-        return ""
-    return f"no {path.name}: python -m experiments.{made} method={method.name} backend={config.backend.name}"
+    settings, name = resolve(config), config.method.name
+    if isinstance(config.method, SmoothCacheConfig):
+        path = curve_path(settings, name)
+        return "" if path.is_file() else f"no {path.name}: {command(settings, 'calibrate', method=name)}"
+    path, maker = (
+        (plan_path(settings), plan_maker)
+        if isinstance(config.method, CalibratedConfig)
+        else (weights_path(settings), weights_maker)
+    )
+    return "" if path.is_file() else f"no {path.name}: {maker(settings)}"

@@ -17,7 +17,7 @@ from typing import Any
 import hicache
 from experiments.backends import backend_class
 from experiments.calibration.config import SmoothCacheConfig
-from experiments.calibration.plans import artefacts, compact, keys_of
+from experiments.calibration.plans import artefacts, command, compact, keys_of
 from experiments.config import Settings
 from experiments.errors import ConfigError
 from hicache.adapters import ADAPTERS
@@ -54,11 +54,8 @@ def load_curves(settings: Settings, name: str) -> dict[str, Any]:
     """
     path = curve_path(settings, name)
     if not path.is_file():
-        command = f"python -m experiments.calibrate method={name} backend={settings.backend.name}"
-        command += f" num_steps={keys_of(settings)['num_steps']}"
-        raise ConfigError(
-            f"method: {name} must have been calibrated for these settings ({command}), got no {path.name}"
-        )
+        made = command(settings, "calibrate", method=name)
+        raise ConfigError(f"method: {name} must have been calibrated for these settings ({made}), got no {path.name}")
     try:
         data = json.loads(path.read_text())
         found, curves = data["keys"], data["curves"]

@@ -11,16 +11,33 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from experiments.backends.base import sampling_of
 from experiments.calibration.config import CalibratedConfig
+from experiments.compose import compose
 from experiments.config import BackendConfig, Settings
 from experiments.errors import ConfigError, check
 from hicache.calibrate import Plan
 
-__all__ = ["artefacts", "contents", "keys_of", "load_plan", "path_of", "save_plan", "stored_budget"]
+__all__ = [
+    "SCOPES",
+    "artefacts",
+    "command",
+    "contents",
+    "keys_of",
+    "load_plan",
+    "maker",
+    "path_of",
+    "save_plan",
+    "stored_budget",
+]
+
+SCOPES = ("output", "stack", "modules")
+"""Those that can be calibrated."""
 
 ASSETS = Path(__file__).parents[1] / "assets"
 SIZE_FIELDS = ("height", "width", "num_frames", "frames", "size")
@@ -38,6 +55,38 @@ def keys_of(settings: Settings) -> dict[str, Any]:
         "guidance": getattr(backend, "true_cfg", None) if guidance is None else guidance,
         "resolution": [getattr(backend, name) for name in SIZE_FIELDS if hasattr(backend, name)],
     }
+
+
+def command(settings: Settings, module: str, **words: Any) -> str:
+    """The command that makes an artefact for this run and no other.
+
+    After `words`, those that are not None, it has every key of the backend, and the number of steps, that is not what
+    the backend has by itself.
+    """
+    backend, size = settings.backend, getattr(settings.backend, "size", "full")
+    wanted = {"method": words.pop("method", None), "backend": backend.name, **words}
+    given = {key: value for key, value in wanted.items() if value is not None}
+    if size != "full":
+        given["backend.size"] = size
+    usual = compose([f"{key}={value}" for key, value in given.items() if key in ("backend", "backend.size")]).backend
+    for f in fields(backend):
+        value = getattr(backend, f.name)
+        if f.metadata.get("semantic", True) and value != getattr(usual, f.name):
+            given[f"backend.{f.name}"] = "null" if value is None else value
+    if settings.num_steps != usual.recommended.num_steps:
+        given["num_steps"] = settings.num_steps
+    said = (f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in given.items())
+    return " ".join([f"python -m experiments.{module}", *map(shlex.quote, said)])
+
+
+def maker(settings: Settings) -> str:
+    """The command that makes the run's plan, or why there is none."""
+    config = settings.method
+    assert isinstance(config, CalibratedConfig)
+    if settings.scope not in SCOPES:
+        return f"only scopes {', '.join(SCOPES)} can be calibrated"
+    scope = None if settings.scope == config.defaults()["scope"] else settings.scope
+    return command(settings, "calibrate", budget=stored_budget(settings), scope=scope, output=config.plan)
 
 
 def artefacts(backend: BackendConfig) -> Path:
@@ -84,8 +133,7 @@ def load_plan(settings: Settings) -> Plan:
     """
     path = path_of(settings)
     if not path.is_file():
-        command = f"python -m experiments.calibrate backend={settings.backend.name} budget={stored_budget(settings)}"
-        raise ConfigError(f"method.plan: must be a plan file ({command} makes one), got {str(path)!r}")
+        raise ConfigError(f"method.plan: must be a plan file ({maker(settings)}), got no {str(path)!r}")
     try:
         data = json.loads(path.read_text())
         plan, found = Plan.from_data(data["plan"]), data["keys"]
@@ -94,6 +142,12 @@ def load_plan(settings: Settings) -> Plan:
     for key, value in (keys_of(settings) | {"scope": settings.scope}).items():
         if found.get(key) != value:
             raise ConfigError(f"method.plan: {path.name} is valid for {key}={found.get(key)!r}, got {value!r}")
+    config, budget = settings.method, stored_budget(settings)
+    assert isinstance(config, CalibratedConfig)
+    named = config.speedup is not None or config.budget != CalibratedConfig.budget
+    if named and budget != len(plan.full_steps):
+        key = "method.budget" if config.speedup is None else "method.speedup"
+        raise ConfigError(f"{key}: {path.name} has {len(plan.full_steps)} full steps, got {budget}")
     return plan
 
 

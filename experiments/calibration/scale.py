@@ -29,7 +29,7 @@ from torch import Tensor
 
 import hicache
 from experiments.caching import method_of
-from experiments.calibration.plans import artefacts, keys_of
+from experiments.calibration.plans import SCOPES, artefacts, command, keys_of
 from experiments.config import Settings
 from experiments.errors import ConfigError, check
 from hicache.calibrate import best_scale
@@ -104,9 +104,10 @@ def load_moments(settings: Settings, key: str) -> Moments:
     """
     path, wanted = moments_path(settings), keys_of(settings) | {"scope": settings.scope}
     if not path.is_file():
-        command = f"python -m experiments.calibrate backend={settings.backend.name} method=hicache"
-        command += f" scope={settings.scope} num_steps={settings.num_steps}"
-        raise ConfigError(f"{key}: must be a number where no trajectories are stored ({command}), got 'auto'")
+        scope = None if settings.scope == settings.backend.recommended.scope else settings.scope
+        made = command(settings, "calibrate", method="hicache", scope=scope)
+        made = made if settings.scope in SCOPES else f"only scopes {', '.join(SCOPES)} can be calibrated"
+        raise ConfigError(f"{key}: must be a number where no trajectories are stored ({made}), got 'auto'")
     try:
         moments, found = read(path, path.stat().st_mtime_ns)
     except (SafetensorError, ValueError, KeyError) as error:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from experiments.calibration.plans import ASSETS, keys_of
+from experiments.calibration.plans import ASSETS, command, keys_of
 from experiments.config import Settings
 from experiments.errors import ConfigError
 from experiments.learning.config import LearnedConfig
@@ -27,6 +27,7 @@ __all__ = [
     "load_artefact",
     "load_predictor",
     "load_router",
+    "maker",
     "path_of",
     "read",
     "save_artefact",
@@ -60,6 +61,21 @@ def contents(settings: Settings) -> dict[str, str]:
     return {"artefact": hashlib.sha256(path.read_bytes()).hexdigest()[:12]} if path.is_file() else {}
 
 
+def maker(settings: Settings) -> str:
+    """The command that trains the run's artefact, or why there is none."""
+    from experiments.train_predictor import SCOPES
+
+    config, own = settings.method, settings.method.defaults()
+    assert isinstance(config, LearnedConfig)
+    words: dict[str, Any] = {}
+    if config.name == "lesa":
+        if settings.scope not in SCOPES:
+            return f"only scopes {', '.join(SCOPES)} can be trained"
+        given = {"scope": settings.scope, "warmup_steps": settings.warmup_steps}
+        words = {key: value for key, value in given.items() if value != own[key]}
+    return command(settings, "train_predictor", method=config.name, **words, output=config.artefact)
+
+
 def save_artefact(
     path: Path, tensors: dict[str, Tensor], keys: dict[str, Any], described: dict[str, Any], made: dict[str, Any]
 ) -> None:
@@ -91,8 +107,7 @@ def load_artefact(settings: Settings) -> tuple[dict[str, Tensor], dict[str, Any]
     """
     path, name = path_of(settings), settings.method.name
     if not path.is_file():
-        command = f"python -m experiments.train_predictor method={name} backend={settings.backend.name}"
-        raise ConfigError(f"method.artefact: must be a trained file ({command} makes one), got {str(path)!r}")
+        raise ConfigError(f"method.artefact: must be a trained file ({maker(settings)}), got no {str(path)!r}")
     try:
         tensors, header = read(path)
         found, described = header["keys"], header["described"]
