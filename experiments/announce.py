@@ -13,13 +13,16 @@ __all__ = ["announcement"]
 
 
 def announcement(settings: Settings) -> str | None:
-    """Full steps, predicted error and the artefact; None for runs without a calibration."""
+    """Full steps, what is predicted, and the artefact; None for runs without a calibration."""
     if isinstance(settings.method, CalibratedConfig):
         plan = load_plan(settings)
-        return (
-            f"plan: {len(plan.full_steps)} of {plan.num_steps} steps in full {list(plan.full_steps)}, "
-            f"predicted error {plan.predicted_error:.3g} of reuse at the same steps ({path_of(settings).name})"
-        )
+        parts = [f"plan: {len(plan.full_steps)} of {plan.num_steps} steps in full {list(plan.full_steps)}"]
+        if plan.closed_loop_psnr is not None:
+            parts.append(f"PSNR {plan.closed_loop_psnr:.1f} dB on held-out calibration items")
+        parts.append(f"open-loop error {plan.predicted_error:.3g} of reuse at the same steps")
+        if plan.closed_loop_psnr is None and plan.scope == "output":
+            parts.append("no closed-loop PSNR stored")
+        return f"{', '.join(parts)} ({path_of(settings).name})"
     if settings.chosen:
         facts = settings.chosen
         full = method_of(settings).policy.plan(settings.num_steps) or []

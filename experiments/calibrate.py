@@ -2,23 +2,28 @@
 
     python -m experiments.calibrate backend=digits budget=8
     python -m experiments.calibrate backend=digits budget=6,8,10 scope=modules items=32
-    python -m experiments.calibrate backend=digits budget=8 refine=none data=gaussian
+    python -m experiments.calibrate backend=digits budget=8 data=gaussian
     python -m experiments.calibrate backend=digits method=hicache scope=modules interval=7
     python -m experiments.calibrate backend=digits method=smoothcache          # or teacache, magcache
 
     items     calibration items (32; 10 for curves), with seeds of their own (calibration_seed=1000)
     data      trajectories, or gaussian: no data, a Gaussian model of the noise schedule (scope output)
     memory    anchors per weight row (4 at scope output, 3 elsewhere and without data)
-    ridge     relative to the trace (1e-8; 1e-4 without data)
+    place_memory  anchors that placing the full steps looks at: 1, 2 or 3 (2, and no more than memory)
+    cost      of an error at a step: sampler (what the sampler makes of it), or uniform
+    ridge     relative to the trace, > 0 (1e-8; 1e-4 without data)
     refine    loop: weights found under the plan; search: full steps moved under it too; none: open loop.
-              At scope output `search` is the default; at the other scopes `loop` re-fits on the model's own values
-              along trajectories of the plan, `rounds` times.
+              At scope output `search` is the default, for samplers whose next sample is a x + b f; others have `none`.
+              At the other scopes `loop` is: it fits again on the model's own values along trajectories of the plan,
+              `rounds` times. Without data there is only `none`.
     seconds   time for the search (60)
     basis     with data=gaussian: the weights of a basis (newton, taylor, hermite, ...) of this `order` and `sigma`
               instead of least-squares ones, in the time variable `time` (index, sigma, log_snr)
-    output    the plan file; by default the shipped place for the backend
+    output    the file; by default the shipped place for the backend
 
-The predicted error is printed before the plan is used anywhere, and the error on the calibration items after it.
+What is not read is refused: curves know items, calibration_seed, classes and output, `method=hicache` the first three
+and time. The open-loop error is printed first; the closed loop gives a PSNR on items that its weights were not found
+on.
 """
 
 from __future__ import annotations
@@ -37,11 +42,12 @@ from torch import Tensor
 from experiments.backends import load_backend
 from experiments.backends.base import Backend, Item, sampling_of
 from experiments.caching import method_of
-from experiments.calibration.closed_loop import Loop, probe, refit
+from experiments.calibration.closed_loop import Loop, is_one_step, probe, psnr, refit
 from experiments.calibration.config import CalibratedConfig
 from experiments.calibration.curves import CURVES
 from experiments.calibration.files import curve_path, save_curves
-from experiments.calibration.plans import keys_of, path_of, save_plan
+from experiments.calibration.options import CURVE_OPTIONS, MOMENT_OPTIONS, PLAN_OPTIONS, Options
+from experiments.calibration.plans import SCOPES, keys_of, path_of, save_plan
 from experiments.calibration.scale import Moments, automatic, moments_path, save_moments
 from experiments.cli import Exit
 from experiments.compose import compose
@@ -51,69 +57,9 @@ from experiments.runner import items_of
 from experiments.trajectories import grams, split_arguments, watched
 from hicache import sampler
 from hicache.calibrate import Plan, build_plan, formula_rows, total_error
-from hicache.forecast import BASES
 from hicache.sampler import Gains
 
-__all__ = ["Calibration", "Options", "calibrate", "gaussian", "measure", "schedule"]
-
-SITES = {"output": ("output", "sample"), "stack": ("output", "stack"), "modules": ("output", "modules")}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
-    """The choices of this command; see the module docstring."""
-
-    items: int = 32
-    calibration_seed: int = 1000
-    data: str = "trajectories"
-    memory: int | None = None
-    refine: str = "search"
-    rounds: int = 2
-    seconds: float = 60.0
-    ridge: float | None = None
-    output: str | None = None
-    basis: str | None = None
-    time: str = "index"
-    classes: str | None = None
-    """Item titles to calibrate on, as in 0+1+2; null = all."""
-
-    def __post_init__(self) -> None:
-        choose("data", self.data, ("trajectories", "gaussian"))
-        choose("refine", self.refine, ("none", "loop", "search"))
-        choose("time", self.time, ("index", "sigma", "log_snr"))
-        if self.basis is not None:
-            choose("basis", self.basis, BASES)
-            check(self.data == "gaussian", "basis", "must be null unless data=gaussian", self.basis)
-        for key in ("items", "rounds"):
-            check(getattr(self, key) >= 1, key, "must be an integer >= 1", getattr(self, key))
-        check(self.memory is None or self.memory >= 1, "memory", "must be an integer >= 1", self.memory)
-        for key in ("seconds", "ridge"):
-            value = getattr(self, key)
-            check(value is None or value >= 0, key, "must be a number >= 0", value)
-        check(
-            self.data == "trajectories" or self.refine == "none",
-            "refine",
-            "must be none for data=gaussian",
-            self.refine,
-        )
-
-    @property
-    def penalty(self) -> float:
-        """The ridge; a model of the schedule is smoother than any data and needs a larger one."""
-        return (1e-8 if self.data == "trajectories" else 1e-4) if self.ridge is None else self.ridge
-
-    @staticmethod
-    def parse(given: dict[str, str]) -> Options:
-        """From the strings of the command line."""
-        kinds: dict[str, Any] = {"items": int, "calibration_seed": int, "memory": int, "rounds": int, "seconds": float}
-        kinds["ridge"] = float
-        typed: dict[str, Any] = {}
-        for key, text in given.items():
-            try:
-                typed[key] = kinds.get(key, str)(text)
-            except ValueError:
-                raise ConfigError(f"{key}: must be of type {kinds[key].__name__}, got {text!r}") from None
-        return Options(**typed)
+__all__ = ["Calibration", "Options", "calibrate", "gaussian", "make_plan", "measure", "schedule"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -155,7 +101,7 @@ def calibration_items(settings: Settings, options: Options) -> list[Item]:
 def measure(settings: Settings, options: Options, backend: Backend) -> Calibration:
     """Trajectories of the calibration items, reduced."""
     scope = settings.scope
-    check(scope in SITES, "scope", f"must be one of {', '.join(SITES)} to be calibrated", scope)
+    check(scope in SCOPES, "scope", f"must be one of {', '.join(SCOPES)} to be calibrated", scope)
     sampling, items = sampling_of(settings), calibration_items(settings, options)
     sites: dict[str, Tensor] = {}
     gains: Gains | None = None
@@ -165,7 +111,7 @@ def measure(settings: Settings, options: Options, backend: Backend) -> Calibrati
     size = settings.batch_size if scope != "output" else len(items)
     for start in range(0, len(items), size):
         batch = items[start : start + size]
-        recorder = watched(backend, settings, batch, SITES[scope])
+        recorder = watched(backend, settings, batch, ("output", "sample" if scope == "output" else scope))
         found = recorder.trajectories(len(batch))
         if gains is None:
             gains, (alpha, sigma, _) = probe(recorder.scheduler), sampler.levels(recorder.scheduler)
@@ -209,37 +155,73 @@ def schedule(settings: Settings, backend: Backend) -> tuple[Tensor, Tensor, str,
     return *sampler.levels(scheduler), gains
 
 
+def settled(settings: Settings, options: Options, backend: Backend) -> Options:
+    """The options with `refine` chosen where it is open; no model is run.
+
+    Raises:
+        ConfigError: if the closed loop is asked for and cannot be had.
+    """
+    if options.data == "gaussian":
+        return dataclasses.replace(options, refine="none")
+    if settings.scope != "output":
+        rule = f"must be none or loop at scope {settings.scope}"
+        check(options.refine != "search", "refine", rule, options.refine)
+        return dataclasses.replace(options, refine=options.refine or "loop")
+    if options.refine == "none" or is_one_step(sampler_of(settings, backend)):
+        return dataclasses.replace(options, refine=options.refine or "search")
+    rule = f"the next sample of {keys_of(settings)['solver']} is not a x + b f, which the closed loop needs"
+    if options.refine is not None:
+        raise ConfigError(f"refine: must be none ({rule}), got {options.refine!r}")
+    print(f"refine=none: {rule}", flush=True)
+    return dataclasses.replace(options, refine="none")
+
+
+def sampler_of(settings: Settings, backend: Backend) -> Any:
+    """A scheduler of the run's own, with its timesteps set."""
+    sampling = sampling_of(settings)
+    backend.prepare(sampling)
+    scheduler = copy.deepcopy(backend.pipe.scheduler)
+    try:
+        scheduler.set_timesteps(sampling.num_steps)
+    except ValueError:  # the levels depend on the size of the image, what a step is does not
+        scheduler.set_timesteps(sampling.num_steps, mu=1.0)
+    return scheduler
+
+
 def make_plan(settings: Settings, options: Options, found: Calibration, budget: int, backend: Backend) -> Plan:
     """The plan for so many full steps."""
-    scope, cost = settings.scope, found.gains.cost
+    scope, options = settings.scope, settled(settings, options, backend)
     memory = options.memory or (4 if scope == "output" and options.data == "trajectories" else 3)
-    plan = build_plan(found.gram, cost, scope, budget=budget, memory=memory, ridge=options.penalty, size=found.size)
+    cost = found.gains.cost if options.cost == "sampler" else torch.ones_like(found.gains.cost)
+
+    def built(budget: int | None = None, full_steps: Sequence[int] | None = None, gram: Tensor = found.gram) -> Plan:
+        chosen = {"budget": budget, "full_steps": full_steps, "place_memory": options.place_memory}
+        return build_plan(gram, cost, scope, **chosen, memory=memory, ridge=options.penalty, size=found.size)
+
+    plan = built(budget)
     if options.basis is not None:
-        plan = by_formula(settings, options, found, plan)
+        plan = by_formula(settings, options, found, plan, cost)
     print(
-        f"{budget} full steps {list(plan.full_steps)}: predicted error {plan.predicted_error:.4f} of reuse", flush=True
+        f"{budget} full steps {list(plan.full_steps)}: open-loop error {plan.predicted_error:.4f} of reuse", flush=True
     )
     if options.refine == "none" or budget in (1, settings.num_steps):
         return plan
     if found.loop is None:
         for _ in range(options.rounds):
             gram = refit(backend, settings, found.items, plan)
-            rows = build_plan(gram, cost, scope, full_steps=plan.full_steps, memory=memory, ridge=options.penalty).rows
-            plan = dataclasses.replace(plan, rows=rows)
+            plan = dataclasses.replace(plan, rows=built(full_steps=plan.full_steps, gram=gram).rows)
         return plan
     full = list(plan.full_steps)
     if options.refine == "search":
         full = found.loop.search(full, memory, options.seconds, lambda line: print(f"  {line}", flush=True))
     rows, errors = found.loop.refine(full, memory)
-    print(
-        f"  closed loop: {float(-10 * errors.clamp(min=1e-12).log10().mean()):.2f} dB on the calibration items",
-        flush=True,
-    )
-    placed = build_plan(found.gram, cost, scope, full_steps=full, memory=memory, ridge=options.penalty, size=found.size)
-    return dataclasses.replace(placed, rows=rows)
+    apart = found.loop.held_out(full, memory)
+    said = "" if apart is None else f", {apart:.2f} dB on the half that its weights were not found on"
+    print(f"  closed loop: {psnr(errors):.2f} dB on the calibration items{said}", flush=True)
+    return dataclasses.replace(built(full_steps=full), rows=rows, closed_loop_psnr=apart)
 
 
-def by_formula(settings: Settings, options: Options, found: Calibration, plan: Plan) -> Plan:
+def by_formula(settings: Settings, options: Options, found: Calibration, plan: Plan, cost: Tensor) -> Plan:
     """The plan's places with the weights of a basis; the predicted error is scaled to them."""
     assert options.basis is not None
     clock = found.clocks[options.time]
@@ -247,14 +229,17 @@ def by_formula(settings: Settings, options: Options, found: Calibration, plan: P
         rows = formula_rows(clock, plan.full_steps, options.basis, settings.order, settings.sigma)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    before, after = (total_error(found.gram, found.gains.cost, r, found.size) for r in (plan.rows, rows))
+    before, after = (total_error(found.gram, cost, r, found.size) for r in (plan.rows, rows))
     return dataclasses.replace(plan, rows=rows, predicted_error=plan.predicted_error * after / before)
 
 
 def calibrate(settings: Settings, options: Options, budgets: Sequence[int]) -> list[Path]:
     """Make a plan file per budget."""
+    rule = "must be left out for more than one budget, which are a file each"
+    check(options.output is None or len(budgets) == 1, "output", rule, options.output)
     started = time.monotonic()
     backend = load_backend(settings.backend)
+    options = settled(settings, options, backend)
     found = gaussian(settings, backend) if options.data == "gaussian" else measure(settings, options, backend)
     print(f"{options.data}: {time.monotonic() - started:.1f} s", flush=True)
     paths = []
@@ -291,7 +276,7 @@ def store_curves(settings: Settings, options: Options, name: str) -> Path:
     """Measure the curves of method `name` on un-cached runs and store them."""
     started = time.monotonic()
     curves = CURVES[name](load_backend(settings.backend), settings, calibration_items(settings, options))
-    path = curve_path(settings, name)
+    path = Path(options.output) if options.output is not None else curve_path(settings, name)
     made = {"items": options.items, "calibration_seed": options.calibration_seed, "classes": options.classes}
     save_curves(path, curves, keys_of(settings), made | {"revision": settings.backend.revision})
     print(f"curves: {path} ({time.monotonic() - started:.1f} s)", flush=True)
@@ -300,12 +285,14 @@ def store_curves(settings: Settings, options: Options, name: str) -> Path:
 
 def main(arguments: Sequence[str]) -> None:
     """The command line."""
-    names = [f.name for f in dataclasses.fields(Options)]
-    own, overrides = split_arguments(arguments, [*names, "budget"])
-    options = Options.parse({key: value for key, value in own.items() if key != "budget"})
+    own, overrides = split_arguments(arguments, PLAN_OPTIONS)
     given = [o for o in overrides if o.startswith("method=")]
     name = given[0].partition("=")[2] if given else "calibrated"
     choose("method", name, ("calibrated", "hicache", "hi_taylor", *CURVES))
+    read = CURVE_OPTIONS if name in CURVES else PLAN_OPTIONS if name == "calibrated" else MOMENT_OPTIONS
+    for key, text in own.items():
+        check(key in read, key, f"must be left out for method={name}, which does not read it", text)
+    options = Options.parse({key: value for key, value in own.items() if key != "budget"})
     if name in CURVES:
         settings = resolve(compose(["method=none", *(o for o in overrides if o not in given)]))
         store_curves(settings, options if "items" in own else dataclasses.replace(options, items=10), name)

@@ -55,7 +55,10 @@ class Plan:
         scope: whose values the weights combine.
         full_steps: the steps that are computed.
         rows: the weights of the others.
-        predicted_error: the minimised sum, divided by that of reusing the last anchor at these full steps.
+        predicted_error: the minimised sum for least-squares weights (open loop), divided by that of reusing the last
+            anchor at these full steps.
+        closed_loop_psnr: in dB, of the final samples under the plan on items that its weights were not found on; None
+            where it was not measured.
     """
 
     num_steps: int
@@ -63,6 +66,7 @@ class Plan:
     full_steps: tuple[int, ...]
     rows: Mapping[int, Row] = field(repr=False)
     predicted_error: float
+    closed_loop_psnr: float | None = None
 
     @property
     def memory(self) -> int:
@@ -80,11 +84,13 @@ class Plan:
             str(step): {"anchors": list(row.anchors), "weights": [list(w) for w in row.weights]}
             for step, row in self.rows.items()
         }
+        measured = {} if self.closed_loop_psnr is None else {"closed_loop_psnr": self.closed_loop_psnr}
         return {
             "num_steps": self.num_steps,
             "scope": self.scope,
             "full_steps": list(self.full_steps),
             "predicted_error": self.predicted_error,
+            **measured,
             "rows": rows,
         }
 
@@ -101,6 +107,7 @@ class Plan:
             full_steps=tuple(data["full_steps"]),
             rows=rows,
             predicted_error=float(data["predicted_error"]),
+            closed_loop_psnr=float(data["closed_loop_psnr"]) if "closed_loop_psnr" in data else None,
         )
 
 
@@ -212,6 +219,7 @@ def build_plan(
     memory: int = 2,
     ridge: float = RIDGE,
     size: Tensor | None = None,
+    place_memory: int | None = None,
 ) -> Plan:
     """Place the full steps, unless they are given, and weigh them.
 
@@ -221,16 +229,17 @@ def build_plan(
         scope: the scope that the values belong to.
         budget: number of full steps; exactly one of `budget` and `full_steps` is given.
         full_steps: the full steps themselves.
-        memory: anchors per weight row; placement looks at no more than two of them.
+        memory: anchors per weight row.
         ridge: lambda, relative to the trace.
         size: mean square of the guided prediction per step; by default that of the first site.
+        place_memory: how many of a row's anchors placement looks at, up to 3; by default no more than two.
     """
     gram = gram if gram.dim() == 3 else gram[None]
     size = gram[0].diagonal() if size is None else size
     if (budget is None) == (full_steps is None):
         raise ValueError(f"budget: must be given exactly when full_steps is not, got {budget} and {full_steps}")
     if full_steps is None:
-        full_steps = place(gram, cost, budget or 0, min(memory, 2), ridge, size)
+        full_steps = place(gram, cost, budget or 0, place_memory or min(memory, 2), ridge, size)
     rows = weigh(gram, full_steps, memory, ridge)
     reuse = {step: Row(anchors=row.anchors[-1:], weights=((1.0,),)) for step, row in rows.items()}
     baseline = total_error(gram, cost, reuse, size)

@@ -8,6 +8,7 @@ prediction that would lead from the drifted sample back to the un-cached traject
 
 and the weights of step s are the least-squares ones for f* on the anchors that the plan has produced. They are found
 step by step in one run of the plan, so every step sees the drift of those before it: no iteration is left over.
+Other samplers are told apart by `is_one_step`, and have the open-loop plan.
 
 *Other scopes.* There the prediction is not a weighted sum, so the weights are fitted again to the model's own values
 along trajectories of the plan (`refit`), as often as wanted.
@@ -19,6 +20,7 @@ are found on one half of the items and judged on the other.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,7 +36,7 @@ from experiments.trajectories import Recorder, grams
 from hicache.calibrate import Plan, Row, solve
 from hicache.sampler import Gains
 
-__all__ = ["Loop", "Rule", "probe", "refit"]
+__all__ = ["Loop", "Rule", "is_one_step", "probe", "psnr", "refit"]
 
 Rule = Callable[[int, Tensor, list[int], list[Tensor]], Tensor]
 """`(step, sample, anchors, values of the anchors) -> prediction` for an estimated step."""
@@ -58,6 +60,29 @@ def probe(scheduler: Any) -> Gains:
         sample = scheduler.step(prediction, t, sample, return_dict=False)[0].double()
         a[j], b[j] = (float(sample[i] - sample[0]) for i in (1 + j, 1 + num_steps + j))
     return Gains(sample=a, prediction=b)
+
+
+def is_one_step(scheduler: Any, tolerance: float = 1e-3) -> bool:
+    """Whether every step is `x_{s+1} = a_s x_s + b_s f`, on one chain of random predictions.
+
+    A multistep solver has terms of earlier predictions, a clipped or a stochastic one is no such line. The timesteps
+    are set already and no step is done; the scheduler is left as it is.
+    """
+    gains, scheduler = probe(copy.deepcopy(scheduler)), copy.deepcopy(scheduler)
+    noise = torch.Generator().manual_seed(0)
+    sample = torch.randn(1, 1, 8, 8, dtype=torch.float64, generator=noise)
+    for s, t in enumerate(scheduler.timesteps):
+        prediction = torch.randn(sample.shape, dtype=torch.float64, generator=noise)
+        expected = gains.sample[s] * sample + gains.prediction[s] * prediction
+        sample = scheduler.step(prediction, t, sample, return_dict=False)[0].double()
+        if not bool((sample - expected).abs().max() <= tolerance * expected.abs().max()):
+            return False
+    return True
+
+
+def psnr(errors: Tensor) -> float:
+    """Mean PSNR in dB of final samples from their mean square errors; values are meant to be from -1 to 1."""
+    return float((10 * (4 / errors.clamp(min=1e-12)).log10()).mean())
 
 
 @dataclass
@@ -132,6 +157,11 @@ class Loop:
         final = self.run(full_steps, rule)
         return rows, (final - self.path[:, -1]).square().flatten(1).mean(1)
 
+    def held_out(self, full_steps: Sequence[int], memory: int) -> float | None:
+        """PSNR of every other item, under rows that are found on the rest; None if there is one item."""
+        train = torch.arange(len(self.items)) % 2 == 0
+        return None if bool(train.all()) else psnr(self.refine(full_steps, memory, train)[1][~train])
+
     def follow(self, full_steps: Sequence[int], rows: dict[int, Row]) -> Tensor:
         """Mean square error of each item's final sample under given rows."""
 
@@ -144,16 +174,15 @@ class Loop:
     def search(
         self, full_steps: Sequence[int], memory: int, seconds: float, report: Callable[[str], None]
     ) -> list[int]:
-        """Move full steps while the held-out error of the final sample falls and time is left."""
-        started = time.monotonic()
-        train = torch.arange(len(self.items)) % 2 == 0
-        judge = torch.ones_like(train) if len(self.items) == 1 else ~train
+        """Move full steps while the held-out PSNR of the final sample grows and time is left."""
+        started, last = time.monotonic(), self.sampling.num_steps
 
         def score(steps: list[int]) -> float:
-            return float(self.refine(steps, memory, train)[1][judge].clamp(min=1e-12).log10().mean())
+            found = self.held_out(steps, memory)
+            return psnr(self.refine(steps, memory)[1]) if found is None else found
 
         best = list(full_steps)
-        least, last = score(best), self.sampling.num_steps
+        most = score(best)
         for reach in (2, 1, 3, 1):
             for place in range(1, len(best)):
                 for move in (-reach, reach):
@@ -163,9 +192,9 @@ class Loop:
                     if time.monotonic() - started > seconds:
                         return best
                     found = score(tried)
-                    if found < least:
-                        best, least = tried, found
-                        report(f"full steps {best}: {-10 * least:.2f} dB held out")
+                    if found > most:
+                        best, most = tried, found
+                        report(f"full steps {best}: {most:.2f} dB held out")
         return best
 
 

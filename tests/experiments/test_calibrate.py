@@ -2,25 +2,36 @@
 
 import dataclasses
 import json
+import shlex
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 
 import hicache.adapters
 from experiments import runner
+from experiments.announce import announcement
+from experiments.artefacts import missing
 from experiments.backends import load_backend
 from experiments.backends.base import sampling_of
 from experiments.caching import method_of
-from experiments.calibrate import Options, calibrate, gaussian, main, measure
-from experiments.calibration.closed_loop import probe, refit
-from experiments.calibration.plans import load_plan, path_of
+from experiments.calibrate import Options, calibrate, gaussian, main, make_plan, measure
+from experiments.calibration.closed_loop import is_one_step, probe, psnr, refit
+from experiments.calibration.files import curve_path
+from experiments.calibration.plans import keys_of, load_plan, path_of
+from experiments.calibration.scale import moments_path
 from experiments.compose import compose
 from experiments.config import resolve
 from experiments.errors import ConfigError
+from experiments.learning.files import path_of as weights_path
 from experiments.runner import execute
 from experiments.studies.calibrated import contenders, intervals_for
-from hicache.calibrate import build_plan
+from hicache.calibrate import build_plan, place
 from hicache.sampler import ddim, dpmpp, flow
 
 BETAS = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "timestep_spacing": "trailing"}
@@ -55,6 +66,70 @@ def agree(measured, formula):
     assert torch.allclose(measured.sample, formula.sample, rtol=2e-3, atol=2e-5)
     assert torch.allclose(measured.prediction, formula.prediction, rtol=2e-3, atol=2e-5)
     assert torch.equal(formula.cost, formula.prediction.abs())
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "expected"),
+    [
+        (DDIMScheduler(**BETAS, clip_sample=False), True),
+        (FlowMatchEulerDiscreteScheduler(shift=3.0), True),
+        (DPMSolverMultistepScheduler(**BETAS, solver_order=1), True),
+        (DPMSolverMultistepScheduler(**BETAS, solver_order=2), False),
+        (UniPCMultistepScheduler(**BETAS), False),
+        (DDIMScheduler(**BETAS, clip_sample=True), False),
+    ],
+)
+def test_one_step_samplers_are_told_from_others(scheduler, expected):
+    scheduler.set_timesteps(20)
+    before = dict(vars(scheduler))
+    assert is_one_step(scheduler) == expected
+    assert vars(scheduler) == before
+
+
+@pytest.mark.parametrize("solver", ["unipc", "dpmpp"])
+def test_the_closed_loop_is_refused_where_a_step_has_a_memory(small, tmp_path, capsys, solver):
+    path, words = tmp_path / "plan.json", [*small, f"backend.solver={solver}", "budget=3", "items=2"]
+    for refine in ("loop", "search"):
+        with pytest.raises(ConfigError, match=f"refine: must be none .*{solver}.*, got '{refine}'") as error:
+            main([*words, f"output={path}", f"refine={refine}"])
+        assert "\n" not in str(error.value) and capsys.readouterr().out == "" and not path.exists()
+    main([*words, f"output={path}"])
+    assert capsys.readouterr().out.startswith("refine=none: ")
+    made = json.loads(path.read_text())
+    assert made["made"]["refine"] == "none" and "closed_loop_psnr" not in made["plan"]
+
+
+def test_what_a_plan_predicts_is_of_its_own_weights_on_other_items(small, settings, tmp_path):
+    backend, path = load_backend(settings.backend), tmp_path / "plan.json"
+    options = dataclasses.replace(QUICK, refine="loop", output=str(path))
+    found = measure(settings, options, backend)
+    plan = make_plan(settings, options, found, 3, backend)
+    train = torch.tensor([True, False, True, False])
+    rows, _ = found.loop.refine(list(plan.full_steps), 4, train)
+    apart = found.loop.follow(list(plan.full_steps), rows)[~train]
+    assert plan.closed_loop_psnr == pytest.approx(psnr(apart), abs=1e-3)
+    assert psnr(torch.tensor([4e-3, 4e-5])) == pytest.approx(40.0)
+    calibrate(settings, options, [3])
+    run = resolve(compose([*small, "method=calibrated", f"method.plan={path}"]))
+    assert load_plan(run).closed_loop_psnr == pytest.approx(plan.closed_loop_psnr)
+    line = announcement(run) or ""
+    assert f"PSNR {plan.closed_loop_psnr:.1f} dB on held-out calibration items" in line and "stored" not in line
+    calibrate(settings, dataclasses.replace(options, items=1), [3])
+    assert load_plan(run).closed_loop_psnr is None
+    assert "no closed-loop PSNR stored" in (announcement(run) or "")
+
+
+def test_the_cost_and_the_memory_of_the_places_can_be_chosen(settings):
+    backend = load_backend(settings.backend)
+    found = measure(settings, dataclasses.replace(QUICK, refine="none"), backend)
+    costs = {"sampler": found.gains.cost, "uniform": torch.ones_like(found.gains.cost)}
+    for name, cost in costs.items():
+        for memory in (None, 1, 2, 3):
+            options = Options(items=4, refine="none", cost=name, place_memory=memory)
+            plan = make_plan(settings, options, found, 3, backend)
+            expected = place(found.gram, cost, 3, memory or 2, options.penalty, found.size)
+            assert list(plan.full_steps) == expected
+            assert max(len(row.anchors) for row in plan.rows.values()) == min(4, len(expected))
 
 
 def test_the_closed_loop_sees_what_a_run_does(settings):
@@ -137,9 +212,78 @@ def test_a_plan_is_refused_elsewhere(settings, tmp_path, small):
         with pytest.raises(ConfigError, match=f"method.plan: plan.json is valid for {key}") as error:
             used(override)
         assert "\n" not in str(error.value)
+    for given, message in (
+        ("method.budget=4", "method.budget: plan.json has 3 full steps, got 4"),
+        ("method.speedup=2", "method.speedup: plan.json has 3 full steps, got 4"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            used(given)
+    assert used("method.budget=3").full_steps == used("method.speedup=2.7").full_steps
     path.write_text("{}")
     with pytest.raises(ConfigError, match="method.plan: must be a plan file"):
         used()
+
+
+@pytest.mark.parametrize(
+    ("method", "overrides"),
+    [
+        ("calibrated", []),
+        ("calibrated", ["method.speedup=4", "scope=stack"]),
+        ("calibrated", ["backend=flux", "backend.size=tiny", "backend.guidance=2.5", "backend.height=64"]),
+        ("calibrated", ["backend=qwen_image", "backend.true_cfg=3.5", "scope=modules"]),
+        ("calibrated", ["method.plan='a folder/plan.json'"]),
+        ("smoothcache", []),
+        ("hicache", ["scope=output"]),
+        ("lesa", ["scope=stack"]),
+        ("l2c", ["method.artefact=router.safetensors"]),
+    ],
+)
+def test_the_command_of_a_refusal_makes_the_file_that_the_run_looks_for(tmp_path, method, overrides):
+    named = any(o.startswith("backend=") for o in overrides)
+    others = [] if named else ["backend.solver=unipc", "backend.guidance=4", f"backend.path={tmp_path / 'my weights'}"]
+    common = [*others, *overrides, f"method={method}", "num_steps=40"]
+    run = resolve(compose(common))
+    with pytest.raises(ConfigError) as refused:
+        compose_auto(common) if method == "hicache" else method_of(run)
+    said = str(refused.value)
+    if method != "hicache":
+        assert command_in(said) == command_in(f"({missing(compose(common)).partition(': ')[2]})")
+    words = shlex.split(command_in(said))
+    assert words[:3] == [
+        "python",
+        "-m",
+        "experiments." + ("train_predictor" if method in ("lesa", "l2c") else "calibrate"),
+    ]
+    given = dict(word.split("=", 1) for word in words[3:])
+    own = {key: given.pop(key) for key in ("budget", "output") if key in given}
+    named_method = [] if "method" in given else ["method=calibrated"]
+    made = resolve(compose([*(f"{key}={value}" for key, value in given.items()), *named_method]))
+    if method == "calibrated":
+        config = dataclasses.replace(made.method, budget=int(own["budget"]), plan=own.get("output"))
+        assert path_of(dataclasses.replace(made, method=config)) == path_of(run)
+    elif method in ("lesa", "l2c"):
+        config = dataclasses.replace(made.method, artefact=own.get("output"))
+        assert weights_path(dataclasses.replace(made, method=config)) == weights_path(run)
+    else:
+        assert curve_path(made, method) == curve_path(run, method) and moments_path(made) == moments_path(run)
+    assert keys_of(made) == keys_of(run) and made.backend == run.backend
+
+
+def compose_auto(overrides):
+    return resolve(compose([*overrides, "sigma=auto"]))
+
+
+def command_in(said):
+    return said[said.index("(python") + 1 : said.rindex(")")]
+
+
+def test_no_command_is_named_where_there_is_none():
+    for overrides in (["method=calibrated", "scope=blocks"], ["method=lesa", "scope=blocks"]):
+        with pytest.raises(ConfigError, match="only scopes .*output.* can be") as refused:
+            method_of(resolve(compose(overrides)))
+        assert "python -m" not in str(refused.value) + missing(compose(overrides))
+    with pytest.raises(ConfigError, match="only scopes output, stack, modules can be calibrated"):
+        compose_auto(["scope=blocks"])
 
 
 def test_the_plan_is_part_of_the_identity(settings, tmp_path):
@@ -200,7 +344,19 @@ def test_contenders_have_equal_full_steps():
         ("refine=serch", "refine: must be one of .*did you mean search"),
         ("items=no", "items: must be of type int, got 'no'"),
         ("method=dmd", "method: must be one of"),
-        ("data=gaussian", "refine: must be none for data=gaussian"),
+        ("data=gaussian refine=loop", "refine: must be none for data=gaussian"),
+        ("scope=stack refine=search", "refine: must be none or loop at scope stack, got 'search'"),
+        ("refine=loop ridge=0", "ridge: must be a finite number > 0, got 0.0"),
+        ("cost=sample", "cost: must be one of .*did you mean sampler"),
+        ("place_memory=4", "place_memory: must be 1, 2 or 3 and no more than memory, got 4"),
+        ("place_memory=3 memory=2", "place_memory: must be 1, 2 or 3 and no more than memory, got 3"),
+        ("budget=3,4 output=plan.json", "output: must be left out for more than one budget"),
+        (
+            "method=smoothcache budget=4",
+            "budget: must be left out for method=smoothcache, which does not read it, got '4'",
+        ),
+        ("method=teacache refine=none", "refine: must be left out for method=teacache"),
+        ("method=hicache output=moments.safetensors", "output: must be left out for method=hicache"),
         ("basis=newton", "basis: must be null unless data=gaussian"),
         ("time=logsnr", "time: must be one of .*did you mean log_snr"),
         ("scope=blocks", "scope: must be one of output, stack, modules"),
@@ -208,7 +364,7 @@ def test_contenders_have_equal_full_steps():
 )
 def test_errors_name_the_key(small, argument, message):
     with pytest.raises(ConfigError, match=message):
-        main([*small, argument])
+        main([*small, *argument.split()])
 
 
 @pytest.mark.parametrize("backend", ["flux", "hunyuan_video"])

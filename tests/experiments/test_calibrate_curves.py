@@ -79,12 +79,15 @@ def test_curves_are_made_beside_other_weights_used_and_refused_elsewhere(small, 
 
     before = {name: canonical(run(f"method={name}")) for name in ("teacache", "magcache")}
     with pytest.raises(
-        ConfigError, match=r"method: smoothcache must have been calibrated .*method=smoothcache backend=digits num_"
+        ConfigError,
+        match=r"method: smoothcache must have been calibrated .*method=smoothcache backend=digits backend.path=.* num_steps=8",
     ):
         method_of(run("method=smoothcache"))
     for name in ("smoothcache", "teacache", "magcache"):
         main([*small, f"method={name}", "items=2"])
         assert curve_path(run(f"method={name}"), name).is_relative_to(tiny)
+    main([*small, "method=smoothcache", "items=2", f"output={tmp_path / 'curves.json'}"])
+    assert (tmp_path / "curves.json").read_bytes() == curve_path(run("method=smoothcache"), "smoothcache").read_bytes()
     smooth = run("method=smoothcache", "method.alpha=0.1")
     errors = load_curves(smooth, "smoothcache")["errors"]
     assert method_of(smooth).policy.table == {kind: greedy(curve, 0.1) for kind, curve in errors.items()}

@@ -80,7 +80,7 @@ def test_time_takes_part():
         (["method.policy=teacache"], "sigma: must be a number where full steps depend on the data"),
         (
             ["num_steps=49"],
-            r"sigma: must be a number where no .*calibrate backend=digits method=hicache scope=modules num",
+            r"sigma: must be a number where no .*calibrate method=hicache backend=digits num_steps=49\)",
         ),
         (["scope=blocks"], "sigma: must be a number where no trajectories are stored"),
     ],
@@ -114,7 +114,10 @@ def test_moments_are_made_beside_other_weights_and_refused_elsewhere(small, tiny
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["method=calibrated"], r"plan: 8 of 50 steps in full \[0, .*\], predicted error 0\.\d+ of reuse .*-b8.json\)"),
+        (
+            ["method=calibrated"],
+            r"plan: 8 of 50 steps in full \[0, .*\], open-loop error 0\.\d+ of reuse .* stored \(.*-b8.json\)",
+        ),
         (
             ["sigma=auto"],
             r"plan: 10 of 50 steps in full, auto: sigma=0\.\d+, predicted error 0\.\d+ of reuse .*tensors\)",

@@ -1,0 +1,79 @@
+"""What can be said on the command line of `experiments.calibrate`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from experiments.errors import ConfigError, check, choose
+from hicache.forecast import BASES
+
+__all__ = ["CURVE_OPTIONS", "MOMENT_OPTIONS", "PLAN_OPTIONS", "Options"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """The choices of a calibration; `experiments.calibrate` says what they mean."""
+
+    items: int = 32
+    calibration_seed: int = 1000
+    data: str = "trajectories"
+    memory: int | None = None
+    place_memory: int | None = None
+    cost: str = "sampler"
+    refine: str | None = None
+    """null = search, loop or none: the most that the scope and the sampler allow."""
+    rounds: int = 2
+    seconds: float = 60.0
+    ridge: float | None = None
+    output: str | None = None
+    basis: str | None = None
+    time: str = "index"
+    classes: str | None = None
+    """Item titles to calibrate on, as in 0+1+2; null = all."""
+
+    def __post_init__(self) -> None:
+        choose("data", self.data, ("trajectories", "gaussian"))
+        choose("cost", self.cost, ("sampler", "uniform"))
+        choose("time", self.time, ("index", "sigma", "log_snr"))
+        if self.refine is not None:
+            choose("refine", self.refine, ("none", "loop", "search"))
+            possible = self.data == "trajectories" or self.refine == "none"
+            check(possible, "refine", "must be none for data=gaussian", self.refine)
+        if self.basis is not None:
+            choose("basis", self.basis, BASES)
+            check(self.data == "gaussian", "basis", "must be null unless data=gaussian", self.basis)
+        for key in ("items", "rounds"):
+            check(getattr(self, key) >= 1, key, "must be an integer >= 1", getattr(self, key))
+        check(self.memory is None or self.memory >= 1, "memory", "must be an integer >= 1", self.memory)
+        valid = self.place_memory is None or 1 <= self.place_memory <= min(3, self.memory or 3)
+        check(valid, "place_memory", "must be 1, 2 or 3 and no more than memory", self.place_memory)
+        check(self.seconds >= 0, "seconds", "must be a number >= 0", self.seconds)
+        # Without a ridge neighbouring values, or one anchor counted twice, leave the weights undetermined.
+        valid = self.ridge is None or 0 < self.ridge < math.inf
+        check(valid, "ridge", "must be a finite number > 0", self.ridge)
+
+    @property
+    def penalty(self) -> float:
+        """The ridge; a model of the schedule is smoother than any data and needs a larger one."""
+        return (1e-8 if self.data == "trajectories" else 1e-4) if self.ridge is None else self.ridge
+
+    @staticmethod
+    def parse(given: dict[str, str]) -> Options:
+        """From the strings of the command line."""
+        kinds: dict[str, Any] = {"seconds": float, "ridge": float}
+        kinds |= dict.fromkeys(("items", "calibration_seed", "memory", "place_memory", "rounds"), int)
+        typed: dict[str, Any] = {}
+        for key, text in given.items():
+            try:
+                typed[key] = kinds.get(key, str)(text)
+            except ValueError:
+                raise ConfigError(f"{key}: must be of type {kinds[key].__name__}, got {text!r}") from None
+        return Options(**typed)
+
+
+PLAN_OPTIONS = ("budget", *(f.name for f in dataclasses.fields(Options)))
+CURVE_OPTIONS = ("items", "calibration_seed", "classes", "output")
+MOMENT_OPTIONS = ("items", "calibration_seed", "classes", "time")
+"""What is read for a plan, for curves, and for what `sigma=auto` chooses from."""
