@@ -22,8 +22,8 @@
     output    the file; by default the shipped place for the backend
 
 What is not read is refused: curves know items, calibration_seed, classes and output, `method=hicache` the first three
-and time. The open-loop error is printed first; the closed loop gives a PSNR on items that its weights were not found
-on.
+and time. The open-loop error is printed first; the closed loop gives a PSNR on half of the items, with
+weights that were found on the other half.
 """
 
 from __future__ import annotations
@@ -181,10 +181,12 @@ def sampler_of(settings: Settings, backend: Backend) -> Any:
     sampling = sampling_of(settings)
     backend.prepare(sampling)
     scheduler = copy.deepcopy(backend.pipe.scheduler)
+    # Where the levels depend on the size of the image, what a step is does not.
+    shift = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
     try:
-        scheduler.set_timesteps(sampling.num_steps)
-    except ValueError:  # the levels depend on the size of the image, what a step is does not
-        scheduler.set_timesteps(sampling.num_steps, mu=1.0)
+        scheduler.set_timesteps(sampling.num_steps, **shift)
+    except ValueError as error:
+        raise ConfigError(f"num_steps: must be steps that the sampler can do ({error})") from error
     return scheduler
 
 
@@ -216,7 +218,7 @@ def make_plan(settings: Settings, options: Options, found: Calibration, budget: 
         full = found.loop.search(full, memory, options.seconds, lambda line: print(f"  {line}", flush=True))
     rows, errors = found.loop.refine(full, memory)
     apart = found.loop.held_out(full, memory)
-    said = "" if apart is None else f", {apart:.2f} dB on the half that its weights were not found on"
+    said = "" if apart is None else f", {apart:.2f} dB on half of them with weights of the other half"
     print(f"  closed loop: {psnr(errors):.2f} dB on the calibration items{said}", flush=True)
     return dataclasses.replace(built(full_steps=full), rows=rows, closed_loop_psnr=apart)
 

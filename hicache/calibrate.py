@@ -57,8 +57,8 @@ class Plan:
         rows: the weights of the others.
         predicted_error: the minimised sum for least-squares weights (open loop), divided by that of reusing the last
             anchor at these full steps.
-        closed_loop_psnr: in dB, of the final samples under the plan on items that its weights were not found on; None
-            where it was not measured.
+        closed_loop_psnr: in dB, of the final samples of half of the calibration items under the plan, with weights that
+            were found on the other half; None where it was not measured.
     """
 
     num_steps: int

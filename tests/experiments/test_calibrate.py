@@ -99,7 +99,7 @@ def test_the_closed_loop_is_refused_where_a_step_has_a_memory(small, tmp_path, c
     assert made["made"]["refine"] == "none" and "closed_loop_psnr" not in made["plan"]
 
 
-def test_what_a_plan_predicts_is_of_its_own_weights_on_other_items(small, settings, tmp_path):
+def test_what_a_plan_predicts_is_of_items_that_the_weights_were_not_found_on(small, settings, tmp_path):
     backend, path = load_backend(settings.backend), tmp_path / "plan.json"
     options = dataclasses.replace(QUICK, refine="loop", output=str(path))
     found = measure(settings, options, backend)
@@ -346,6 +346,7 @@ def test_contenders_have_equal_full_steps():
         ("method=dmd", "method: must be one of"),
         ("data=gaussian refine=loop", "refine: must be none for data=gaussian"),
         ("scope=stack refine=search", "refine: must be none or loop at scope stack, got 'search'"),
+        ("num_steps=2000", "num_steps: must be steps that the sampler can do"),
         ("refine=loop ridge=0", "ridge: must be a finite number > 0, got 0.0"),
         ("cost=sample", "cost: must be one of .*did you mean sampler"),
         ("place_memory=4", "place_memory: must be 1, 2 or 3 and no more than memory, got 4"),
