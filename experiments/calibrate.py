@@ -91,11 +91,10 @@ def calibration_items(settings: Settings, options: Options) -> list[Item]:
     many = dataclasses.replace(
         settings, seed=options.calibration_seed, num_items=options.items * (1 if wanted is None else 10)
     )
-    found = [item for item in items_of(many) if wanted is None or item.title in wanted]
-    check(
-        len(found) >= options.items or wanted is None, "classes", "must be titles of items, as in 0+1", options.classes
-    )
-    return found[: options.items]
+    items = items_of(many)
+    known = wanted is None or wanted <= {item.title for item in items}
+    check(known, "classes", "must be titles of items, as in 0+1", options.classes)
+    return [item for item in items if wanted is None or item.title in wanted][: options.items]
 
 
 def measure(settings: Settings, options: Options, backend: Backend) -> Calibration:
