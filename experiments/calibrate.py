@@ -94,7 +94,9 @@ def calibration_items(settings: Settings, options: Options) -> list[Item]:
     items = items_of(many)
     known = wanted is None or wanted <= {item.title for item in items}
     check(known, "classes", "must be titles of items, as in 0+1", options.classes)
-    return [item for item in items if wanted is None or item.title in wanted][: options.items]
+    found = [item for item in items if wanted is None or item.title in wanted]
+    check(len(found) >= options.items, "items", f"must be at most the {len(found)} of these classes", options.items)
+    return found[: options.items]
 
 
 def measure(settings: Settings, options: Options, backend: Backend) -> Calibration:

@@ -76,6 +76,9 @@ def maker(settings: Settings) -> str:
     return command(settings, "train_predictor", method=config.name, **words, output=config.artefact)
 
 
+HEADER = "artefact"
+
+
 def save_artefact(
     path: Path, tensors: dict[str, Tensor], keys: dict[str, Any], described: dict[str, Any], made: dict[str, Any]
 ) -> None:
@@ -86,16 +89,17 @@ def save_artefact(
     save_file(
         {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()},
         partial,
-        metadata={name: json.dumps(value, allow_nan=False) for name, value in header.items()},
+        metadata={HEADER: json.dumps(header, allow_nan=False, sort_keys=True)},  # one key: safetensors keeps no order
     )
     partial.chmod(0o644)
     partial.replace(path)
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and header of an artefact."""
+    """Tensors and header of an artefact; older ones have a key for each part of the header."""
     with safe_open(path, framework="pt") as handle:
         header = {name: json.loads(text) for name, text in (handle.metadata() or {}).items()}
+        header = header.get(HEADER, header)
         return {name: handle.get_tensor(name) for name in handle.keys()}, header  # noqa: SIM118
 
 
