@@ -24,8 +24,7 @@ METHODS = {
 
 
 def composed(name):
-    knobs = {"scope": "modules", **METHODS[name]}
-    return hicache.method(name, **{"interval": 4, "order": 2, "sigma": 0.6, "warmup_steps": 2, **knobs})
+    return method(name, **METHODS[name])
 
 
 def pair(model):
