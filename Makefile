@@ -32,9 +32,9 @@ test: $(READY) ## every test; those that need a GPU, Slurm or a browser skip wit
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 mirrors: $(READY) ## the paper's Tables 2, 3, 4, 7, 8 on the embedded model, from nothing to results/embedded
-	$(BIN)/python -m experiments.plan experiment=$(MIRRORS) title=mirrors
-	$(BIN)/python -m experiments.execute mirrors --devices cpu,cpu
-	$(BIN)/python -m experiments.tables table=$(MIRRORS) embedded=true
+	$(BIN)/python -m experiments plan experiment=$(MIRRORS) title=mirrors
+	$(BIN)/python -m experiments execute mirrors --devices cpu,cpu
+	$(BIN)/python -m experiments tables table=$(MIRRORS) embedded=true
 
 lint: $(READY) ## style and types
 	$(BIN)/ruff check .

@@ -7,7 +7,7 @@
     python run.py --cfg job                                    show the composed configuration
 
 A run lives in results/runs/<id>; the same command continues one that was interrupted. Settings:
-conf/config.yaml and conf/<group>/, their types and rules: experiments/config.py.
+conf/config.yaml and conf/<group>/, their types and rules: experiments/config/backend.py.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from experiments.cli import Exit, settings_of
-from experiments.compose import set_up
+from experiments.cli import Exit
+from experiments.config.compose import set_up
 
 outcome = Exit()
 
 
 def jobs(config: DictConfig) -> None:
     """The runs of one composed configuration, in turn."""
-    from experiments.announce import announcement
-    from experiments.runner import execute
-    from experiments.summary import print_outcome
+    from experiments.runs.launch import settings_of
+    from experiments.runs.runner import execute
+    from experiments.runs.summary import print_outcome
+    from experiments.settings.describe import announcement
 
     for settings in settings_of(config):
         if (line := announcement(settings)) is not None:

@@ -17,8 +17,8 @@ import torch
 
 import hicache
 from benchmarks.common import arguments, machine, publish
-from experiments.backends.digits import ASSETS
-from experiments.digits.pipeline import PixelDiTPipeline, scheduler
+from experiments.backends.digits.backend import ASSETS
+from experiments.backends.digits.pipeline import PixelDiTPipeline, scheduler
 
 __all__ = ["main"]
 

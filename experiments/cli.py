@@ -10,17 +10,14 @@ import os
 import sys
 from collections.abc import Callable
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from evaluation.errors import EvaluationError
-from experiments.compose import explain, split_rows
-from experiments.config import Settings, resolve, to_dataclass
-from experiments.errors import ConfigError, check
+from experiments.config.compose import explain
+from experiments.errors import ConfigError, RunError
 
-__all__ = ["Exit", "JobError", "settings_of"]
+__all__ = ["Exit", "JobError"]
 
 
 class JobError(RuntimeError):
@@ -46,8 +43,6 @@ class Exit:
             self.report("interrupted; the same command continues", 130)
             raise SystemExit(self.code) from None
         except Exception as error:
-            from experiments.runner import RunError
-
             if not isinstance(error, (RunError, JobError)):
                 raise
             self.report(f"run failed: {error}", 1)
@@ -61,22 +56,3 @@ class Exit:
         """Print the line and keep the worst code."""
         print(f"error: {line}", file=sys.stderr, flush=True)
         self.code = max(self.code, code)
-
-
-def settings_of(config: DictConfig) -> list[Settings]:
-    """The runs that a command line means: one, or the rows of a preset; all are checked before any starts."""
-    from experiments import runner
-
-    typed = to_dataclass(config)
-    if typed.preset is None:
-        runs = [resolve(typed)]
-    else:
-        overrides = list(HydraConfig.get().overrides.task)
-        rows, absent = split_rows(typed, overrides)
-        runs = [resolve(composed) for _, composed in rows]
-        for row, reason in absent:
-            print(f"left out: {row.label} ({reason})", file=sys.stderr)
-        check(bool(runs), "experiment", "must have a row that this version can run", typed.preset.name)
-    for settings in runs:
-        runner.check(settings)
-    return runs

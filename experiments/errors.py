@@ -5,11 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["ConfigError", "check", "choose", "nearest"]
+__all__ = ["ConfigError", "RunError", "check", "choose", "nearest"]
 
 
 class ConfigError(ValueError):
     """A value that the user can mend. The message is one line: `key: rule, got value`."""
+
+
+class RunError(RuntimeError):
+    """A run failed; the traceback is in the named file."""
 
 
 def check(holds: bool, key: str, rule: str, value: object) -> None:

@@ -1,6 +1,6 @@
 """The whole zoo as one table: a method is a scope, a policy, a forecaster and perhaps a patch.
 
-`python -m experiments.methods` prints it with what each entry needs and where it runs. Every entry is a
+`python -m experiments methods` prints it with what each entry needs and where it runs. Every entry is a
 composition, so any knob may be turned: `method("hicache", policy="mask", mask=[0, 1, 5, 20])`,
 `method("taylorseer", basis="hermite")`, `method("clusca", basis="hermite")`; `custom` reads every one of them.
 """

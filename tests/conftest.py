@@ -32,7 +32,7 @@ def dit_pipeline():
     """The tiny random DiTPipeline, kept quiet."""
     from diffusers import DDIMScheduler, DiTPipeline
 
-    from experiments.tiny.dit import build
+    from experiments.backends.tiny.dit import build
 
     made = build("tiny")
     scheduler = DDIMScheduler(beta_schedule="linear", beta_start=1e-4, beta_end=0.02, clip_sample=False)

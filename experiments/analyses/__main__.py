@@ -1,4 +1,4 @@
-"""`python -m experiments.analyses`: see `experiments.analyses.parts`."""
+"""`python -m experiments analyses`: see `experiments.analyses.parts`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures of `experiments.analyses`."""
+"""The figures of `experiments analyses`."""
 
 from __future__ import annotations
 

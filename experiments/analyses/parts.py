@@ -1,8 +1,8 @@
 """How features move over the steps: the paper's analyses on recorded trajectories, each a figure and a CSV.
 
-    python -m experiments.analyses backend=digits
-    python -m experiments.analyses backend=digits part=gaussianity mode=raw items=32 tokens=16
-    python -m experiments.analyses backend=digits part=prediction bases=foca,dmd interval=8
+    python -m experiments analyses backend=digits
+    python -m experiments analyses backend=digits part=gaussianity mode=raw items=32 tokens=16
+    python -m experiments analyses backend=digits part=prediction bases=foca,dmd interval=8
 
     prediction   error of forecasts from true anchors over horizon and order, and R = MSE / MSE_HiCache per site; reuse,
                  Taylor and HiCache, and the `bases` that are named
@@ -30,12 +30,13 @@ from experiments.analyses import figures
 from experiments.analyses.energy import MODES, energy_test
 from experiments.analyses.predict import SIMULATED, bound, forecast_path, horizons_of, simulate
 from experiments.backends import load_backend
-from experiments.compose import compose
-from experiments.config import Settings, resolve
+from experiments.calibration.trajectories import generate, grams, require_plain, split_arguments
+from experiments.config.compose import compose
+from experiments.config.run import Settings
 from experiments.errors import ConfigError, check, choose
-from experiments.runner import check as check_settings
-from experiments.runner import items_of
-from experiments.trajectories import generate, grams, require_plain, split_arguments
+from experiments.runs.runner import check as check_settings
+from experiments.runs.runner import items_of
+from experiments.settings.resolve import resolve
 from hicache.forecast import BASES
 from hicache.forecast.basis import LadderBasis
 

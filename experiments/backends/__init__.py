@@ -9,13 +9,13 @@ from __future__ import annotations
 import importlib
 
 from experiments.backends.base import Backend
-from experiments.config import BackendConfig
+from experiments.config.backend import BackendConfig
 from experiments.errors import choose
 
 __all__ = ["BACKENDS", "backend_class", "load_backend"]
 
 BACKENDS: dict[str, str] = {
-    "digits": "experiments.backends.digits:DigitsBackend",
+    "digits": "experiments.backends.digits.backend:DigitsBackend",
     "flux": "experiments.backends.flux:FluxBackend",
     "flux_schnell": "experiments.backends.flux:SchnellBackend",
     "dit": "experiments.backends.dit:DiTBackend",

@@ -18,7 +18,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from experiments.config import SOLVERS, BackendConfig, Settings, StepsConfig
+from experiments.config.backend import SOLVERS, BackendConfig
+from experiments.config.method import StepsConfig
+from experiments.config.run import Settings
 
 __all__ = ["Backend", "Item", "Sampling", "item_seed", "sampling_of"]
 
@@ -60,7 +62,7 @@ class Backend(ABC):
 
     media: ClassVar[Literal["image", "video"]]
     metrics: ClassVar[tuple[str, ...]] = ()
-    """Names in `experiments.metrics.METRICS` or `evaluation.METRICS` that make sense besides psnr and ssim."""
+    """Names in `experiments.runs.metrics.registry` or `evaluation.METRICS` that make sense besides psnr and ssim."""
     transformer_class: ClassVar[str | None] = None
     """Class name of the denoiser, so that a method it does not support is refused before it is loaded."""
     solvers: ClassVar[tuple[str, ...]] = SOLVERS

@@ -9,12 +9,11 @@ from typing import Any
 from diffusers import AutoencoderKL
 
 from experiments.backends.base import Item, Sampling
-from experiments.backends.config import DiTConfig
 from experiments.backends.dit_sampler import ClassPipeline, scheduler
 from experiments.backends.pipeline import PipelineBackend
+from experiments.backends.tiny import dit
 from experiments.backends.weights import DTYPES, Hub
-from experiments.config import SOLVERS, BackendConfig
-from experiments.tiny import dit
+from experiments.config.backend import SOLVERS, BackendConfig, DiTConfig
 
 __all__ = ["DiTBackend"]
 

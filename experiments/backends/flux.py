@@ -11,10 +11,10 @@ from typing import Any
 from diffusers import FluxPipeline
 
 from experiments.backends.base import Item
-from experiments.backends.config import FluxConfig
 from experiments.backends.pipeline import PromptedBackend
+from experiments.backends.tiny import flux
 from experiments.backends.weights import DTYPES, Hub
-from experiments.tiny import flux
+from experiments.config.backend import FluxConfig
 
 __all__ = ["FluxBackend", "SchnellBackend"]
 

@@ -15,12 +15,11 @@ from torch import Tensor
 from evaluation.vbench.prompts import video_name
 from experiments.backends import media
 from experiments.backends.base import Item
-from experiments.backends.config import HunyuanVideoConfig
 from experiments.backends.pipeline import PromptedBackend
+from experiments.backends.tiny import hunyuan_video
 from experiments.backends.weights import DTYPES, Hub
-from experiments.config import BackendConfig
+from experiments.config.backend import BackendConfig, HunyuanVideoConfig
 from experiments.errors import check
-from experiments.tiny import hunyuan_video
 
 __all__ = ["HunyuanVideoBackend"]
 

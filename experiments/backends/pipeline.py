@@ -17,10 +17,9 @@ from torch import Tensor
 
 from experiments.backends import media
 from experiments.backends.base import Backend, Item, Sampling
-from experiments.backends.config import PipelineConfig, PromptedConfig
 from experiments.backends.placement import check_placement, place
 from experiments.backends.weights import DTYPES, Hub, locate
-from experiments.config import BackendConfig
+from experiments.config.backend import BackendConfig, PipelineConfig, PromptedConfig
 from experiments.errors import check
 
 __all__ = ["PipelineBackend", "PromptedBackend", "generators"]

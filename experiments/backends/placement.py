@@ -9,7 +9,7 @@ import torch
 from diffusers.utils import logging
 from torch import nn
 
-from experiments.backends.config import PipelineConfig
+from experiments.config.backend import PipelineConfig
 from experiments.errors import check, choose
 
 __all__ = ["ATTENTION", "check_placement", "place"]

@@ -14,10 +14,10 @@ from diffusers import QwenImageEditPipeline, QwenImageEditPlusPipeline, QwenImag
 from PIL import Image
 
 from experiments.backends.base import Item
-from experiments.backends.config import QwenConfig, QwenEditConfig
 from experiments.backends.pipeline import PromptedBackend
+from experiments.backends.tiny import qwen_image
 from experiments.backends.weights import DTYPES, Hub
-from experiments.tiny import qwen_image
+from experiments.config.backend import QwenConfig, QwenEditConfig
 
 __all__ = ["QwenImageBackend", "QwenImageEditBackend"]
 

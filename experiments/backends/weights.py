@@ -4,7 +4,7 @@ A pipeline is a folder in diffusers' layout, given by `backend.path` or found in
 safetensors are read. Repositories that hold nothing but `.bin` files are converted once, without executing
 anything in them:
 
-    python -m experiments.backends.weights SOURCE TARGET
+    python -m experiments weights SOURCE TARGET
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def incomplete_model(part: Path) -> str | None:
     if any(part.glob("*.safetensors")):
         return None
     if any(part.glob("*.bin")):
-        convert = f"python -m experiments.backends.weights {shlex.quote(str(part.parent))} TARGET"
+        convert = f"python -m experiments weights {shlex.quote(str(part.parent))} TARGET"
         return f"only .bin files (convert them once with: {convert}; then backend.path=TARGET)"
     return "no safetensors"
 
@@ -122,5 +122,5 @@ def convert(source: Path, target: Path) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
-        sys.exit("usage: python -m experiments.backends.weights SOURCE TARGET")
+        sys.exit("usage: python -m experiments weights SOURCE TARGET")
     convert(Path(sys.argv[1]), Path(sys.argv[2]))

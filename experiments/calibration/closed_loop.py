@@ -31,8 +31,8 @@ from torch import Tensor
 
 import hicache
 from experiments.backends.base import Backend, Item, Sampling, sampling_of
-from experiments.config import Settings
-from experiments.trajectories import Recorder, grams
+from experiments.calibration.trajectories import Recorder, grams
+from experiments.config.run import Settings
 from hicache.calibrate import Plan, Row, solve
 from hicache.sampler import Gains
 

@@ -1,8 +1,8 @@
 r"""Curves of un-cached runs, for the methods that are calibrated by them: SmoothCache, TeaCache, MagCache.
 
-    python -m experiments.calibrate method=smoothcache backend=digits
-    python -m experiments.calibrate method=teacache backend=digits
-    python -m experiments.calibrate method=magcache backend=digits
+    python -m experiments calibrate method=smoothcache backend=digits
+    python -m experiments calibrate method=teacache backend=digits
+    python -m experiments calibrate method=magcache backend=digits
 
     smoothcache   E_kind[s][k] = mean over layers and items of ||o_{s-k} - o_s||_1 / ||o_s||_1,  k = 1..3
     teacache      P of degree 4 by least squares from the pairs ||u_s - u_{s-1}||_1 / ||u_{s-1}||_1, the same of f, one
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from experiments.backends.base import Backend, Item, sampling_of
-from experiments.config import Settings
+from experiments.config.run import Settings
 from experiments.errors import check
 from hicache.adapters import adapter_for
 from hicache.mixed import attach

@@ -1,4 +1,4 @@
-"""What can be said on the command line of `experiments.calibrate`."""
+"""What can be said on the command line of `experiments calibrate`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["CURVE_OPTIONS", "MOMENT_OPTIONS", "PLAN_OPTIONS", "Options"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """The choices of a calibration; `experiments.calibrate` says what they mean."""
+    """The choices of a calibration; `experiments calibrate` says what they mean."""
 
     items: int = 32
     calibration_seed: int = 1000

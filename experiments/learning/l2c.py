@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from experiments.backends.base import Backend, Sampling
-from experiments.backends.digits import DigitsBackend
-from experiments.digits.data import NULL_CLASS, split
+from experiments.backends.digits.backend import DigitsBackend
+from experiments.backends.digits.data import NULL_CLASS, split
 from experiments.errors import ConfigError, check
 from experiments.learning.loop import Phase
 from hicache.adapters import adapter_for

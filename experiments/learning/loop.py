@@ -20,8 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from experiments import stopping
+from experiments.artefacts.weights import read
 from experiments.errors import check
-from experiments.learning.files import read
+from experiments.files import replacing
 
 __all__ = ["Phase", "Point", "Task", "train"]
 
@@ -123,9 +124,8 @@ class State:
             tensors |= {f"optimiser/{index}/{key}": value for key, value in values.items()}
         tensors["generator"] = self.generator.get_state()
         state = {"index": self.index, "update": self.update, "curve": [vars(point) for point in self.curve]}
-        partial = path.with_name(f".{path.name}.tmp")
-        save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata={"state": json.dumps(state)})
-        partial.replace(path)
+        with replacing(path) as partial:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata={"state": json.dumps(state)})
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint."""

@@ -1,4 +1,4 @@
-"""What can be said on the command line of `experiments.train_predictor`."""
+"""What can be said on the command line of `experiments train predictor`."""
 
 from __future__ import annotations
 

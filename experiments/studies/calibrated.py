@@ -1,6 +1,6 @@
 """The calibrated plan against the other methods at equal full steps, and what it depends on.
 
-    python -m experiments.studies.calibrated backend=digits part=methods,classes,robustness,free study_items=60
+    python -m experiments study calibrated backend=digits part=methods,classes,robustness,free study_items=60
 
 Every method runs the same unseen items and is compared with the un-cached result of the same noise by PSNR. The others
 choose the best of their settings (every interval with so many full steps, order, sigma, scope) on the very items that
@@ -26,17 +26,19 @@ from torch import Tensor
 import hicache
 from evaluation.fidelity import psnr
 from evaluation.statistics import bootstrap_mean
+from experiments.artefacts.plans import load_plan
 from experiments.backends import load_backend
 from experiments.backends.base import Item, Sampling, sampling_of
-from experiments.calibrate import Options, gaussian, make_plan, measure
-from experiments.calibration.plans import load_plan
+from experiments.calibration.calibrate import gaussian, make_plan, measure
+from experiments.calibration.options import Options
+from experiments.calibration.trajectories import split_arguments
 from experiments.cli import Exit
-from experiments.compose import compose
-from experiments.config import Settings, resolve
+from experiments.config.compose import compose
+from experiments.config.run import Settings
 from experiments.errors import ConfigError, check, choose
-from experiments.runner import items_of
+from experiments.runs.runner import items_of
+from experiments.settings.resolve import resolve
 from experiments.studies.report import Line, plot_budgets, write_table
-from experiments.trajectories import split_arguments
 from hicache import CacheMethod
 from hicache.calibrate import Plan
 

@@ -1,6 +1,6 @@
 """SmoothCache, TeaCache and MagCache with calibrated curves, measured.
 
-    python -m experiments.studies.curves backend=digits study_items=60
+    python -m experiments study curves backend=digits study_items=60
 
 One table, `results/embedded/smoothcache`: PSNR against the un-cached result and the share of FLOPs saved, for several
 thresholds; FORA and TaylorSeer beside them, and TeaCache and MagCache without a calibration (the relative change
@@ -18,15 +18,17 @@ import torch
 from evaluation.fidelity import psnr
 from evaluation.statistics import bootstrap_mean
 from experiments.backends.base import sampling_of
-from experiments.caching import count_flops, method_of
+from experiments.calibration.trajectories import split_arguments
 from experiments.cli import Exit
-from experiments.compose import compose
-from experiments.config import Settings, resolve
+from experiments.config.compose import compose
+from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
-from experiments.runner import generate_batch, items_of
+from experiments.runs.runner import generate_batch, items_of
+from experiments.settings.cost import count_flops
+from experiments.settings.method import method_of
+from experiments.settings.resolve import resolve
 from experiments.studies.calibrated import FOLDER, Bench
 from experiments.studies.report import write_rows
-from experiments.trajectories import split_arguments
 from hicache.policy.scheduled import KindSchedule
 
 __all__ = ["contenders", "measured"]

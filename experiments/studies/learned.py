@@ -1,6 +1,6 @@
 """The learned methods on the embedded model, beside TaylorSeer and HiCache.
 
-    python -m experiments.studies.learned backend=digits part=lesa,ablation,l2c study_items=60
+    python -m experiments study learned backend=digits part=lesa,ablation,l2c study_items=60
 
 `lesa` and `l2c` judge the shipped artefacts (and routers of other penalties) by PSNR against the un-cached result of
 the same noise, on items whose seeds no training has seen. The other methods choose the best of a few settings on these
@@ -19,17 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import hicache
-from experiments.caching import count_flops, method_of
+from experiments.calibration.trajectories import split_arguments
 from experiments.cli import Exit
-from experiments.compose import compose
-from experiments.config import Settings, resolve
+from experiments.config.compose import compose
+from experiments.config.run import Settings
 from experiments.errors import ConfigError, check, choose
 from experiments.learning.options import L2cOptions, LesaOptions
-from experiments.runner import items_of
+from experiments.learning.train_predictor import train_predictor
+from experiments.runs.runner import items_of
+from experiments.settings.cost import count_flops
+from experiments.settings.method import method_of
+from experiments.settings.resolve import resolve
 from experiments.studies.calibrated import Bench
 from experiments.studies.learned_plots import plot_costs, plot_losses, plot_steps
-from experiments.train_predictor import train_predictor
-from experiments.trajectories import split_arguments
 from hicache import CacheMethod
 from hicache.cost import measure
 
@@ -49,7 +51,7 @@ JUDGED = (
     "PSNR against the un-cached result of the same noise, mean over {count} items with unseen seeds and its 95 % "
     "bootstrap interval."
 )
-COMMAND = "\n\nMade by `python -m experiments.studies.learned backend=digits part={part} study_items={count}`."
+COMMAND = "\n\nMade by `python -m experiments study learned backend=digits part={part} study_items={count}`."
 
 
 def write(path: Path, title: str, note: str, rows: Sequence[dict[str, Any]]) -> None:

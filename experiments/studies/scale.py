@@ -1,6 +1,6 @@
 """What `sigma=auto` and `time=` are worth, measured.
 
-    python -m experiments.studies.scale backend=digits part=sigma,time study_items=60
+    python -m experiments study scale backend=digits part=sigma,time study_items=60
 
 `sigma`: PSNR at the sigma and order that stored trajectories predict to be best, beside the best of a grid (which is
 chosen on these very items), the backend's recommended values and those of the paper. `time`: the same forecasters
@@ -14,16 +14,17 @@ import itertools
 import sys
 from collections.abc import Sequence
 
-from experiments.caching import method_of
-from experiments.calibration.scale import automatic
+from experiments.calibration.trajectories import split_arguments
 from experiments.cli import Exit
-from experiments.compose import compose
-from experiments.config import Settings, resolve
+from experiments.config.compose import compose
+from experiments.config.run import Settings
 from experiments.errors import ConfigError, check, choose
-from experiments.runner import items_of
+from experiments.runs.runner import items_of
+from experiments.settings.automatic import automatic
+from experiments.settings.method import method_of
+from experiments.settings.resolve import resolve
 from experiments.studies.calibrated import FOLDER, Bench
 from experiments.studies.report import Line, write_table
-from experiments.trajectories import split_arguments
 from hicache.methods import TIMES
 
 __all__ = ["best_of_grid", "sigma_study", "time_study"]

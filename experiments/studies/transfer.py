@@ -1,6 +1,6 @@
 """The calibrated plan at another number of steps and at another image size than it was calibrated at.
 
-    python -m experiments.studies.transfer backend=digits part=steps,size study_items=30
+    python -m experiments study transfer backend=digits part=steps,size study_items=30
 
 *Steps.* The predictions of two runs of different length follow nearly the same path, so the Gram matrix of one is found
 from that of the other: `G' = W G W^T` with W interpolating linearly in log-SNR between the steps on either side.
@@ -17,17 +17,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from experiments.artefacts.plans import load_plan
 from experiments.backends import load_backend
-from experiments.calibrate import Calibration, Options, make_plan, measure, schedule
-from experiments.calibration.plans import load_plan
+from experiments.calibration.calibrate import Calibration, make_plan, measure, schedule
+from experiments.calibration.options import Options
+from experiments.calibration.trajectories import split_arguments
 from experiments.cli import Exit
-from experiments.compose import compose
-from experiments.config import Settings, resolve
+from experiments.config.compose import compose
+from experiments.config.run import Settings
 from experiments.errors import ConfigError, check, choose
-from experiments.runner import items_of
+from experiments.runs.runner import items_of
+from experiments.settings.resolve import resolve
 from experiments.studies.calibrated import FOLDER, WARMUP, Bench, intervals_for
 from experiments.studies.report import Line, write_table
-from experiments.trajectories import split_arguments
 from hicache import method
 
 __all__ = ["interpolation", "mapped"]

@@ -10,7 +10,7 @@ from diffusers import DiTTransformer2DModel
 from hydra.core.global_hydra import GlobalHydra
 from safetensors.torch import save_file
 
-from experiments.digits.classifier import DigitsClassifier
+from experiments.backends.digits.classifier import DigitsClassifier
 
 ROOT = Path(__file__).parents[2]
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from experiments.manifest import Plan
-from experiments.plan import make_plan
-from experiments.status import State, states_of
+from experiments.plans.make import make_plan
+from experiments.plans.manifest import Plan
+from experiments.plans.status import State, states_of
 
 
 def planned(small: list[str], *words: str) -> Plan:

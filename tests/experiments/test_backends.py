@@ -10,16 +10,16 @@ from diffusers import DDIMScheduler, DiTPipeline
 
 import evaluation
 import hicache
-from experiments import runner
 from experiments.backends import BACKENDS, load_backend, media
 from experiments.backends import weights as weights_module
-from experiments.backends.prompts import fingerprint, read_prompts
 from experiments.backends.weights import Hub, locate
-from experiments.compose import compose, options
-from experiments.config import resolve
+from experiments.config.compose import compose, options
+from experiments.config.prompts import fingerprint, read_prompts
 from experiments.errors import ConfigError
-from experiments.identity import run_id
-from experiments.runner import execute, items_of
+from experiments.runs import runner
+from experiments.runs.runner import execute, items_of
+from experiments.settings.identity import run_id
+from experiments.settings.resolve import resolve
 
 PUBLISHED = [name for name in options("backend") if name != "digits"]
 

@@ -10,13 +10,13 @@ import torch
 from diffusers import DDIMScheduler, DiTPipeline
 
 import hicache
-from experiments import runner
 from experiments.backends import load_backend
 from experiments.backends.dit_sampler import ChainDDIM, guide, scheduler
-from experiments.caching import count_flops
-from experiments.compose import compose
-from experiments.config import resolve
-from experiments.runner import execute, folder_of, items_of
+from experiments.config.compose import compose
+from experiments.runs import runner
+from experiments.runs.runner import execute, folder_of, items_of
+from experiments.settings.cost import count_flops
+from experiments.settings.resolve import resolve
 
 ROOT = Path(__file__).parents[2]
 

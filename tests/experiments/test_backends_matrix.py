@@ -10,14 +10,16 @@ import torch
 from PIL import Image
 
 import hicache
-from experiments import runner
 from experiments.backends import backend_class, load_backend
-from experiments.caching import adapter_class, method_of
-from experiments.compose import compose, options
-from experiments.config import Settings, resolve
-from experiments.methods import entry
-from experiments.runner import execute, folder_of, items_of
-from experiments.summary import print_outcome
+from experiments.config.compose import compose, options
+from experiments.config.run import Settings
+from experiments.runs import runner
+from experiments.runs.runner import execute, folder_of, items_of
+from experiments.runs.summary import print_outcome
+from experiments.settings.checks import adapter_class
+from experiments.settings.method import method_of
+from experiments.settings.resolve import resolve
+from experiments.settings.zoo import entry
 from hicache.policy.verify import Verify
 
 BACKENDS = [name for name in options("backend") if name != "digits"]

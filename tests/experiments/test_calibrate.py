@@ -14,22 +14,24 @@ from diffusers import (
 )
 
 import hicache.adapters
-from experiments import runner
-from experiments.announce import announcement
-from experiments.artefacts import missing
+from experiments.artefacts.base import keys_of
+from experiments.artefacts.curves import curve_path
+from experiments.artefacts.moments import moments_path
+from experiments.artefacts.plans import load_plan, path_of
+from experiments.artefacts.weights import path_of as weights_path
 from experiments.backends import load_backend
 from experiments.backends.base import sampling_of
-from experiments.caching import method_of
-from experiments.calibrate import Options, calibrate, gaussian, main, make_plan, measure
+from experiments.calibration.calibrate import calibrate, gaussian, main, make_plan, measure
 from experiments.calibration.closed_loop import is_one_step, probe, psnr, refit
-from experiments.calibration.files import curve_path
-from experiments.calibration.plans import keys_of, load_plan, path_of
-from experiments.calibration.scale import moments_path
-from experiments.compose import compose
-from experiments.config import resolve
+from experiments.calibration.options import Options
+from experiments.config.compose import compose
 from experiments.errors import ConfigError
-from experiments.learning.files import path_of as weights_path
-from experiments.runner import execute
+from experiments.runs import runner
+from experiments.runs.runner import execute
+from experiments.settings.describe import announcement
+from experiments.settings.method import method_of
+from experiments.settings.resolve import resolve
+from experiments.settings.rows import missing
 from experiments.studies.calibrated import contenders, intervals_for
 from hicache.calibrate import build_plan, place
 from hicache.sampler import ddim, dpmpp, flow
@@ -249,12 +251,9 @@ def test_the_command_of_a_refusal_makes_the_file_that_the_run_looks_for(tmp_path
     if method != "hicache":
         assert command_in(said) == command_in(f"({missing(compose(common)).partition(': ')[2]})")
     words = shlex.split(command_in(said))
-    assert words[:3] == [
-        "python",
-        "-m",
-        "experiments." + ("train_predictor" if method in ("lesa", "l2c") else "calibrate"),
-    ]
-    given = dict(word.split("=", 1) for word in words[3:])
+    verb = ["train", "predictor"] if method in ("lesa", "l2c") else ["calibrate"]
+    assert words[: 3 + len(verb)] == ["python", "-m", "experiments", *verb]
+    given = dict(word.split("=", 1) for word in words[3 + len(verb) :])
     own = {key: given.pop(key) for key in ("budget", "output") if key in given}
     named_method = [] if "method" in given else ["method=calibrated"]
     made = resolve(compose([*(f"{key}={value}" for key, value in given.items()), *named_method]))
@@ -287,7 +286,7 @@ def test_no_command_is_named_where_there_is_none():
 
 
 def test_the_plan_is_part_of_the_identity(settings, tmp_path):
-    from experiments.identity import run_id
+    from experiments.settings.identity import run_id
 
     path = tmp_path / "plan.json"
     named = dataclasses.replace(settings, method=dataclasses.replace(settings.method, plan=str(path)))
@@ -304,7 +303,7 @@ def test_a_shipped_plan_serves_the_embedded_model():
         method = method_of(settings)
         assert len(method.policy.plan(50)) == 8 and method.scope == scope
     assert path_of(resolve(compose(["method=calibrated", "method.speedup=6.2"]))).name.endswith("-b8.json")
-    with pytest.raises(ConfigError, match=r"method.plan: must be a plan file \(python -m experiments.calibrate"):
+    with pytest.raises(ConfigError, match=r"method.plan: must be a plan file \(python -m experiments calibrate"):
         method_of(resolve(compose(["method=calibrated", "method.budget=7"])))
 
 

@@ -6,16 +6,17 @@ import re
 
 import pytest
 
-from experiments.announce import announcement
-from experiments.caching import describe_method, method_of
-from experiments.calibrate import main
-from experiments.calibration.scale import SIGMAS, automatic, load_moments, moments_path
-from experiments.compose import compose
-from experiments.config import resolve
+from experiments.artefacts.moments import load_moments, moments_path
+from experiments.calibration.calibrate import main
+from experiments.config.compose import compose
 from experiments.errors import ConfigError
-from experiments.identity import run_id
-from experiments.manifest import freeze, thaw
-from experiments.runner import describe
+from experiments.plans.manifest import freeze, thaw
+from experiments.runs.runner import describe
+from experiments.settings.automatic import SIGMAS, automatic
+from experiments.settings.describe import announcement, describe_method
+from experiments.settings.identity import run_id
+from experiments.settings.method import method_of
+from experiments.settings.resolve import resolve
 from hicache.calibrate import best_scale
 
 
@@ -105,7 +106,7 @@ def test_moments_are_made_beside_other_weights_and_refused_elsewhere(small, tiny
         automatic(other, ["sigma"])
     moments_path(other).write_text("x")
     with pytest.raises(
-        ConfigError, match="sigma: stack-ddim9-g1.5.safetensors must be a file of experiments.calibrate"
+        ConfigError, match="sigma: stack-ddim9-g1.5.safetensors must be a file of experiments calibrate"
     ):
         automatic(other, ["sigma"])
     moments_path(other).unlink()

@@ -6,10 +6,11 @@ import math
 import pytest
 import torch
 
-from experiments.calibrate import Options, measure
-from experiments.compose import compose
-from experiments.config import resolve
+from experiments.calibration.calibrate import measure
+from experiments.calibration.options import Options
+from experiments.config.compose import compose
 from experiments.errors import ConfigError
+from experiments.settings.resolve import resolve
 from experiments.studies import scale as scale_study
 from experiments.studies.curves import computed, contenders
 from experiments.studies.curves import main as curves_main

@@ -6,11 +6,11 @@ import pandas
 import pytest
 from plans import planned, states
 
-from experiments import runner
-from experiments.collect import index, main, problems
-from experiments.config import Shard
-from experiments.status import State
-from experiments.worker import Task, Worker
+from experiments.config.run import Shard
+from experiments.plans.collect import index, main, problems
+from experiments.plans.status import State
+from experiments.plans.worker import Task, Worker
+from experiments.runs import runner
 
 
 @pytest.fixture

@@ -6,10 +6,11 @@ import re
 import pytest
 
 import hicache
-from experiments.caching import method_of
-from experiments.compose import CONF, compose, options
-from experiments.config import Recommended, resolve
+from experiments.config.backend import Recommended
+from experiments.config.compose import CONF, compose, options
 from experiments.errors import ConfigError
+from experiments.settings.method import method_of
+from experiments.settings.resolve import resolve
 
 
 def test_without_arguments_it_is_hicache_on_digits_as_recommended():
@@ -73,7 +74,7 @@ WRONG = {
     "order=9": "order: must be auto or an integer from 0 to 6, got 9",
     "order=-1": "order: must be auto or an integer from 0 to 6, got -1",
     "order=2.5": "order: must be auto or an integer from 0 to 6, got 2.5",
-    "sigma=auto": r"sigma: must be a number where no trajectories are stored \(python -m experiments.calibrate",
+    "sigma=auto": r"sigma: must be a number where no trajectories are stored \(python -m experiments calibrate",
     "time=snr": "time: must be one of .*got 'snr'",
     "interval=0": "interval: must be an integer >= 1, got 0",
     "warmup_steps=0": "warmup_steps: must be an integer >= 1, got 0",

@@ -12,16 +12,18 @@ from pathlib import Path
 import pytest
 from plans import lines, media, planned, states
 
-from experiments import runner, stopping, store, worker
-from experiments.config import Shard
+from experiments import stopping, store
+from experiments.config.run import Shard
 from experiments.errors import ConfigError
-from experiments.execute import STOPPED, main
-from experiments.manifest import Plan
-from experiments.retry import main as retry
-from experiments.status import State, state_of
-from experiments.status import main as status
-from experiments.store import RunFolder
-from experiments.worker import DiskFull, Task, Worker, tasks_of
+from experiments.plans import worker
+from experiments.plans.execute import STOPPED, main
+from experiments.plans.manifest import Plan
+from experiments.plans.retry import main as retry
+from experiments.plans.status import State, state_of
+from experiments.plans.status import main as status
+from experiments.plans.worker import DiskFull, Task, Worker, tasks_of
+from experiments.runs import runner
+from experiments.runs.folder import RunFolder
 
 METHODS = "method=hicache,taylorseer,fora"
 
@@ -35,7 +37,7 @@ def quick(monkeypatch):
 
 
 def start(plan: Plan, *arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "experiments.execute", str(plan.folder), *arguments]
+    command = [sys.executable, "-m", "experiments", "execute", str(plan.folder), *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -323,7 +325,7 @@ def test_only_a_lack_of_space_stops_the_worker(small):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["nowhere"], "plan: must be a folder that experiments.plan wrote"),
+        (["nowhere"], "plan: must be a folder that experiments plan wrote"),
         (["PLAN", "--devices", "9"], "--devices: must be cpu or numbers of the"),
         (["PLAN", "--shards", "0"], "--shards: must be an integer >= 1, got 0"),
         (["PLAN", "--executor", "inline", "--devices", "cpu,cpu"], "--devices: must name one device"),

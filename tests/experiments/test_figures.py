@@ -4,11 +4,12 @@ import pytest
 from PIL import Image
 from plans import planned
 
-from experiments import figures, runner
 from experiments.analyses.parts import PARTS
-from experiments.config import Shard
-from experiments.figures import front, main
-from experiments.worker import Task, Worker
+from experiments.config.run import Shard
+from experiments.plans.worker import Task, Worker
+from experiments.reports import figures
+from experiments.reports.figures import front, main
+from experiments.runs import runner
 
 
 def test_the_front_is_what_none_beats():

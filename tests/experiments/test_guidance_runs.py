@@ -5,15 +5,18 @@ import json
 import pytest
 
 import hicache
-from experiments import runner
 from experiments.backends import BACKENDS, load_backend
-from experiments.caching import count_flops, describe_method, guidance_of
-from experiments.compose import compose, options
-from experiments.config import Settings, resolve
+from experiments.config.compose import compose, options
+from experiments.config.run import Settings
 from experiments.errors import ConfigError
-from experiments.identity import canonical, run_id
-from experiments.manifest import freeze, thaw
-from experiments.runner import execute, folder_of
+from experiments.plans.manifest import freeze, thaw
+from experiments.runs import runner
+from experiments.runs.runner import execute, folder_of
+from experiments.settings.cost import count_flops
+from experiments.settings.describe import describe_method
+from experiments.settings.identity import canonical, run_id
+from experiments.settings.method import guidance_of
+from experiments.settings.resolve import resolve
 
 SOON = ["guidance=adaptive", "guidance.threshold=-1"]
 

@@ -6,9 +6,10 @@ from dataclasses import field
 import pytest
 
 import hicache
-from experiments.compose import compose, options
-from experiments.config import MethodConfig, resolve
-from experiments.identity import canonical, run_id
+from experiments.config.compose import compose, options
+from experiments.config.method import MethodConfig
+from experiments.settings.identity import canonical, run_id
+from experiments.settings.resolve import resolve
 
 # The revision of the weights is fixed here, so that training a new model does not change these.
 FIXED = ["backend.revision=golden", "sigma=0.75", "interval=6", "order=4", "num_items=200"]

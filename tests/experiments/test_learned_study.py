@@ -8,9 +8,9 @@ import pytest
 import hicache
 from experiments.errors import ConfigError
 from experiments.learning.options import L2cOptions, LesaOptions
+from experiments.learning.train_predictor import main as train_main
 from experiments.studies import calibrated, learned
 from experiments.studies.learned import contenders, main, spread
-from experiments.train_predictor import main as train_main
 
 QUICK = {"items": 4, "held_out": 2, "tokens": 4, "rows": 8, "intervals": (2, 3), "updates": (1, 2)}
 

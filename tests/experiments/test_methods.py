@@ -6,11 +6,11 @@ import pytest
 
 import hicache
 from experiments.backends import BACKENDS, backend_class
-from experiments.caching import check_method, check_pair
-from experiments.compose import compose
-from experiments.config import resolve
+from experiments.config.compose import compose
 from experiments.errors import ConfigError
-from experiments.methods import PAGE, accepting, entry, main, markdown
+from experiments.settings.checks import check_method, check_pair
+from experiments.settings.resolve import resolve
+from experiments.settings.zoo import PAGE, accepting, entry, main, markdown
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def page():
 
 
 def test_the_committed_page_is_what_the_code_makes(page):
-    assert PAGE.read_text() == page, "python -m experiments.methods --markdown"
+    assert PAGE.read_text() == page, "python -m experiments methods --markdown"
 
 
 def test_every_method_and_backend_is_on_the_page(page):

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from experiments.backends.digits import DigitsBackend
-from experiments.compose import compose
-from experiments.config import resolve
-from experiments.digits.data import digits
-from experiments.digits.metrics import digits_fid, digits_is, digits_sfid, network
-from experiments.metrics import METRICS, Evidence, mean_over_items, over_set
+from experiments.backends.digits.backend import DigitsBackend
+from experiments.backends.digits.data import digits
+from experiments.config.compose import compose
+from experiments.runs.metrics.digits import digits_fid, digits_is, digits_sfid, network
+from experiments.runs.metrics.evidence import Evidence, mean_over_items, over_set
+from experiments.runs.metrics.registry import METRICS
+from experiments.settings.resolve import resolve
 
 
 @pytest.fixture
@@ -83,14 +84,14 @@ def test_the_frechet_distance_is_that_of_torchmetrics(evidence, monkeypatch):
 @pytest.mark.parametrize("classes", [1, 10])
 def test_inception_score_counts_classes_that_are_certain(evidence, monkeypatch, classes):
     logits = torch.eye(10)[torch.arange(40) % classes] * 100
-    monkeypatch.setattr("experiments.digits.metrics.network", lambda e: lambda images: logits)
+    monkeypatch.setattr("experiments.runs.metrics.digits.network", lambda e: lambda images: logits)
     assert digits_is(evidence)["mean"] == pytest.approx(classes, rel=1e-6)
 
 
 def test_class_accuracy_compares_with_the_class_asked_for(evidence, monkeypatch):
     asked = torch.arange(40) % 10
     answers = torch.where(torch.arange(40) < 30, asked, (asked + 1) % 10)
-    monkeypatch.setattr("experiments.digits.metrics.network", lambda e: lambda images: torch.eye(10)[answers])
+    monkeypatch.setattr("experiments.runs.metrics.digits.network", lambda e: lambda images: torch.eye(10)[answers])
     assert METRICS["class_accuracy"](evidence)["mean"] == pytest.approx(0.75)
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import DiTTransformer2DModel
 
-from experiments.digits.data import NULL_CLASS
-from experiments.digits.pipeline import SCHEDULERS, PixelDiTPipeline, scheduler
+from experiments.backends.digits.data import NULL_CLASS
+from experiments.backends.digits.pipeline import SCHEDULERS, PixelDiTPipeline, scheduler
 
 
 @pytest.fixture

@@ -11,15 +11,16 @@ from pathlib import Path
 import pytest
 from plans import planned
 
-from experiments.compose import Composer, compose, options, split_rows
-from experiments.config import resolve
-from experiments.forecast import speeds_of
-from experiments.identity import run_id
-from experiments.manifest import Plan, freeze, thaw
-from experiments.plan import main, make_plan, sweeps
-from experiments.status import main as status
-from experiments.status import states_of
-from experiments.store import write_json
+from experiments.config.compose import Composer, compose, options
+from experiments.files import write_json
+from experiments.plans.estimate import speeds_of
+from experiments.plans.make import main, make_plan, sweeps
+from experiments.plans.manifest import Plan, freeze, thaw
+from experiments.plans.status import main as status
+from experiments.plans.status import states_of
+from experiments.settings.identity import run_id
+from experiments.settings.resolve import resolve
+from experiments.settings.rows import split_rows
 
 BACKENDS = options("backend")
 
@@ -80,7 +81,7 @@ def test_the_plan_is_the_same_twice_and_conf_cannot_change_it(small, monkeypatch
     manifest = (plan.folder / "manifest.jsonl").read_bytes()
     assert planned(small, "method=hicache").folder == plan.folder
     assert (plan.folder / "manifest.jsonl").read_bytes() == manifest
-    monkeypatch.setattr("experiments.compose.CONF", tmp_path / "nothing")
+    monkeypatch.setattr("experiments.config.compose.CONF", tmp_path / "nothing")
     assert [run_id(row.settings(plan.results)) for row in plan.rows] == [row.run for row in plan.rows]
 
 
@@ -108,7 +109,7 @@ def test_hours_come_from_a_timed_run_of_another_plan(small, capsys):
 
 def test_help_is_the_docstring(capsys):
     main(["--help"])
-    assert "python -m experiments.plan experiment=digits_table" in capsys.readouterr().out
+    assert "python -m experiments plan experiment=digits_table" in capsys.readouterr().out
 
 
 def test_a_row_that_no_longer_means_the_same_is_refused(small):
@@ -167,7 +168,7 @@ def test_a_title_means_its_newest_plan(small, monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_two_plans_at_once_write_one_good_manifest(small, tmp_path):
-    command = [sys.executable, "-m", "experiments.plan", *small, "method=hicache,fora", "title=twice"]
+    command = [sys.executable, "-m", "experiments", "plan", *small, "method=hicache,fora", "title=twice"]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     ends = {process.communicate(timeout=120)[0].splitlines()[-1] for process in both}
     assert len(ends) == 1

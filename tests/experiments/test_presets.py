@@ -6,14 +6,16 @@ from functools import cache
 import pytest
 
 import hicache
-from experiments.blueprint import cost_of
-from experiments.caching import method_of
-from experiments.compose import compose, expand, options, split_rows
-from experiments.config import PresetConfig, RowConfig, resolve
+from experiments.config.compose import compose, options
+from experiments.config.preset import PresetConfig, RowConfig
 from experiments.errors import ConfigError
-from experiments.identity import run_id
-from experiments.tables.build import PAPER, published
-from experiments.tables.ranks import DIRECTIONS
+from experiments.reports.build import PAPER, published
+from experiments.reports.ranks import DIRECTIONS
+from experiments.settings.cost import cost_of
+from experiments.settings.identity import run_id
+from experiments.settings.method import method_of
+from experiments.settings.resolve import resolve
+from experiments.settings.rows import expand, split_rows
 
 PRESETS = options("experiment")
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from plans import planned
 
-from experiments.manifest import Plan
-from experiments.store import write_json
-from experiments.tables.build import Cell, Table, build, build_plan
-from experiments.tables.plot import plot, points
-from experiments.tables.ranks import differences, judged, values_of
-from experiments.tables.render import to_csv, to_latex, to_markdown
+from experiments.files import write_json
+from experiments.plans.manifest import Plan
+from experiments.reports.build import Cell, Table, build, build_plan
+from experiments.reports.plot import plot, points
+from experiments.reports.ranks import differences, judged, values_of
+from experiments.reports.render import to_csv, to_latex, to_markdown
 
 ITEMS = [f"{index:05d}" for index in range(20)]
 SHIFTS = {"hicache": 1.0, "taylorseer": 0.0, "fora": -1.0}

@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 from plans import planned
 
-from experiments import runner
-from experiments.compose import set_up
-from experiments.config import Shard
-from experiments.gallery import Gallery, varied
-from experiments.report import main
-from experiments.worker import Task, Worker
+from experiments.config.compose import set_up
+from experiments.config.run import Shard
+from experiments.plans.worker import Task, Worker
+from experiments.reports.gallery import Gallery, varied
+from experiments.reports.report import main
+from experiments.runs import runner
 
 
 @pytest.fixture(scope="module")

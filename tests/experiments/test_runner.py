@@ -12,12 +12,13 @@ import pytest
 import torch
 
 import hicache
-from experiments import runner
 from experiments.backends import load_backend
-from experiments.caching import method_of
-from experiments.compose import compose, options
-from experiments.config import Settings, resolve
-from experiments.runner import RunError, execute, folder_of, items_of
+from experiments.config.compose import compose, options
+from experiments.config.run import Settings
+from experiments.runs import runner
+from experiments.runs.runner import RunError, execute, folder_of, items_of
+from experiments.settings.method import method_of
+from experiments.settings.resolve import resolve
 
 ROOT = Path(__file__).parents[2]
 

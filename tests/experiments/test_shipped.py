@@ -2,10 +2,10 @@
 
 import pytest
 
-from experiments.backends.digits import ASSETS, DigitsBackend
-from experiments.compose import compose
-from experiments.config import resolve
-from experiments.runner import execute
+from experiments.backends.digits.backend import ASSETS, DigitsBackend
+from experiments.config.compose import compose
+from experiments.runs.runner import execute
+from experiments.settings.resolve import resolve
 
 
 def test_the_configured_revision_is_that_of_the_weights():

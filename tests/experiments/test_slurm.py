@@ -11,11 +11,11 @@ import pytest
 from plans import lines, media, planned, states
 from slurm_cluster import ask, slurm, until
 
-from experiments import submit
-from experiments.manifest import Plan
-from experiments.retry import main as retry
-from experiments.status import State, states_of
-from experiments.status import main as status
+from experiments.plans import slurm as submit
+from experiments.plans.manifest import Plan
+from experiments.plans.retry import main as retry
+from experiments.plans.status import State, states_of
+from experiments.plans.status import main as status
 
 MAX_ARRAY = 6
 """Indices 0 to 5: an array of more than six elements is refused."""

@@ -7,11 +7,12 @@ import time
 import pytest
 from plans import planned, states
 
-from experiments import runner, status
-from experiments.execute import main as execute
-from experiments.manifest import Plan
-from experiments.retry import main as retry
-from experiments.status import State, state_of
+from experiments.plans import status
+from experiments.plans.execute import main as execute
+from experiments.plans.manifest import Plan
+from experiments.plans.retry import main as retry
+from experiments.plans.status import State, state_of
+from experiments.runs import runner
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from experiments import stopping
-from experiments.config import Shard
+from experiments.config.run import Shard
 from experiments.errors import ConfigError
-from experiments.store import RunFolder, ensure_writable, lacks_space, write_json, write_text
+from experiments.files import ensure_writable, lacks_space, write_json, write_text
+from experiments.runs.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 HOLD = """

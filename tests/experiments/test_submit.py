@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from plans import planned, states
 
-from experiments import submit
-from experiments.cluster import SlurmConfig, seconds_of
-from experiments.compose import compose, options
-from experiments.execute import chosen
-from experiments.execute import main as execute
-from experiments.status import State
-from experiments.submit import arrays_of, main
+from experiments.config.cluster import SlurmConfig, seconds_of
+from experiments.config.compose import compose, options
+from experiments.plans import slurm as submit
+from experiments.plans.execute import chosen
+from experiments.plans.execute import main as execute
+from experiments.plans.slurm import arrays_of, main
+from experiments.plans.status import State
 
 GOLDEN = Path(__file__).parent / "golden"
 

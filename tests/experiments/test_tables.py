@@ -10,11 +10,11 @@ import pytest
 from matplotlib.legend import Legend
 from plans import planned
 
-from experiments.tables.__main__ import main
-from experiments.tables.build import Cell, Table, build
-from experiments.tables.plot import NAMED, plot, points
-from experiments.tables.ranks import judged
-from experiments.tables.render import escaped, to_csv, to_latex, to_markdown
+from experiments.reports.build import Cell, Table, build
+from experiments.reports.plot import NAMED, plot, points
+from experiments.reports.ranks import judged
+from experiments.reports.render import escaped, to_csv, to_latex, to_markdown
+from experiments.reports.tables import main
 
 SUMMARY = {"mean": 31.25, "low": 30.5, "high": 32.0, "n": 9}
 
@@ -136,7 +136,7 @@ def test_a_plan_has_flops_columns_and_nothing_of_it_is_committed(small, capsys):
 
 def test_help_is_the_docstring(capsys):
     main(["--help"])
-    assert "python -m experiments.tables table=digits" in capsys.readouterr().out
+    assert "python -m experiments tables table=digits" in capsys.readouterr().out
 
 
 def test_the_plot_holds_the_numbers_of_the_table(table):

@@ -5,10 +5,10 @@ import torch
 from diffusers import DiffusionPipeline
 
 from experiments.backends import backend_class
-from experiments.caching import count_flops
-from experiments.compose import compose
-from experiments.config import resolve
-from experiments.tiny import dit, flux, hunyuan_video, qwen_image, text
+from experiments.backends.tiny import dit, flux, hunyuan_video, qwen_image, text
+from experiments.config.compose import compose
+from experiments.settings.cost import count_flops
+from experiments.settings.resolve import resolve
 
 META = (torch.bfloat16, "meta")
 FULL = {

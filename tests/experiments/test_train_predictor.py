@@ -7,21 +7,22 @@ import pytest
 import torch
 
 import hicache
-from experiments import runner, stopping
+from experiments import stopping
+from experiments.artefacts.weights import load_predictor, path_of, read
 from experiments.backends import load_backend
 from experiments.backends.base import sampling_of
-from experiments.caching import method_of
-from experiments.compose import compose
-from experiments.config import resolve
+from experiments.config.compose import compose
 from experiments.errors import ConfigError
-from experiments.identity import run_id
-from experiments.learning.files import load_predictor, path_of, read
 from experiments.learning.l2c import RouterTask, mixing
 from experiments.learning.lesa import PredictorTask, intervals_of, rows_of
 from experiments.learning.loop import Phase, train
 from experiments.learning.options import LesaOptions
-from experiments.runner import execute, items_of
-from experiments.train_predictor import main, recorded
+from experiments.learning.train_predictor import main, recorded
+from experiments.runs import runner
+from experiments.runs.runner import execute, items_of
+from experiments.settings.identity import run_id
+from experiments.settings.method import method_of
+from experiments.settings.resolve import resolve
 from hicache.adapters import adapter_for
 from hicache.forecast.lesa import Predictor
 
@@ -127,7 +128,9 @@ def test_the_recording_is_the_uncached_run_and_made_once(small, monkeypatch):
     options = LesaOptions(items=4, held_out=2, tokens=4)
     train_part, held_out = recorded(settings, options)
     assert train_part.shape == (4, 8, 1, 1, 16, 16) and held_out.shape == (2, 8, 1, 1, 16, 16)
-    monkeypatch.setattr("experiments.trajectories.generate", lambda *args: pytest.fail("it is recorded already"))
+    monkeypatch.setattr(
+        "experiments.calibration.trajectories.generate", lambda *args: pytest.fail("it is recorded already")
+    )
     again, _ = recorded(settings, options)
     assert torch.equal(again, train_part)
 
@@ -157,7 +160,7 @@ def test_an_artefact_is_refused_elsewhere(small, tmp_path):
         used()
     path.unlink()
     with pytest.raises(
-        ConfigError, match=r"must be a trained file \(python -m experiments.train_predictor method=lesa"
+        ConfigError, match=r"must be a trained file \(python -m experiments train predictor method=lesa"
     ):
         used()
 

@@ -6,11 +6,20 @@ import pytest
 import torch
 
 from experiments.backends import load_backend
-from experiments.compose import compose
-from experiments.config import resolve
+from experiments.calibration.trajectories import (
+    Recording,
+    generate,
+    grams,
+    load,
+    main,
+    record,
+    split_arguments,
+    watched,
+)
+from experiments.config.compose import compose
 from experiments.errors import ConfigError
-from experiments.runner import items_of
-from experiments.trajectories import Recording, generate, grams, load, main, record, split_arguments, watched
+from experiments.runs.runner import items_of
+from experiments.settings.resolve import resolve
 
 
 @pytest.fixture
@@ -102,7 +111,7 @@ def test_tokens_are_a_seeded_subset(settings):
     whole = generate(backend, settings, batch, ["stack"])["stack"]
     part = generate(backend, settings, batch, ["stack"], tokens=5)["stack"]
     assert part.shape == (2, 8, 2, 5, 16)
-    from experiments.trajectories import chosen_tokens
+    from experiments.calibration.trajectories import chosen_tokens
 
     assert torch.equal(part, whole[:, :, :, chosen_tokens(64, 5)])
 

@@ -178,9 +178,9 @@ def test_the_plan_is_that_of_the_model_s_family(name, count):
 
 
 def test_a_forecast_of_costs_has_the_plan_of_the_family():
-    from experiments.blueprint import cost_of
-    from experiments.compose import compose
-    from experiments.config import resolve
+    from experiments.config.compose import compose
+    from experiments.settings.cost import cost_of
+    from experiments.settings.resolve import resolve
 
     tiny = ["backend=flux", "backend.size=tiny", "backend.weights=random", "num_steps=50"]
     cost = cost_of(resolve(compose([*tiny, "method=magcache"])))

@@ -1,0 +1,58 @@
+"""One front door: `python -m experiments VERB ...`; each verb is a module that is run as a program."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+
+__all__ = ["VERBS", "main"]
+
+VERBS: dict[str, tuple[str, str]] = {
+    "plan": ("plans.make", "freeze a preset or a sweep into a plan, with its cost"),
+    "execute": ("plans.execute", "execute a plan here, one worker per device"),
+    "submit": ("plans.slurm", "submit a plan to Slurm"),
+    "status": ("plans.status", "where the rows of a plan stand"),
+    "retry": ("plans.retry", "let failed rows be tried again"),
+    "collect": ("plans.collect", "check, finish and index the runs of a plan"),
+    "tables": ("reports.tables", "print a table and write it to results/tables"),
+    "figures": ("reports.figures", "figures of tables, and of trajectories"),
+    "report": ("reports.report", "one HTML page of everything"),
+    "calibrate": ("calibration.calibrate", "calibrate full steps and weights, or curves"),
+    "trajectories": ("calibration.trajectories", "record what the model computes over the steps"),
+    "train digits": ("learning.train_digits", "train the embedded model"),
+    "train predictor": ("learning.train_predictor", "train a learned method"),
+    "analyses": ("analyses.__main__", "analyses of trajectories"),
+    "study calibrated": ("studies.calibrated", "calibrated plans against hand-made ones"),
+    "study curves": ("studies.curves", "methods with calibrated curves"),
+    "study learned": ("studies.learned", "the learned methods"),
+    "study scale": ("studies.scale", "sigma and order chosen from trajectories"),
+    "study transfer": ("studies.transfer", "calibrated plans on other seeds and solvers"),
+    "methods": ("settings.zoo", "all methods, and which backend runs which"),
+    "weights": ("backends.weights", "what the weights of a backend are, and where they are looked for"),
+}
+"""Verb -> its module, and one line of help."""
+
+
+def help_text() -> str:
+    """All verbs, a line each."""
+    wide = max(map(len, VERBS))
+    return "\n".join([__doc__ or "", "", *(f"    {verb:<{wide}}  {line}" for verb, (_, line) in VERBS.items())])
+
+
+def main(arguments: list[str]) -> int:
+    """Run the verb; returns the exit code where the module does not end the process itself."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(help_text())
+        return 0
+    for words in (2, 1):
+        verb = " ".join(arguments[:words])
+        if verb in VERBS:
+            sys.argv = [f"python -m experiments {verb}", *arguments[words:]]
+            runpy.run_module(f"experiments.{VERBS[verb][0]}", run_name="__main__", alter_sys=True)
+            return 0
+    print(f"error: verb: must be one of {', '.join(VERBS)}, got {arguments[0]!r}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Files that calibrations and trainings leave for runs."""

@@ -1,0 +1,79 @@
+"""What every artefact has: the settings it is valid for, its place, and the command that makes it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from experiments.backends.base import sampling_of
+from experiments.config.backend import BackendConfig
+from experiments.config.compose import compose
+from experiments.config.run import Settings
+from experiments.files import ASSETS
+
+__all__ = [
+    "SCOPES",
+    "artefacts",
+    "command",
+    "compact",
+    "keys_of",
+]
+
+
+SCOPES = ("output", "stack", "modules")
+"""Those that can be calibrated."""
+
+
+SIZE_FIELDS = ("height", "width", "num_frames", "frames", "size")
+
+
+def keys_of(settings: Settings) -> dict[str, Any]:
+    """What trajectories, and plans made from them, belong to."""
+    backend = settings.backend
+    solver = sampling_of(settings).solver or getattr(backend, "solver", "own")
+    guidance = getattr(backend, "guidance", None)
+    return {
+        "backend": backend.name,
+        "solver": solver,
+        "num_steps": sampling_of(settings).num_steps,
+        "guidance": getattr(backend, "true_cfg", None) if guidance is None else guidance,
+        "resolution": [getattr(backend, name) for name in SIZE_FIELDS if hasattr(backend, name)],
+    }
+
+
+def command(settings: Settings, verb: str, **words: Any) -> str:
+    """The command that makes an artefact for this run and no other.
+
+    After `words`, those that are not None, it has every key of the backend, and the number of steps, that is not what
+    the backend has by itself.
+    """
+    backend, size = settings.backend, getattr(settings.backend, "size", "full")
+    wanted = {"method": words.pop("method", None), "backend": backend.name, **words}
+    given = {key: value for key, value in wanted.items() if value is not None}
+    if size != "full":
+        given["backend.size"] = size
+    usual = compose([f"{key}={value}" for key, value in given.items() if key in ("backend", "backend.size")]).backend
+    for f in fields(backend):
+        value = getattr(backend, f.name)
+        if f.metadata.get("semantic", True) and value != getattr(usual, f.name):
+            given[f"backend.{f.name}"] = "null" if value is None else value
+    if settings.num_steps != usual.recommended.num_steps:
+        given["num_steps"] = settings.num_steps
+    said = (f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in given.items())
+    return " ".join([f"python -m experiments {verb}", *map(shlex.quote, said)])
+
+
+def artefacts(backend: BackendConfig) -> Path:
+    """Where what was calibrated for a backend is kept: with the code, or beside weights that do not ship with it."""
+    own = Path(backend.path) if backend.path else None
+    return own if own is not None and own.is_dir() else ASSETS / backend.name
+
+
+def compact(text: str) -> str:
+    """JSON with its innermost lists on one line."""
+    return re.sub(
+        r"\[[^\[\]{}]*\]", lambda match: " ".join(match[0].split()).replace("[ ", "[").replace(" ]", "]"), text
+    )

@@ -1,0 +1,121 @@
+"""Files of calibrated curves: `curves/<method>-<solver><steps>-g<guidance>.json` beside the backend's other artefacts.
+
+Such a file has the keys that it is valid for (backend, solver, steps, guidance, resolution) and is refused elsewhere.
+SmoothCache cannot do without one. TeaCache and MagCache have published coefficients for some families of models; for
+the others the file is used where there is one for the run's settings, unless the run names coefficients itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import hicache
+from experiments.artefacts.base import artefacts, command, compact, keys_of
+from experiments.backends import backend_class
+from experiments.config.method import SmoothCacheConfig
+from experiments.config.run import Settings
+from experiments.errors import ConfigError
+from experiments.files import write_text
+from hicache.adapters import ADAPTERS
+from hicache.policy.accumulate import MAGNITUDES, POLYNOMIALS
+from hicache.policy.scheduled import greedy
+
+__all__ = [
+    "COEFFICIENTS",
+    "calibrated_by",
+    "curve_digest",
+    "curve_options",
+    "curve_path",
+    "load_curves",
+    "save_curves",
+]
+
+
+COEFFICIENTS = {"teacache": ("polynomial", "coefficients", POLYNOMIALS), "magcache": ("curve", "curve", MAGNITUDES)}
+"""Policy: the option that names coefficients, their key in a file, those published by family."""
+
+
+def curve_path(settings: Settings, name: str) -> Path:
+    """Where the curves of method `name` are kept for such a run."""
+    keys = keys_of(settings)
+    file = f"{name}-{keys['solver']}{keys['num_steps']}-g{keys['guidance'] or 0:g}.json"
+    return artefacts(settings.backend) / "curves" / file
+
+
+def save_curves(path: Path, curves: dict[str, Any], keys: dict[str, Any], made: dict[str, Any]) -> None:
+    """Write curves with the keys that they are valid for and how they were made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"keys": keys, "made": made, "curves": curves}, indent=1, allow_nan=False)
+    write_text(path, compact(text) + "\n")
+
+
+def load_curves(settings: Settings, name: str) -> dict[str, Any]:
+    """The curves of method `name` for such a run.
+
+    Raises:
+        ConfigError: if there are none, or they belong to other settings.
+    """
+    path = curve_path(settings, name)
+    if not path.is_file():
+        made = command(settings, "calibrate", method=name)
+        raise ConfigError(f"method: {name} must have been calibrated for these settings ({made}), got no {path.name}")
+    try:
+        data = json.loads(path.read_text())
+        found, curves = data["keys"], data["curves"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"method: {path} must be a file of experiments calibrate ({error})") from error
+    for key, value in keys_of(settings).items():
+        if found.get(key) != value:
+            raise ConfigError(f"method: {path.name} is valid for {key}={found.get(key)!r}, got {value!r}")
+    return curves
+
+
+@functools.cache
+def family_of(backend: str) -> str:
+    """The name of the backend's model family; empty where it has no adapter."""
+    kind = backend_class(backend).transformer_class
+    if kind is None or kind not in ADAPTERS:
+        return ""
+    module, _, name = ADAPTERS[kind].partition(":")
+    return getattr(importlib.import_module(module), name).family
+
+
+def calibrated_by(settings: Settings) -> str | None:
+    """The method whose curves the run uses; None if it uses none."""
+    config = settings.method
+    if isinstance(config, SmoothCacheConfig):
+        return config.name
+    fixed = hicache.METHODS[config.name].fixed if config.name in hicache.METHODS else {}
+    policy = config.policy or fixed.get("policy")
+    if policy not in COEFFICIENTS:
+        return None
+    option, _, published = COEFFICIENTS[policy]
+    named = option in (config.policy_options or {}) or family_of(settings.backend.name) in published
+    return None if named or not curve_path(settings, policy).is_file() else policy
+
+
+def curve_digest(settings: Settings) -> dict[str, str]:
+    """The digest of the curves, a part of the run's identity; empty where none are used."""
+    name = calibrated_by(settings)
+    path = curve_path(settings, name) if name is not None else None
+    if path is None or not path.is_file():
+        return {}
+    return {"curves": hashlib.sha256(path.read_bytes()).hexdigest()[:12]}
+
+
+def curve_options(settings: Settings) -> dict[str, Any]:
+    """The options that the curves give to the run's policy."""
+    config, name = settings.method, calibrated_by(settings)
+    if name is None:
+        return {}
+    curves = load_curves(settings, name)
+    if isinstance(config, SmoothCacheConfig):
+        table = {kind: greedy(errors, config.alpha) for kind, errors in curves["errors"].items()}
+        return {"table": table, "fused_from": curves["fused_from"]}
+    option, key, _ = COEFFICIENTS[name]
+    return {option: curves[key]}

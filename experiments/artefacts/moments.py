@@ -1,0 +1,112 @@
+"""Inner products of trajectories over the steps, from which `sigma=auto` and `order=auto` are chosen.
+
+    python -m experiments calibrate backend=digits method=hicache scope=modules      # stores the trajectories
+    python run.py backend=digits method=hicache sigma=auto order=auto interval=8     # chooses from them
+
+What is stored is not the choice but what it is made from (`hicache.calibrate.best_scale`), so that one file serves
+every interval, warm-up, order and time variable. It is valid for one backend, solver, number of steps, guidance,
+resolution and scope, and refused elsewhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from experiments.artefacts.base import SCOPES, artefacts, command, keys_of
+from experiments.config.run import Settings
+from experiments.errors import ConfigError
+from experiments.files import replacing
+
+__all__ = [
+    "Moments",
+    "load_moments",
+    "moments_path",
+    "save_moments",
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Moments:
+    """What the choice is made from.
+
+    Attributes:
+        gram: inner products over the steps of each site, `[sites, T, T]`.
+        cost: `c_s` of the sampler.
+        size: mean square of the guided prediction per step.
+        clocks: time variables of the schedule, without `index`.
+        carry: how errors of two steps add up in the final sample.
+        digest: of the file.
+    """
+
+    gram: Tensor
+    cost: Tensor
+    size: Tensor
+    carry: Tensor
+    clocks: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    digest: str = ""
+
+
+def moments_path(settings: Settings) -> Path:
+    """Where they are kept for such a run."""
+    keys = keys_of(settings)
+    name = f"{settings.scope}-{keys['solver']}{keys['num_steps']}-g{keys['guidance'] or 0:g}.safetensors"
+    return artefacts(settings.backend) / "moments" / name
+
+
+def save_moments(path: Path, moments: Moments, keys: dict[str, Any], made: dict[str, Any]) -> None:
+    """Write them with the keys that they are valid for and how they were made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {"gram": moments.gram.float(), "cost": moments.cost.double(), "size": moments.size.double()}
+    tensors["carry"] = moments.carry.double()
+    tensors |= {f"clock/{name}": torch.tensor(times, dtype=torch.float64) for name, times in moments.clocks.items()}
+    facts = {"keys": json.dumps(keys), "made": json.dumps(made)}
+    with replacing(path) as partial:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=facts)
+
+
+@functools.cache
+def read(path: Path, modified: int) -> tuple[Moments, dict[str, Any]]:
+    """A file's moments and keys; `modified` makes a changed file a new one."""
+    del modified
+    with safe_open(path, framework="pt") as file:
+        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        keys = json.loads(file.metadata()["keys"])
+    clocks = {name.partition("/")[2]: t.tolist() for name, t in tensors.items() if name.startswith("clock/")}
+    names = ("gram", "cost", "size", "carry")
+    parts = {name: tensors[name].double() for name in names}
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    return Moments(**parts, clocks=clocks, digest=digest), keys
+
+
+def load_moments(settings: Settings, key: str) -> Moments:
+    """Those for such a run, asked for by `key` (sigma or order).
+
+    Raises:
+        ConfigError: if there are none, or they belong to other settings.
+    """
+    path, wanted = moments_path(settings), keys_of(settings) | {"scope": settings.scope}
+    if not path.is_file():
+        scope = None if settings.scope == settings.backend.recommended.scope else settings.scope
+        made = command(settings, "calibrate", method="hicache", scope=scope)
+        made = made if settings.scope in SCOPES else f"only scopes {', '.join(SCOPES)} can be calibrated"
+        raise ConfigError(f"{key}: must be a number where no trajectories are stored ({made}), got 'auto'")
+    try:
+        moments, found = read(path, path.stat().st_mtime_ns)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"{key}: {path.name} must be a file of experiments calibrate ({error}), got 'auto'"
+        ) from error
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise ConfigError(f"{key}: {path.name} is valid for {name}={found.get(name)!r}, got {value!r}")
+    return moments

@@ -1,0 +1,104 @@
+"""Plan files: what a calibration found, and the runs that it may be used for.
+
+A plan is a JSON file with the keys that it is valid for: backend, solver, steps, guidance, resolution and scope.
+Those of the embedded model ship with the code, one file per scope, solver, steps, guidance and budget; `method.plan`
+names another. A plan whose keys differ from the run's is refused: its weights belong to another noise schedule or to
+other values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from experiments.artefacts.base import SCOPES, artefacts, command, compact, keys_of
+from experiments.config.method import CalibratedConfig
+from experiments.config.run import Settings
+from experiments.errors import ConfigError, check
+from experiments.files import write_text
+from hicache.calibrate import Plan
+
+__all__ = [
+    "contents",
+    "load_plan",
+    "maker",
+    "path_of",
+    "save_plan",
+    "stored_budget",
+]
+
+
+def maker(settings: Settings) -> str:
+    """The command that makes the run's plan, or why there is none."""
+    config = settings.method
+    assert isinstance(config, CalibratedConfig)
+    if settings.scope not in SCOPES:
+        return f"only scopes {', '.join(SCOPES)} can be calibrated"
+    scope = None if settings.scope == config.defaults()["scope"] else settings.scope
+    return command(settings, "calibrate", budget=stored_budget(settings), scope=scope, output=config.plan)
+
+
+def stored_budget(settings: Settings) -> int:
+    """The number of full steps that the run asks for: `method.budget`, or the one nearest to `method.speedup`."""
+    config = settings.method
+    assert isinstance(config, CalibratedConfig)
+    if config.speedup is None:
+        return config.budget
+    budget = max(1, round(settings.num_steps / config.speedup))
+    check(budget <= settings.num_steps, "method.speedup", "must be a number >= 1", config.speedup)
+    return budget
+
+
+def path_of(settings: Settings) -> Path:
+    """The plan that the run uses."""
+    config = settings.method
+    assert isinstance(config, CalibratedConfig)
+    if config.plan is not None:
+        return Path(config.plan)
+    keys = keys_of(settings)
+    name = f"{settings.scope}-{keys['solver']}{keys['num_steps']}-g{keys['guidance']:g}-b{stored_budget(settings)}.json"
+    return artefacts(settings.backend) / "plans" / name
+
+
+def contents(settings: Settings) -> dict[str, str]:
+    """The digest of the plan, a part of the run's identity."""
+    if not isinstance(settings.method, CalibratedConfig):
+        return {}
+    path = path_of(settings)
+    return {"plan": hashlib.sha256(path.read_bytes()).hexdigest()[:12]} if path.is_file() else {}
+
+
+def load_plan(settings: Settings) -> Plan:
+    """The run's plan.
+
+    Raises:
+        ConfigError: if there is none, or it belongs to other settings.
+    """
+    path = path_of(settings)
+    if not path.is_file():
+        raise ConfigError(f"method.plan: must be a plan file ({maker(settings)}), got no {str(path)!r}")
+    try:
+        data = json.loads(path.read_text())
+        plan, found = Plan.from_data(data["plan"]), data["keys"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"method.plan: must be a plan file ({error}), got {str(path)!r}") from error
+    for key, value in (keys_of(settings) | {"scope": settings.scope}).items():
+        if found.get(key) != value:
+            raise ConfigError(f"method.plan: {path.name} is valid for {key}={found.get(key)!r}, got {value!r}")
+    config, budget = settings.method, stored_budget(settings)
+    assert isinstance(config, CalibratedConfig)
+    named = config.speedup is not None or config.budget != CalibratedConfig.budget
+    if named and budget != len(plan.full_steps):
+        key = "method.budget" if config.speedup is None else "method.speedup"
+        raise ConfigError(f"{key}: {path.name} has {len(plan.full_steps)} full steps, got {budget}")
+    return plan
+
+
+def save_plan(path: Path, plan: Plan, keys: dict[str, Any], made: dict[str, Any]) -> None:
+    """Write a plan with the keys that it is valid for and how it was made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = {"keys": keys | {"scope": plan.scope}, "made": made, "plan": plan.as_data()}
+    text = json.dumps(data, indent=1, allow_nan=False)
+    write_text(path, compact(text) + "\n")

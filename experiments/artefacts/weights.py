@@ -1,0 +1,141 @@
+"""Artefacts of the learned methods: safetensors whose header says what they are valid for.
+
+The rule is that of plan files (`experiments.artefacts.plans`): keys are backend, solver, steps, guidance, resolution
+and scope, here with the revision of the weights, and an artefact whose keys differ from the run's is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from experiments.artefacts.base import command, keys_of
+from experiments.config.method import TRAINED_SCOPES, LearnedConfig
+from experiments.config.run import Settings
+from experiments.errors import ConfigError
+from experiments.files import ASSETS, replacing
+from hicache.forecast.lesa import Predictor
+
+__all__ = [
+    "contents",
+    "load_artefact",
+    "load_predictor",
+    "load_router",
+    "maker",
+    "path_of",
+    "read",
+    "save_artefact",
+    "valid_for",
+]
+
+
+def valid_for(settings: Settings) -> dict[str, Any]:
+    """The keys of an artefact trained with these settings."""
+    scope = "modules" if settings.method.name == "l2c" else settings.scope
+    return keys_of(settings) | {"scope": scope, "revision": settings.backend.revision}
+
+
+def path_of(settings: Settings) -> Path:
+    """The artefact that the run uses."""
+    config = settings.method
+    assert isinstance(config, LearnedConfig)
+    if config.artefact is not None:
+        return Path(config.artefact)
+    keys = valid_for(settings)
+    guidance = "" if keys["guidance"] is None else f"-g{keys['guidance']:g}"
+    name = f"{config.name}-{keys['scope']}-{keys['solver']}{keys['num_steps']}{guidance}.safetensors"
+    return ASSETS / settings.backend.name / "learned" / name
+
+
+def contents(settings: Settings) -> dict[str, str]:
+    """The digest of the artefact, a part of the run's identity."""
+    if not isinstance(settings.method, LearnedConfig):
+        return {}
+    path = path_of(settings)
+    return {"artefact": hashlib.sha256(path.read_bytes()).hexdigest()[:12]} if path.is_file() else {}
+
+
+def maker(settings: Settings) -> str:
+    """The command that trains the run's artefact, or why there is none."""
+    config, own = settings.method, settings.method.defaults()
+    assert isinstance(config, LearnedConfig)
+    words: dict[str, Any] = {}
+    if config.name == "lesa":
+        if settings.scope not in TRAINED_SCOPES:
+            return f"only scopes {', '.join(TRAINED_SCOPES)} can be trained"
+        given = {"scope": settings.scope, "warmup_steps": settings.warmup_steps}
+        words = {key: value for key, value in given.items() if value != own[key]}
+    return command(settings, "train predictor", method=config.name, **words, output=config.artefact)
+
+
+HEADER = "artefact"
+
+
+def save_artefact(
+    path: Path, tensors: dict[str, Tensor], keys: dict[str, Any], described: dict[str, Any], made: dict[str, Any]
+) -> None:
+    """Write tensors with the keys they are valid for, what they parametrise and how they were made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = {"keys": keys, "described": described, "made": made}
+    with replacing(path) as partial:
+        save_file(
+            {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()},
+            partial,
+            metadata={
+                HEADER: json.dumps(header, allow_nan=False, sort_keys=True)
+            },  # one key: safetensors keeps no order
+        )
+        partial.chmod(0o644)
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and header of an artefact; older ones have a key for each part of the header."""
+    with safe_open(path, framework="pt") as handle:
+        header = {name: json.loads(text) for name, text in (handle.metadata() or {}).items()}
+        header = header.get(HEADER, header)
+        return {name: handle.get_tensor(name) for name in handle.keys()}, header  # noqa: SIM118
+
+
+def load_artefact(settings: Settings) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and description of the run's artefact.
+
+    Raises:
+        ConfigError: if there is none, or it is not valid for the run.
+    """
+    path, name = path_of(settings), settings.method.name
+    if not path.is_file():
+        raise ConfigError(f"method.artefact: must be a trained file ({maker(settings)}), got no {str(path)!r}")
+    try:
+        tensors, header = read(path)
+        found, described = header["keys"], header["described"]
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise ConfigError(f"method.artefact: must be a trained file ({error}), got {str(path)!r}") from error
+    for key, value in valid_for(settings).items():
+        if found.get(key) != value:
+            raise ConfigError(f"method.artefact: {path.name} is valid for {key}={found.get(key)!r}, got {value!r}")
+    if described.get("method") != name:
+        rule = f"{path.name} is for method {described.get('method')!r}"
+        raise ConfigError(f"method.artefact: {rule}, got {name!r}")
+    return tensors, described
+
+
+def load_predictor(settings: Settings) -> Predictor:
+    """The trained predictor of a `lesa` run."""
+    tensors, described = load_artefact(settings)
+    with torch.random.fork_rng(devices=[]):  # building draws initial weights that are replaced
+        predictor = Predictor(**{key: value for key, value in described.items() if key != "method"})
+    predictor.load_state_dict(tensors)
+    return predictor.eval().requires_grad_(False)
+
+
+def load_router(settings: Settings) -> dict[str, Any]:
+    """Sites and logits of an `l2c` run."""
+    tensors, described = load_artefact(settings)
+    return {"sites": described["sites"], "logits": tensors["logits"].tolist()}

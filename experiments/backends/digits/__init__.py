@@ -1,0 +1,1 @@
+"""The embedded model: a DiT on handwritten digits."""

@@ -1,0 +1,322 @@
+"""Calibrate a plan on trajectories, or store what `sigma=auto` chooses the sigma and order of HiCache from.
+
+    python -m experiments calibrate backend=digits budget=8
+    python -m experiments calibrate backend=digits budget=6,8,10 scope=modules items=32
+    python -m experiments calibrate backend=digits budget=8 data=gaussian
+    python -m experiments calibrate backend=digits method=hicache scope=modules interval=7
+    python -m experiments calibrate backend=digits method=smoothcache          # or teacache, magcache
+
+    items     calibration items (32; 10 for curves), with seeds of their own (calibration_seed=1000)
+    data      trajectories, or gaussian: no data, a Gaussian model of the noise schedule (scope output)
+    memory    anchors per weight row (4 at scope output, 3 elsewhere and without data)
+    place_memory  anchors that placing the full steps looks at: 1, 2 or 3 (2, and no more than memory)
+    cost      of an error at a step: sampler (what the sampler makes of it), or uniform
+    ridge     relative to the trace, > 0 (1e-8; 1e-4 without data)
+    refine    loop: weights found under the plan; search: full steps moved under it too; none: open loop.
+              At scope output `search` is the default, for samplers whose next sample is a x + b f; others have `none`.
+              At the other scopes `loop` is: it fits again on the model's own values along trajectories of the plan,
+              `rounds` times. Without data there is only `none`.
+    seconds   time for the search (60)
+    basis     with data=gaussian: the weights of a basis (newton, taylor, hermite, ...) of this `order` and `sigma`
+              instead of least-squares ones, in the time variable `time` (index, sigma, log_snr)
+    output    the file; by default the shipped place for the backend
+
+What is not read is refused: curves know items, calibration_seed, classes and output, `method=hicache` the first three
+and time. The open-loop error is printed first; the closed loop gives a PSNR on half of the items, with
+weights that were found on the other half.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from experiments.artefacts.base import SCOPES, keys_of
+from experiments.artefacts.curves import curve_path, save_curves
+from experiments.artefacts.moments import Moments, moments_path, save_moments
+from experiments.artefacts.plans import path_of, save_plan
+from experiments.backends import load_backend
+from experiments.backends.base import Backend, Item, sampling_of
+from experiments.calibration.closed_loop import Loop, is_one_step, probe, psnr, refit
+from experiments.calibration.curves import CURVES
+from experiments.calibration.options import CURVE_OPTIONS, MOMENT_OPTIONS, PLAN_OPTIONS, Options
+from experiments.calibration.trajectories import grams, split_arguments, watched
+from experiments.cli import Exit
+from experiments.config.compose import compose
+from experiments.config.method import CalibratedConfig
+from experiments.config.run import Settings
+from experiments.errors import ConfigError, check, choose
+from experiments.runs.runner import items_of
+from experiments.settings.automatic import automatic
+from experiments.settings.method import method_of
+from experiments.settings.resolve import resolve
+from hicache import sampler
+from hicache.calibrate import Plan, build_plan, formula_rows, total_error
+from hicache.sampler import Gains
+
+__all__ = ["Calibration", "Options", "calibrate", "gaussian", "make_plan", "measure", "schedule"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What plans are made from.
+
+    Attributes:
+        gram: inner products over the steps of each site, `[sites, T, T]`.
+        size: mean square of the guided prediction per step.
+        gains: of the sampler.
+        loop: the calibration items with their un-cached trajectory, at scope output.
+        clocks: time variables of the schedule.
+        carry: how errors of two steps add up in the final sample, from trajectories.
+        items: the calibration items.
+    """
+
+    gram: Tensor
+    size: Tensor
+    gains: Gains
+    loop: Loop | None = None
+    clocks: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    carry: Tensor | None = None
+    items: list[Item] = dataclasses.field(default_factory=list)
+
+
+def calibration_items(settings: Settings, options: Options) -> list[Item]:
+    """`items` items with seeds of their own, of the wanted classes."""
+    wanted = None if options.classes is None else set(options.classes.split("+"))
+    many = dataclasses.replace(
+        settings, seed=options.calibration_seed, num_items=options.items * (1 if wanted is None else 10)
+    )
+    items = items_of(many)
+    known = wanted is None or wanted <= {item.title for item in items}
+    check(known, "classes", "must be titles of items, as in 0+1", options.classes)
+    found = [item for item in items if wanted is None or item.title in wanted]
+    check(len(found) >= options.items, "items", f"must be at most the {len(found)} of these classes", options.items)
+    return found[: options.items]
+
+
+def measure(settings: Settings, options: Options, backend: Backend) -> Calibration:
+    """Trajectories of the calibration items, reduced."""
+    scope = settings.scope
+    check(scope in SCOPES, "scope", f"must be one of {', '.join(SCOPES)} to be calibrated", scope)
+    sampling, items = sampling_of(settings), calibration_items(settings, options)
+    sites: dict[str, Tensor] = {}
+    gains: Gains | None = None
+    clocks: dict[str, list[float]] = {}
+    carry: Tensor | None = None
+    path = torch.empty(0)
+    size = settings.batch_size if scope != "output" else len(items)
+    for start in range(0, len(items), size):
+        batch = items[start : start + size]
+        recorder = watched(backend, settings, batch, ("output", "sample" if scope == "output" else scope))
+        found = recorder.trajectories(len(batch))
+        if gains is None:
+            gains, (alpha, sigma, _) = probe(recorder.scheduler), sampler.levels(recorder.scheduler)
+            clocks, carry = sampler.clocks(alpha, sigma), sampler.carry(alpha, sigma, sampler.log_spectrum())
+        rule = "the sampler must call the model once per step"
+        check(len(gains.sample) == sampling.num_steps, "num_steps", rule, sampling.num_steps)
+        for name, values in found.items():
+            if name != "sample":
+                sites[name] = sites.get(name, torch.zeros(())) + grams(values).sum(0) / len(items)
+        if scope == "output":
+            last = gains.sample[-1] * found["sample"][:, -1, 0] + gains.prediction[-1] * found["output"][:, -1, 0]
+            path = torch.cat([found["sample"][:, :, 0], last[:, None].float()], dim=1)
+    assert gains is not None
+    output = sites.pop("output")
+    gram = output[None] if scope == "output" else torch.stack(list(sites.values()))
+    loop = None
+    if scope == "output":
+        loop = Loop(backend=backend, items=items, sampling=sampling, gains=gains, path=path, ridge=options.penalty)
+    power = output.diagonal()
+    return Calibration(gram=gram, size=power, gains=gains, loop=loop, items=items, clocks=clocks, carry=carry)
+
+
+def gaussian(settings: Settings, backend: Backend) -> Calibration:
+    """The Gram matrix of the noise schedule under Gaussian data of all scales: no model is run."""
+    check(settings.scope == "output", "scope", "must be output for data=gaussian", settings.scope)
+    alpha, sigma, kind, gains = schedule(settings, backend)
+    gram = sampler.gaussian_gram(alpha, sigma, gains, sampler.log_spectrum(), kind)
+    return Calibration(gram=gram[None], size=gram.diagonal(), gains=gains, clocks=sampler.clocks(alpha, sigma))
+
+
+def schedule(settings: Settings, backend: Backend) -> tuple[Tensor, Tensor, str, Gains]:
+    """alpha and sigma of the steps, what is predicted, and the sampler's gains."""
+    sampling = sampling_of(settings)
+    backend.prepare(sampling)
+    scheduler = backend.pipe.scheduler
+    try:
+        scheduler.set_timesteps(sampling.num_steps)
+    except ValueError as error:
+        raise ConfigError(f"data: must be trajectories for a schedule that depends on the size ({error})") from error
+    gains = probe(copy.deepcopy(scheduler))
+    return *sampler.levels(scheduler), gains
+
+
+def settled(settings: Settings, options: Options, backend: Backend) -> Options:
+    """The options with `refine` chosen where it is open; no model is run.
+
+    Raises:
+        ConfigError: if the closed loop is asked for and cannot be had.
+    """
+    if options.data == "gaussian":
+        return dataclasses.replace(options, refine="none")
+    if settings.scope != "output":
+        rule = f"must be none or loop at scope {settings.scope}"
+        check(options.refine != "search", "refine", rule, options.refine)
+        return dataclasses.replace(options, refine=options.refine or "loop")
+    if options.refine == "none" or is_one_step(sampler_of(settings, backend)):
+        return dataclasses.replace(options, refine=options.refine or "search")
+    rule = f"the next sample of {keys_of(settings)['solver']} is not a x + b f, which the closed loop needs"
+    if options.refine is not None:
+        raise ConfigError(f"refine: must be none ({rule}), got {options.refine!r}")
+    print(f"refine=none: {rule}", flush=True)
+    return dataclasses.replace(options, refine="none")
+
+
+def sampler_of(settings: Settings, backend: Backend) -> Any:
+    """A scheduler of the run's own, with its timesteps set."""
+    sampling = sampling_of(settings)
+    backend.prepare(sampling)
+    scheduler = copy.deepcopy(backend.pipe.scheduler)
+    # Where the levels depend on the size of the image, what a step is does not.
+    shift = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
+    try:
+        scheduler.set_timesteps(sampling.num_steps, **shift)
+    except ValueError as error:
+        raise ConfigError(f"num_steps: must be steps that the sampler can do ({error})") from error
+    return scheduler
+
+
+def make_plan(settings: Settings, options: Options, found: Calibration, budget: int, backend: Backend) -> Plan:
+    """The plan for so many full steps."""
+    scope, options = settings.scope, settled(settings, options, backend)
+    memory = options.memory or (4 if scope == "output" and options.data == "trajectories" else 3)
+    cost = found.gains.cost if options.cost == "sampler" else torch.ones_like(found.gains.cost)
+
+    def built(budget: int | None = None, full_steps: Sequence[int] | None = None, gram: Tensor = found.gram) -> Plan:
+        chosen = {"budget": budget, "full_steps": full_steps, "place_memory": options.place_memory}
+        return build_plan(gram, cost, scope, **chosen, memory=memory, ridge=options.penalty, size=found.size)
+
+    plan = built(budget)
+    if options.basis is not None:
+        plan = by_formula(settings, options, found, plan, cost)
+    print(
+        f"{budget} full steps {list(plan.full_steps)}: open-loop error {plan.predicted_error:.4f} of reuse", flush=True
+    )
+    if options.refine == "none" or budget in (1, settings.num_steps):
+        return plan
+    if found.loop is None:
+        for _ in range(options.rounds):
+            gram = refit(backend, settings, found.items, plan)
+            plan = dataclasses.replace(plan, rows=built(full_steps=plan.full_steps, gram=gram).rows)
+        return plan
+    full = list(plan.full_steps)
+    if options.refine == "search":
+        full = found.loop.search(full, memory, options.seconds, lambda line: print(f"  {line}", flush=True))
+    rows, errors = found.loop.refine(full, memory)
+    apart = found.loop.held_out(full, memory)
+    said = "" if apart is None else f", {apart:.2f} dB on half of them with weights of the other half"
+    print(f"  closed loop: {psnr(errors):.2f} dB on the calibration items{said}", flush=True)
+    return dataclasses.replace(built(full_steps=full), rows=rows, closed_loop_psnr=apart)
+
+
+def by_formula(settings: Settings, options: Options, found: Calibration, plan: Plan, cost: Tensor) -> Plan:
+    """The plan's places with the weights of a basis; the predicted error is scaled to them."""
+    assert options.basis is not None
+    clock = found.clocks[options.time]
+    try:
+        rows = formula_rows(clock, plan.full_steps, options.basis, settings.order, settings.sigma)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    before, after = (total_error(found.gram, cost, r, found.size) for r in (plan.rows, rows))
+    return dataclasses.replace(plan, rows=rows, predicted_error=plan.predicted_error * after / before)
+
+
+def calibrate(settings: Settings, options: Options, budgets: Sequence[int]) -> list[Path]:
+    """Make a plan file per budget."""
+    rule = "must be left out for more than one budget, which are a file each"
+    check(options.output is None or len(budgets) == 1, "output", rule, options.output)
+    started = time.monotonic()
+    backend = load_backend(settings.backend)
+    options = settled(settings, options, backend)
+    found = gaussian(settings, backend) if options.data == "gaussian" else measure(settings, options, backend)
+    print(f"{options.data}: {time.monotonic() - started:.1f} s", flush=True)
+    paths = []
+    for budget in budgets:
+        begun = time.monotonic()
+        plan = make_plan(settings, options, found, budget, backend)
+        config = CalibratedConfig(name="calibrated", budget=budget, plan=options.output)
+        path = path_of(dataclasses.replace(settings, method=config))
+        save_plan(path, plan, keys_of(settings), dataclasses.asdict(options) | {"revision": settings.backend.revision})
+        print(f"plan: {path} ({time.monotonic() - begun:.1f} s)", flush=True)
+        paths.append(path)
+    return paths
+
+
+def store_moments(settings: Settings, options: Options) -> Path:
+    """Store what `sigma=auto` and `order=auto` choose from, and print their choice for these settings."""
+    started = time.monotonic()
+    found = measure(settings, options, load_backend(settings.backend))
+    clocks = {name: times for name, times in found.clocks.items() if name != "index"}
+    assert found.carry is not None
+    moments = Moments(gram=found.gram, cost=found.gains.cost, size=found.size, carry=found.carry, clocks=clocks)
+    path, keys = moments_path(settings), keys_of(settings) | {"scope": settings.scope}
+    made = {"items": options.items, "calibration_seed": options.calibration_seed, "classes": options.classes}
+    save_moments(path, moments, keys, made | {"revision": settings.backend.revision})
+    print(f"moments: {path} ({time.monotonic() - started:.1f} s)", flush=True)
+    chosen = automatic(dataclasses.replace(settings, time=options.time), ["sigma", "order"])
+    full = method_of(settings).policy.plan(settings.num_steps)
+    error = chosen.chosen["predicted_error"]
+    print(f"sigma={chosen.sigma:g} order={chosen.order}: predicted error {error:.4f} of reuse at full steps {full}")
+    return path
+
+
+def store_curves(settings: Settings, options: Options, name: str) -> Path:
+    """Measure the curves of method `name` on un-cached runs and store them."""
+    started = time.monotonic()
+    curves = CURVES[name](load_backend(settings.backend), settings, calibration_items(settings, options))
+    path = Path(options.output) if options.output is not None else curve_path(settings, name)
+    made = {"items": options.items, "calibration_seed": options.calibration_seed, "classes": options.classes}
+    save_curves(path, curves, keys_of(settings), made | {"revision": settings.backend.revision})
+    print(f"curves: {path} ({time.monotonic() - started:.1f} s)", flush=True)
+    return path
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command line."""
+    own, overrides = split_arguments(arguments, PLAN_OPTIONS)
+    given = [o for o in overrides if o.startswith("method=")]
+    name = given[0].partition("=")[2] if given else "calibrated"
+    choose("method", name, ("calibrated", "hicache", "hi_taylor", *CURVES))
+    read = CURVE_OPTIONS if name in CURVES else PLAN_OPTIONS if name == "calibrated" else MOMENT_OPTIONS
+    for key, text in own.items():
+        check(key in read, key, f"must be left out for method={name}, which does not read it", text)
+    options = Options.parse({key: value for key, value in own.items() if key != "budget"})
+    if name in CURVES:
+        settings = resolve(compose(["method=none", *(o for o in overrides if o not in given)]))
+        store_curves(settings, options if "items" in own else dataclasses.replace(options, items=10), name)
+        return
+    settings = resolve(compose(overrides if given else ["method=calibrated", *overrides]))
+    if name != "calibrated":
+        store_moments(settings, options)
+        return
+    try:
+        budgets = [int(text) for text in own.get("budget", "8").split(",")]
+    except ValueError:
+        raise ConfigError(f"budget: must be integers, as in 6,8,10, got {own['budget']!r}") from None
+    for budget in budgets:
+        check(1 <= budget <= settings.num_steps, "budget", f"must be from 1 to {settings.num_steps}", budget)
+    calibrate(settings, options, budgets)
+
+
+if __name__ == "__main__":
+    outcome = Exit()
+    outcome.guard(lambda: main(sys.argv[1:]))
+    sys.exit(outcome.code)

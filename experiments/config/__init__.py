@@ -1,0 +1,1 @@
+"""Schemas of conf/, composed by Hydra."""

@@ -1,0 +1,173 @@
+"""Hydra at arm's length: composing configurations, and saying in one line what is wrong.
+
+`@hydra.main` in run.py composes the command line. Everything else (rows of a preset, tables, tests) composes
+here with the same `conf/` and the same rules.
+"""
+
+from __future__ import annotations
+
+import atexit
+import copy
+import dataclasses
+import re
+import shutil
+import tempfile
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf, flag_override
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.config.register import register
+from experiments.config.run import RunConfig
+from experiments.errors import ConfigError, nearest
+
+__all__ = [
+    "CONF",
+    "Composer",
+    "compose",
+    "explain",
+    "key",
+    "options",
+    "parsed",
+    "set_up",
+    "to_dataclass",
+]
+
+
+def to_dataclass(config: DictConfig) -> RunConfig:
+    """The composed configuration as typed objects; the one place where a DictConfig is read."""
+    typed = OmegaConf.to_object(config)
+    if not isinstance(typed, RunConfig):
+        raise ConfigError(f"config: must be composed from conf/config.yaml, got {type(typed).__name__}")
+    return typed
+
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+@cache
+def scratch() -> str:
+    """A folder for what Hydra insists on writing in a sweep; it goes when the process ends.
+
+    Launchers that start other processes need one that stays and is shared: `hydra.sweep.dir=results/sweep`.
+    """
+    folder = tempfile.mkdtemp(prefix="hicache-sweep-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def set_up() -> None:
+    """Register the schemas and the resolver that conf/config.yaml uses."""
+    register()
+    OmegaConf.register_new_resolver("scratch", scratch, replace=True, use_cache=True)
+
+
+def compose(overrides: list[str]) -> RunConfig:
+    """The run that a command line with these overrides means."""
+    try:
+        return to_dataclass(composed(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(error)) from error
+
+
+def composed(overrides: list[str]) -> DictConfig:
+    """The configuration as Hydra composes it."""
+    set_up()
+    with ExitStack() as stack:
+        if not GlobalHydra.instance().is_initialized():
+            stack.enter_context(initialize_config_dir(str(CONF), version_base="1.3"))
+        return hydra_compose("config", overrides=overrides)
+
+
+@cache
+def parsed(override: str) -> Override:
+    """An override in Hydra's grammar."""
+    return OverridesParser.create().parse_override(override)
+
+
+class Composer:
+    """Composes many rows: Hydra runs once per choice of groups, values go onto copies of what it made.
+
+    The result is that of `compose`, in a tenth of its time. No default list of `conf/` depends on a value, which is
+    what makes this right; additions, deletions and overrides of the preset itself are left to `compose`.
+    """
+
+    def __init__(self) -> None:
+        self.bases: dict[tuple[str, ...], DictConfig] = {}
+        self.groups = {path.name for path in CONF.iterdir() if path.is_dir()}
+
+    def __call__(self, overrides: list[str]) -> RunConfig:
+        """The run, without its preset."""
+        try:
+            return dataclasses.replace(to_dataclass(self.merged(overrides)), preset=None)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(explain(error)) from error
+
+    def merged(self, overrides: list[str]) -> DictConfig:
+        """Values on a copy of their base."""
+        values = [override for override in overrides if key(override) not in self.groups]
+        if any(v.startswith(("+", "~", "preset")) or "@" in key(v) or "/" in key(v) for v in values):
+            return composed(overrides)
+        choice = tuple(override for override in overrides if key(override) in self.groups)
+        if choice not in self.bases:
+            base = composed(list(choice))
+            with flag_override(base, "readonly", False):
+                base.preset = None
+            self.bases[choice] = base
+        made = copy.deepcopy(self.bases[choice])
+        for value in values:
+            OmegaConf.update(made, key(value), parsed(value).value(), merge=True)
+        return made
+
+
+def options(group: str) -> list[str]:
+    """The names that a group of conf/ offers."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def key(override: str) -> str:
+    """The key that an override sets."""
+    return override.partition("=")[0].lstrip("+~")
+
+
+def explain(error: Exception) -> str:
+    """One line for an error of composition: key, rule, value, nearest known name."""
+    if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
+        group, _, name = (error.missing_cfg_file or "").rpartition("/")
+        return refusal(group, name, options(group))
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    if isinstance(cause, OmegaConfBaseException):
+        return explain_value(cause)
+    if isinstance(error, OverrideParseException):
+        return f"override: must read key=value, got {error.override!r}"
+    if match := re.search(r"Could not override '(.+?)'", str(error)):
+        groups = [path.name for path in CONF.iterdir() if path.is_dir()]
+        return f"{match[1]}: must be a known key or group, got {match[1]!r}{nearest(match[1], groups)}"
+    return " ".join(str(error).split())
+
+
+def explain_value(error: OmegaConfBaseException) -> str:
+    """An unknown key or a value of the wrong type."""
+    full, first = error.full_key or "config", str(error).splitlines()[0]
+    if first.startswith("Key ") and dataclasses.is_dataclass(error.object_type):
+        known = sorted(f.name for f in dataclasses.fields(error.object_type))
+        name = full.rpartition(".")[2]
+        return f"{full}: must be a known key ({', '.join(known)}), got {name!r}{nearest(name, known)}"
+    if match := re.match(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", first):
+        return f"{full}: must be of type {match[2].lower()}, got {match[1]!r}"
+    if "is not Optional" in first:
+        return f"{full}: must have a value, got null"
+    return f"{full}: {first}"
+
+
+def refusal(key: str, value: str, known: list[str]) -> str:
+    """The line that `choose` says about a value that is not known."""
+    return f"{key}: must be one of {', '.join(known)}, got {value!r}{nearest(value, known)}"

@@ -1,0 +1,34 @@
+"""Schema of conf/metrics/."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from experiments.errors import check
+
+__all__ = [
+    "MetricsConfig",
+]
+
+
+@dataclass(kw_only=True)
+class MetricsConfig:
+    """What is measured at the end of a run, and how its uncertainty is estimated."""
+
+    names: list[str] = MISSING
+    reference: str | None = None
+    """Real images for fid, sfid, precision and recall: a folder, or their statistics as .npz."""
+    level: float = 0.95
+    resamples: int = 2000
+    bootstrap_seed: int = 0
+    latency_batch: int = 8
+    latency_repeats: int = 3
+    latency_warmup: int = 1
+
+    def __post_init__(self) -> None:
+        check(0 < self.level < 1, "metrics.level", "must be between 0 and 1", self.level)
+        for name in ("resamples", "latency_batch", "latency_repeats"):
+            check(getattr(self, name) >= 1, f"metrics.{name}", "must be an integer >= 1", getattr(self, name))
+        check(self.latency_warmup >= 0, "metrics.latency_warmup", "must be an integer >= 0", self.latency_warmup)

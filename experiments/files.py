@@ -1,0 +1,162 @@
+"""Files that survive a power cut: whole files are written beside and renamed, so a reader never sees half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experiments.errors import ConfigError, check
+
+__all__ = [
+    "ASSETS",
+    "append_text",
+    "complete_lines",
+    "ensure_writable",
+    "lacks_space",
+    "read_config",
+    "read_json",
+    "replacing",
+    "write_new",
+    "write_json",
+    "write_text",
+]
+
+
+ASSETS = Path(__file__).parent / "assets"
+"""What ships with the code: weights of the digits, artefacts, prompts, templates."""
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+NO_SPACE_SAID = re.compile(
+    r"no space left|disk quota exceeded|os error 28\b|\d+ requested and \d+ written", re.IGNORECASE
+)
+"""How libraries that drop the number of the error say it: safetensors, numpy."""
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to. It takes that place in one step, which a power cut does not undo or halve.
+
+    Nothing is left of one whose writing failed.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield partial
+        with open(partial, "rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file in one step."""
+    with replacing(path) as partial:
+        partial.write_text(text)
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write a text file unless it is there; of several processes the first decides."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(partial, "w") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add to a file in one write, and wait until the disk has it."""
+    with open(path, "ab") as handle:
+        handle.write(text.encode())
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the disk has the names in a folder, where its file system can be asked to."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object; anything else is a `ConfigError` that names the file."""
+    try:
+        found = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{path}: must be readable JSON (delete or restore it), got {error}") from error
+    check(isinstance(found, dict), str(path), "must hold a JSON object (delete or restore it)", found)
+    return found
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A config.yaml; one that was torn is a `ConfigError` that names it."""
+    try:
+        found = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (yaml.YAMLError, ValueError, OSError) as error:
+        raise ConfigError(
+            f"{path}: must be readable YAML (delete or restore it), got {error}".replace("\n", " ")
+        ) from error
+    check(isinstance(found, dict), str(path), "must hold settings (delete or restore it)", found)
+    return found
+
+
+def lacks_space(error: BaseException) -> bool:
+    """Whether a full disk or quota is behind an error, however wrapped."""
+    todo, seen = [error], set[int]()
+    while todo:
+        one = todo.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, OSError) and one.errno in NO_SPACE:
+            return True
+        if NO_SPACE_SAID.search(str(one)):
+            return True
+        todo += [cause for cause in (one.__cause__, one.__context__) if cause is not None]
+        todo += one.exceptions if isinstance(one, BaseExceptionGroup) else []
+    return False
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Replace a JSON file in one step; NaN and infinity are refused, they are not JSON."""
+    write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
+
+
+def ensure_writable(results: Path) -> None:
+    """Fail at the door if runs cannot be kept under `results`."""
+    existing = results
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    try:
+        probe = existing / f".write-test-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"results: must be a writable folder, got {str(results)!r} ({error.strerror})") from error
+
+
+def complete_lines(path: Path) -> list[str]:
+    """Lines that end in a newline; what follows the last one is torn."""
+    if not path.is_file():
+        return []
+    return path.read_bytes().decode(errors="replace").split("\n")[:-1]

@@ -1,0 +1,107 @@
+"""What a plan will cost: full steps, FLOPs and cache bytes from shapes; hours where a run of the backend was timed.
+
+The timed runs are all un-cached ones of the results folder, whichever plan or command made them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from experiments.backends.base import sampling_of
+from experiments.config.run import Settings
+from experiments.plans.manifest import Plan
+from experiments.plans.status import State, state_of
+from experiments.settings.cost import cost_of
+
+__all__ = ["Forecast", "forecast"]
+
+
+@dataclass(kw_only=True)
+class Forecast:
+    """Sums over the rows that are still to be done."""
+
+    done: int = 0
+    to_do: int = 0
+    items: int = 0
+    full_steps: int = 0
+    steps: int = 0
+    flops: float = 0.0
+    cache_bytes: int = 0
+    """Of the largest row, one item at a time."""
+    unknown: list[str] = field(default_factory=list)
+    """Rows whose plan depends on the data; they are counted at full cost."""
+    hours: float | None = 0.0
+    untimed: set[str] = field(default_factory=set)
+
+    def lines(self) -> list[str]:
+        """For a reader."""
+        said = [
+            f"to generate: {self.items} items, {self.full_steps} of {self.steps} steps in full, "
+            f"{self.flops / 1e15:.4g} PFLOP, cache up to {self.cache_bytes / 1e9:.3g} GB per item"
+        ]
+        if self.unknown:
+            said.append(f"counted at full cost, their plans depend on the data: {', '.join(self.unknown)}")
+        if self.hours is None:
+            said.append(f"hours: no timed run of {', '.join(sorted(self.untimed))} in this results folder")
+        else:
+            said.append(f"hours: {self.hours:.2g} on one device like that of the timed runs")
+        return said
+
+
+def forecast(plan: Plan) -> Forecast:
+    """The cost of what is left of a plan; rows that were begun count as a whole."""
+    found, speeds = Forecast(), speeds_of(plan)
+    for row in plan.rows:
+        if state_of(plan.results, row.run).state is State.DONE:
+            found.done += 1
+            continue
+        settings = row.settings(plan.results)
+        steps = sampling_of(settings).num_steps
+        cost = cost_of(settings)
+        if cost is None:
+            found.unknown.append(row.label)
+            cost = cost_of(settings, full_steps=steps)
+        if cost is None:
+            raise ValueError(f"row {row.index}: a plan with all steps must have a cost")
+        found.to_do += 1
+        found.items += settings.num_items
+        found.steps += settings.num_items * steps
+        found.full_steps += settings.num_items * cost.full_steps
+        found.flops += settings.num_items * cost.total
+        found.cache_bytes = max(found.cache_bytes, cost.cache_bytes)
+        add_hours(found, speeds, settings, cost.total)
+    return found
+
+
+def add_hours(found: Forecast, speeds: dict[str, float], settings: Settings, flops: float) -> None:
+    """Hours of one row at the speed of its backend."""
+    speed = speeds.get(settings.backend.name)
+    if speed is None:
+        found.untimed.add(settings.backend.name)
+        found.hours = None
+    elif found.hours is not None:
+        found.hours += settings.num_items * flops / speed / 3600
+
+
+def speeds_of(plan: Plan) -> dict[str, float]:
+    """FLOPs per second that un-cached runs of each backend reached here, generation as a whole."""
+    own: dict[str, list[str]] = {}
+    for row in plan.rows:
+        runs = own.setdefault(row.frozen["backend"]["name"], [])
+        if row.reference is None:
+            runs.append(row.run)
+    found = {backend: speed_of(plan.results / "runs", backend, runs) for backend, runs in own.items()}
+    return {backend: speed for backend, speed in found.items() if speed is not None}
+
+
+def speed_of(runs: Path, backend: str, first: list[str]) -> float | None:
+    """The speed of the first timed run: those of the plan, then the newest of all."""
+    others = [path for path in runs.glob(f"{backend}-none-*/metrics.json") if path.parent.name not in first]
+    others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in (*(runs / run / "metrics.json" for run in first), *others):
+        metrics = json.loads(path.read_text()) if path.is_file() else {}
+        if latency := metrics.get("latency"):
+            return latency["batch"] * metrics["flops"]["total"] / latency["median"]
+    return None

@@ -1,0 +1,178 @@
+"""Freeze what is to be run: a preset or a sweep becomes a manifest, with its cost.
+
+    python -m experiments plan experiment=digits_table
+    python -m experiments plan experiment=table3 seed=0,1,2 num_items=50
+    python -m experiments plan backend=digits method=hicache,taylorseer sigma=0.3,0.5 title=sigma
+
+A value with commas, `range(...)` or `choice(...)` is a sweep; sweeps multiply. The reference of every row is a row of
+its own and comes first. `title=` names the plan, `results=` the folder it lies in. Nothing is loaded or run, and
+weights need not be here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Override, ValueType
+from hydra.errors import HydraException
+
+from experiments.backends import backend_class
+from experiments.cli import Exit
+from experiments.config.compose import Composer, compose, parsed
+from experiments.config.preset import RowConfig
+from experiments.config.run import Settings
+from experiments.errors import ConfigError, check
+from experiments.files import ensure_writable, write_json, write_text
+from experiments.plans.estimate import Forecast, forecast
+from experiments.plans.manifest import Plan, PlanRow, freeze, lines_of, plan_name
+from experiments.plans.revision import revision
+from experiments.settings.checks import check_method
+from experiments.settings.describe import describe_method
+from experiments.settings.identity import run_id
+from experiments.settings.resolve import resolve
+from experiments.settings.rows import Absent, Rows, split_rows
+
+__all__ = ["main", "make_plan", "sweeps"]
+
+OWN = ("title", "results")
+
+
+def sweeps(words: list[str]) -> list[list[str]]:
+    """The command lines that a command line with sweeps means, in the order of Hydra's multirun."""
+    choices = []
+    for word in words:
+        try:
+            override = parsed(word)
+        except HydraException as error:
+            raise ConfigError(f"override: must read key=value, got {word!r}") from error
+        choices.append(values_of(override, word))
+    return [list(line) for line in itertools.product(*choices)]
+
+
+def values_of(override: Override, word: str) -> list[str]:
+    """One override per value of a sweep."""
+    if not override.is_sweep_override():
+        return [word]
+    if override.value_type is ValueType.GLOB_CHOICE_SWEEP:
+        raise ConfigError(f"{override.get_key_element()}: must list its values, got {word!r}")
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+
+
+def planned(line: list[str], make: Composer) -> tuple[Rows, Absent]:
+    """The rows of one command line: those of its preset, or itself; and those that cannot be run."""
+    config = compose(line) if any(word.startswith("experiment=") for word in line) else make(line)
+    if config.preset is not None:
+        return split_rows(config, line)
+    return [(RowConfig(label="", paper=None), config)], []
+
+
+def make_plan(words: list[str], results: Path, title: str | None = None) -> tuple[Plan, list[str]]:
+    """Compose, check, and write the plan; also says what could not be planned."""
+    make = Composer()
+    lines = sweeps(words)
+    swept = {word.partition("=")[0] for line in zip(*lines, strict=True) if len(set(line)) > 1 for word in line}
+    rows: dict[str, dict[str, Any]] = {}
+    absent: dict[str, None] = {}
+    for line in lines:
+        made, left_out = planned(line, make)
+        absent |= {f"{row.label} ({reason})": None for row, reason in left_out}
+        for row, config in made:
+            settings = resolve(config)
+            check_method(settings, backend_class(settings.backend.name))
+            label = row.label or describe_method(settings)
+            extra = [word for word in line if word.partition("=")[0] in swept & {"seed", "num_items", "num_steps"}]
+            entry = {"label": ", ".join([label, *extra]), "block": row.block, "paper": row.paper, "settings": settings}
+            rows.setdefault(run_id(settings), entry)
+    if not rows:
+        raise ConfigError(f"experiment: must have a row that can be run, got {' '.join(words)}: {'; '.join(absent)}")
+    manifest = lines_of(in_order(rows))
+    name = next((w.partition("=")[2] for w in words if w.startswith("experiment=")), "sweep")
+    folder = results.resolve() / "plans" / plan_name(title or name, manifest)
+    write_plan(folder, manifest, words)
+    return Plan(folder), list(absent)
+
+
+def in_order(rows: dict[str, dict[str, Any]]) -> list[PlanRow]:
+    """References first, then rows; each part by backend, so that a model is loaded once."""
+    references: dict[str, dict[str, Any]] = {}
+    for identity, entry in rows.items():
+        settings: Settings = entry["settings"]
+        reference = settings.reference()
+        shared_run = run_id(reference)
+        own = identity == shared_run
+        entry["reference"] = None if own else shared_run
+        shared = {"label": "reference", "block": "", "paper": None, "settings": reference, "reference": None}
+        references[shared_run] = entry if own else references.get(shared_run, shared)
+    backends = list(dict.fromkeys(repr(entry["settings"].backend) for entry in rows.values()))
+
+    def by_backend(part: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+        return sorted(part.items(), key=lambda pair: backends.index(repr(pair[1]["settings"].backend)))
+
+    others = {identity: entry for identity, entry in rows.items() if identity not in references}
+    found = [*by_backend(references), *by_backend(others)]
+    return [
+        PlanRow(
+            index=index,
+            run=identity,
+            label=entry["label"],
+            reference=entry["reference"],
+            block=entry["block"],
+            paper=entry["paper"],
+            frozen=freeze(entry["settings"]),
+        )
+        for index, (identity, entry) in enumerate(found)
+    ]
+
+
+def write_plan(folder: Path, manifest: str, words: list[str]) -> None:
+    """Write the folder unless it is there; who comes first decides, and the manifest comes last."""
+    if (folder / "manifest.jsonl").is_file():
+        (folder / "plan.json").touch()  # the newest of its title again
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    code, diff = revision()
+    write_text(folder / "code.diff", diff)
+    write_json(folder / "plan.json", {"words": words, "rows": manifest.count("\n"), "code": code})
+    write_text(folder / "manifest.jsonl", manifest)
+
+
+def describe(plan: Plan, expected: Forecast, absent: list[str]) -> str:
+    """What was planned, for a reader."""
+    code = plan.facts["code"]
+    digest = hashlib.sha256((plan.folder / "manifest.jsonl").read_bytes()).hexdigest()[:12]
+    changed = " with uncommitted changes (code.diff)" if code["dirty"] else ""
+    said = [
+        f"{len(plan.rows)} rows, {expected.done} done, {expected.to_do} to do; manifest {digest}",
+        f"code: revision {(code['git'] or 'unknown')[:12]}{changed}, constraints {code['constraints'] or 'unknown'}",
+        *expected.lines(),
+    ]
+    if absent:
+        said.append(f"not planned: {len(absent)} rows that this version cannot run: {'; '.join(absent)}")
+    return "\n".join(said)
+
+
+def main(arguments: list[str]) -> None:
+    """Plan what the arguments mean."""
+    if {"--help", "-h"} & set(arguments):
+        return print(__doc__)
+    given = dict(word.split("=", 1) for word in arguments if "=" in word and word.split("=", 1)[0] in OWN)
+    words = [word for word in arguments if word.partition("=")[0] not in OWN]
+    title = given.get("title")
+    valid = title is None or title.replace("-", "").replace("_", "").isalnum()
+    check(valid, "title", "must be made of letters, digits, - and _", title)
+    results = Path(given.get("results", "results"))
+    ensure_writable(results)
+    plan, absent = make_plan(words, results, title)
+    print(describe(plan, forecast(plan), absent))
+    return print(f"plan: {os.path.relpath(plan.folder)}", flush=True)
+
+
+if __name__ == "__main__":
+    outcome = Exit()
+    outcome.guard(lambda: main(sys.argv[1:]))
+    sys.exit(outcome.code)

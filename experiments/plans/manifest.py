@@ -1,0 +1,142 @@
+"""A plan on disk: resolved runs, frozen.
+
+    results/plans/<name>-<hash>/  manifest.jsonl   one line per row: id, label, its reference, every setting
+                                  plan.json        what was planned, with which revision of the code
+                                  code.diff        changes that were not committed
+                                  logs/  submissions/
+
+Whoever executes a row reads its line and never `conf/`: editing configuration while rows wait changes nothing. The
+hash is that of the manifest's lines, so planning the same twice gives the same folder, and other metrics or another
+batch size a folder of its own. A plan belongs to the results folder it lies in, wherever that is moved; runs are shared
+by all plans of the folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from experiments.config.backend import Recommended
+from experiments.config.cluster import ClusterConfig
+from experiments.config.register import schema_of
+from experiments.config.run import Settings, Shard
+from experiments.errors import ConfigError, check
+from experiments.runs.folder import RunFolder
+from experiments.settings.identity import run_id
+
+__all__ = ["Plan", "PlanRow", "freeze", "lines_of", "plan_name", "thaw"]
+
+NOT_FROZEN = ("results", "shard", "cluster")
+"""Where and on what a row runs is decided when it runs."""
+
+FROZEN_GROUPS = ("backend", "method", "sigma_schedule", "guidance", "metrics", "logger")
+
+
+def freeze(settings: Settings) -> dict[str, Any]:
+    """Settings as plain data, with the schema class of each group."""
+    frozen: dict[str, Any] = {}
+    for f in dataclasses.fields(settings):
+        value = getattr(settings, f.name)
+        if f.name in FROZEN_GROUPS:
+            frozen[f.name] = {"schema": type(value).__name__, **dataclasses.asdict(value)}
+        elif f.name not in NOT_FROZEN:
+            frozen[f.name] = value
+    return frozen
+
+
+def thaw(frozen: dict[str, Any], results: Path) -> Settings:
+    """The settings that `freeze` wrote, to be run under `results`."""
+    given = {"guidance": {"schema": "GuidanceConfig"}, **frozen}
+    for name in FROZEN_GROUPS:
+        values = dict(given[name])
+        chosen: Any = schema_of(name, values.pop("schema"))
+        if "recommended" in values:
+            values["recommended"] = Recommended(**values["recommended"])
+        try:
+            given[name] = chosen(**values)
+        except TypeError as error:
+            raise ConfigError(f"manifest.{name}: must fit the schema of this version, got {error}") from error
+    return Settings(**given, results=results, shard=Shard(), cluster=ClusterConfig(name="local"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRow:
+    """One line of the manifest."""
+
+    index: int
+    run: str
+    label: str
+    reference: str | None
+    """Run that this one is compared with; it goes first."""
+    block: str
+    paper: str | None
+    frozen: dict[str, Any]
+
+    def settings(self, results: Path) -> Settings:
+        """The typed settings; what they mean must still be what was planned."""
+        made = thaw(self.frozen, results)
+        found = run_id(made)
+        rule = f"row {self.index} must still mean {self.run} (did its prompts, or the code, change?)"
+        check(found == self.run, "manifest", rule, found)
+        return made
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan folder."""
+
+    folder: Path
+
+    @staticmethod
+    def open(path: str) -> Plan:
+        """The plan of that folder, or of that name under results/plans; without its hash, the newest of that title."""
+        known = sorted(p.name for p in Path("results/plans").glob("*") if (p / "manifest.jsonl").is_file())
+        titled = [Path("results/plans") / name for name in known if name.rpartition("-")[0] == path]
+        newest = sorted(titled, key=lambda folder: (folder / "plan.json").stat().st_mtime)[-1:]
+        for folder in (Path(path), Path("results/plans") / path, *newest):
+            if (folder / "manifest.jsonl").is_file() and folder.resolve().parent.name == "plans":
+                return Plan(folder.resolve())
+        raise ConfigError(f"plan: must be a folder that experiments plan wrote ({', '.join(known)}), got {path!r}")
+
+    @property
+    def results(self) -> Path:
+        """The results folder that the plan lies in."""
+        return self.folder.parent.parent
+
+    @cached_property
+    def rows(self) -> list[PlanRow]:
+        """All rows in their order."""
+        rows: list[PlanRow] = []
+        for number, line in enumerate((self.folder / "manifest.jsonl").read_text().splitlines()):
+            try:
+                rows.append(PlanRow(**json.loads(line)))
+            except (json.JSONDecodeError, TypeError) as error:
+                where = f"{self.folder / 'manifest.jsonl'}:{number + 1}"
+                raise ConfigError(f"{where}: must be a row of a plan, got {line[:60]!r} ({error})") from error
+        return rows
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """plan.json."""
+        return json.loads((self.folder / "plan.json").read_text())
+
+    def run(self, row: PlanRow, shard: Shard | None = None) -> RunFolder:
+        """The folder of a row's run."""
+        return RunFolder(self.results, row.run, shard or Shard())
+
+
+def lines_of(rows: list[PlanRow]) -> str:
+    """The manifest as it is written."""
+    return "".join(f"{json.dumps(vars(row), allow_nan=False)}\n" for row in rows)
+
+
+def plan_name(title: str, manifest: str) -> str:
+    """Name of the folder: a title, and the hash of every setting of every row."""
+    word = re.sub(r"[^A-Za-z0-9_-]+", "-", title).strip("-") or "plan"
+    return f"{word}-{hashlib.sha256(manifest.encode()).hexdigest()[:8]}"

@@ -1,0 +1,201 @@
+"""The rows of a table: each is a run of a preset, its metrics if it was executed, and the published row.
+
+Nothing is computed here. A number comes from the metrics.json of the run that the row names, from shapes (see
+`experiments.reports.costs`), or from a CSV under results/paper; a cell without a number says why.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.config.compose import compose, options
+from experiments.config.preset import PaperConfig, PresetConfig, RowConfig
+from experiments.config.run import Settings
+from experiments.errors import ConfigError, check, choose
+from experiments.files import read_json
+from experiments.plans.manifest import Plan, thaw
+from experiments.plans.status import State, state_of
+from experiments.runs.metrics.quality import is_paired
+from experiments.runs.metrics.registry import PAIRED
+from experiments.settings.identity import run_id
+from experiments.settings.resolve import resolve
+from experiments.settings.rows import split_rows
+
+__all__ = ["COSTS", "PAPER", "Cell", "Row", "Table", "build", "build_plan", "preset_of", "published", "rows_of"]
+
+PAPER = Path(__file__).parents[2] / "results" / "paper"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A number with its interval, or the reason why there is none."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    equal: int = 0
+    """Items equal to the reference, whose infinite value is no part of the mean."""
+    why: str = ""
+    rank: int = 0
+    """1 = best of its block, 2 = second."""
+    p: float | None = None
+    """Of the paired test against the block's baseline, corrected for the number of rows."""
+    better: bool = False
+    """Whether the mean is on the better side of the baseline's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One run: where its numbers come from, ours by metric, the paper's by column of its CSV."""
+
+    label: str
+    run: str
+    """Empty for a row that this version cannot run."""
+    settings: Settings | None
+    ours: Mapping[str, Cell]
+    paper: Mapping[str, Cell]
+    block: str = ""
+    note: str = ""
+    preset: RowConfig | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A preset with its rows."""
+
+    preset: PresetConfig
+    rows: list[Row]
+
+    @property
+    def settings(self) -> Settings | None:
+        """Those of the first row that can be run: what all rows have in common is read there."""
+        return next((row.settings for row in self.rows if row.settings is not None), None)
+
+
+COSTS = ("num_full_steps", "flops_speedup", "wall_speedup")
+
+
+def preset_of(table: str) -> str:
+    """Name of the preset behind `table=`: a number, its own name, or that with `_table` appended."""
+    known = options("experiment")
+    for alias in (f"{table}_table", f"table{table}"):
+        if alias in known:
+            return alias
+    return choose("table", table, known)
+
+
+def published(paper: PaperConfig, folder: Path = PAPER) -> dict[str, dict[str, str]]:
+    """The published table by its key columns; the second row of a name is `name #2`."""
+    keys = paper.key.split("+")
+    with open(folder / paper.file, newline="") as handle:
+        lines = list(csv.DictReader(handle))
+    missing = [name for name in (*keys, *paper.columns) if any(name not in line for line in lines)]
+    check(not missing, "preset.paper.columns", f"must be columns of {paper.file}", missing)
+    seen: Counter[str] = Counter()
+    rows: dict[str, dict[str, str]] = {}
+    for line in lines:
+        name = " ".join(line[key] for key in keys if line[key])
+        seen[name] += 1
+        rows[name if seen[name] == 1 else f"{name} #{seen[name]}"] = line
+    return rows
+
+
+def rows_of(preset: str, overrides: list[str]) -> tuple[PresetConfig, list[tuple[RowConfig, Settings | str]]]:
+    """The preset and its rows in their order: settings, or what this version lacks to run it."""
+    line = [f"experiment={preset}", *overrides]
+    config = compose(line)
+    if config.preset is None:
+        raise ConfigError(f"experiment: must be a preset with rows, got {preset!r}")
+    rows, absent = split_rows(config, line)
+    found: dict[str, Settings | str] = {row.label: resolve(made) for row, made in rows}
+    found |= {row.label: reason for row, reason in absent}
+    listed = [*config.preset.rows, *(RowConfig(label=label) for label in found)]
+    by_label = {row.label: (row, found[row.label]) for row in reversed(listed)}
+    order = list(dict.fromkeys(row.label for row in listed))
+    return config.preset, [by_label[label] for label in order]
+
+
+def build(preset: str, overrides: list[str], results: Path) -> Table:
+    """The table of a preset, with the runs that `overrides` (seed, num_items, ...) single out."""
+    config, found = rows_of(preset, overrides)
+    theirs = published(config.paper) if config.paper else {}
+    names = [*(name for name in COSTS if config.wall or name != "wall_speedup"), *config.columns]
+    rows: list[Row] = []
+    for row, settings in found:
+        beside = published_cells(config.paper, theirs, row.paper) if config.paper else {}
+        if isinstance(settings, str):
+            ours = {name: Cell(why=settings) for name in names}
+            run, known = "", None
+        else:
+            run, known = run_id(settings), settings
+            ours = cells_of(results, run, settings.plain, names)
+        common = {"block": row.block, "note": row.note, "preset": row}
+        rows.append(Row(label=row.label, run=run, settings=known, ours=ours, paper=beside, **common))
+    return Table(preset=config, rows=rows)
+
+
+def build_plan(plan: Plan) -> Table:
+    """The table of a plan: its rows as they were frozen, with every metric that they were planned with."""
+    metrics = list(dict.fromkeys(name for row in plan.rows for name in row.frozen["metrics"]["names"]))
+    config = PresetConfig(name=plan.folder.name, title=f"Plan {plan.folder.name}", columns=metrics)
+    rows: list[Row] = []
+    for row in plan.rows:
+        settings = thaw(row.frozen, plan.results)
+        ours = cells_of(plan.results, row.run, settings.plain, [*COSTS, *metrics])
+        rows.append(Row(label=row.label, run=row.run, settings=settings, ours=ours, paper={}, block=row.block))
+    return Table(preset=config, rows=rows)
+
+
+WHY = {
+    State.DONE: "not measured",
+    State.FAILED: "run failed",
+    State.RUNNING: "not finished",
+    State.INTERRUPTED: "not finished",
+    State.WAITING: "not run",
+}
+
+
+def cells_of(results: Path, run: str, is_reference: bool, names: list[str]) -> dict[str, Cell]:
+    """The metrics of a run."""
+    path = results / "runs" / run / "metrics.json"
+    try:
+        metrics = read_json(path) if path.is_file() else {}
+    except ConfigError:
+        return {name: Cell(why="metrics.json cannot be read") for name in names}
+    why = WHY[state_of(results, run).state] if any(metrics.get(name) is None for name in names) else ""
+    found: dict[str, Cell] = {}
+    for name in names:
+        value = metrics.get(name)
+        if is_reference and (name in PAIRED or is_paired(name)):
+            found[name] = Cell(why="is the reference")
+        elif value is None:
+            found[name] = Cell(why=why)
+        elif not isinstance(value, dict):
+            found[name] = Cell(value=float(value))
+        elif value["mean"] is None:
+            equal = value.get("infinite", 0)
+            found[name] = Cell(why=f"equal in {equal} items" if equal else "no value", equal=equal)
+        else:
+            equal = value.get("infinite", 0)
+            found[name] = Cell(value=value["mean"], low=value.get("low"), high=value.get("high"), equal=equal)
+    return found
+
+
+def published_cells(paper: PaperConfig, theirs: dict[str, dict[str, str]], key: str | None) -> dict[str, Cell]:
+    """The published numbers of a row; a dash in the paper is a dash here."""
+    if key is None:
+        return {name: Cell(why="not in the paper") for name in paper.columns}
+    row = theirs[choose("preset.rows.paper", key, theirs)]
+    return {name: number(row[name]) for name in paper.columns}
+
+
+def number(text: str) -> Cell:
+    """A published cell."""
+    try:
+        return Cell(value=float(text))
+    except ValueError:
+        return Cell(why="infinite" if text == "∞" else "not published")

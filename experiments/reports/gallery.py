@@ -1,0 +1,130 @@
+"""Pictures of runs side by side: the same items of every method, each with the item of its un-cached reference.
+
+Files are read as they lie in the run folders, first file of each record; videos show their middle frame. Every picture
+is kept once, scaled down, as a data URI.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from experiments.files import complete_lines, read_json
+
+__all__ = ["Gallery", "read_still", "records_of"]
+
+SMALL = 64
+"""Pictures up to this size are shown with hard pixels, without loss."""
+
+
+def records_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """The items of a run by name."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob("items*.jsonl")):
+        for text in complete_lines(path):
+            record = json.loads(text)
+            found.setdefault(record["item"], record)
+    return found
+
+
+def read_still(path: Path) -> Image.Image:
+    """A picture, or the middle frame of a video."""
+    if path.suffix != ".mp4":
+        return Image.open(path).convert("RGB")
+    import imageio.v3 as imageio
+
+    frames = imageio.imread(path)
+    return Image.fromarray(frames[len(frames) // 2])
+
+
+@dataclass
+class Gallery:
+    """Runs that lie in one folder or several; `roots` are searched in their order."""
+
+    roots: list[Path]
+    side: int
+    labels: dict[str, str] = field(default_factory=dict)
+
+    def folder(self, run: str) -> Path:
+        """Where a run lies."""
+        return next((root / run for root in self.roots if (root / run).is_dir()), self.roots[0] / run)
+
+    def add(self, run: str, label: str) -> None:
+        """Show a run that has a reference and finished items; others have nothing to be compared with."""
+        if run not in self.labels and self.reference(run) is not None:
+            self.labels[run] = label
+
+    def reference(self, run: str) -> str | None:
+        """The run that it is compared with, once it is measured."""
+        path = self.folder(run) / "metrics.json"
+        return read_json(path).get("reference") if path.is_file() else None
+
+    def chosen(self, count: int) -> dict[str, Any]:
+        """The first `count` items that all shown runs of one reference have, and their pictures."""
+        groups: dict[str, list[str]] = {}
+        for run in self.labels:
+            groups.setdefault(self.reference(run) or "", []).append(run)
+        images: dict[str, str] = {}
+        items = [item for reference, runs in groups.items() for item in self.items(reference, runs, count, images)]
+        return {"items": items, "images": images}
+
+    def items(self, reference: str, runs: list[str], count: int, images: dict[str, str]) -> list[dict[str, Any]]:
+        """Items of the runs of one reference, varied in title."""
+        records = {run: records_of(self.folder(run)) for run in (reference, *runs)}
+        shared = [name for name in records[reference] if all(name in records[run] for run in runs)]
+        found: list[dict[str, Any]] = []
+        scores = {run: self.scores(run) for run in runs}
+        for name in varied({name: records[reference][name]["title"] for name in shared})[:count]:
+            key, still = self.put(reference, records[reference][name], images)
+            media = [
+                {
+                    "label": self.labels[run],
+                    "reference": key,
+                    "image": self.put(run, records[run][name], images)[0],
+                    "score": f" {scores[run][name]:.2f} dB" if scores[run].get(name) is not None else "",
+                }
+                for run in runs
+            ]
+            title = f"{reference}: {name} · {records[reference][name]['title']}"
+            width, height = still.size
+            found.append(
+                {"title": title, "small": max(still.size) <= SMALL, "ratio": f"{width} / {height}", "media": media}
+            )
+        return found
+
+    def scores(self, run: str) -> dict[str, float | None]:
+        """PSNR by item, where it was kept."""
+        path = self.folder(run) / "values" / "psnr.json"
+        return read_json(path) if path.is_file() else {}
+
+    def put(self, run: str, record: dict[str, Any], images: dict[str, str]) -> tuple[str, Image.Image]:
+        """Keep a picture; returns its key."""
+        key = f"{run}/{record['item']}"
+        still = read_still(self.folder(run) / "media" / record["files"][0])
+        if key not in images:
+            images[key] = data_uri(still, self.side)
+        return key, still
+
+
+def varied(titles: dict[str, str]) -> list[str]:
+    """Names with the first of every title in front."""
+    first: dict[str, str] = {}
+    for name, title in titles.items():
+        first.setdefault(title, name)
+    front = list(first.values())
+    return front + [name for name in titles if name not in set(front)]
+
+
+def data_uri(still: Image.Image, side: int) -> str:
+    """A picture as text, without loss if it is small."""
+    buffer, small = io.BytesIO(), max(still.size) <= SMALL
+    shown = still.copy()
+    shown.thumbnail((side, side))
+    shown.save(buffer, "PNG" if small else "WEBP", **({} if small else {"quality": 85}))
+    return f"data:image/{'png' if small else 'webp'};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,145 @@
+"""Best and second of each block, and whether a difference from the block's baseline is more than chance.
+
+Ranks are over the rows of a block that have a number; un-cached rows take no part. The test is Wilcoxon's signed-rank
+test on the values per item, paired with the baseline's, corrected over the rows of the block (Holm).
+
+An item equal to the reference has an infinite PSNR, which no mean can hold. Where a block has such items its rows are
+ranked by the median over all items, infinite being the largest; a row whose every item is equal is the best. The test
+keeps such an item: a difference from infinity is larger than every finite one, and that of two infinities is 0.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import hicache
+from evaluation.statistics import wilcoxon_holm
+from experiments.errors import choose
+from experiments.reports.build import Cell, Row, Table
+from experiments.runs.metrics.registry import TITLES
+
+__all__ = ["DIRECTIONS", "judged", "values_of"]
+
+DIRECTIONS: dict[str, int] = {
+    "flops_t": -1,
+    "flops_g": -1,
+    "flops_speedup": 1,
+    "wall_speedup": 1,
+    **{name: -1 if title.endswith("↓") else 1 for name, title in TITLES.items()},
+    **dict.fromkeys(("image_reward", "clip_score", "hpsv2", "pickscore", "vbench", "inception_score"), 1),
+    **dict.fromkeys(("psnr", "psnr_u8wrap", "psnr_y", "ssim", "ssim_skimage7", "ssim_y", "precision", "recall"), 1),
+    **dict.fromkeys(("lpips", "fid", "sfid", "chamfer"), -1),
+}
+"""Column -> 1 where more is better, -1 where less is."""
+
+
+def judged(table: Table, results: Path) -> Table:
+    """The table with ranks and tests in its cells."""
+    rows = list(table.rows)
+    if table.preset.baseline is not None:
+        choose("preset.baseline", table.preset.baseline, hicache.METHODS)
+    for places in blocks(rows):
+        for name, direction in DIRECTIONS.items():
+            rank(rows, places, name, direction, results)
+            if table.preset.baseline is not None:
+                test(rows, places, name, direction, table.preset.baseline, results)
+    return dataclasses.replace(table, rows=in_order(rows, table.preset.sort, results))
+
+
+def in_order(rows: list[Row], column: str | None, results: Path) -> list[Row]:
+    """The rows of each block by their number in a column, best first; rows without one come last."""
+    if column is None:
+        return rows
+    direction = DIRECTIONS[choose("preset.sort", column, DIRECTIONS)]
+    ordered: list[Row] = []
+    for block in dict.fromkeys(row.block for row in rows):
+        mine = [row for row in rows if row.block == block]
+        places = standings(mine, range(len(mine)), column, direction, results)
+        known = sorted(places, key=lambda i: places[i], reverse=True)
+        ordered += [mine[i] for i in (*known, *(i for i in range(len(mine)) if i not in places))]
+    return ordered
+
+
+def blocks(rows: list[Row]) -> Iterator[list[int]]:
+    """Positions of the rows of each block, without un-cached ones."""
+    found: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        if row.settings is None or not row.settings.plain:
+            found.setdefault(row.block, []).append(index)
+    yield from found.values()
+
+
+def put(rows: list[Row], index: int, name: str, **changes: object) -> None:
+    """Replace a cell."""
+    cell: Cell = dataclasses.replace(rows[index].ours[name], **changes)
+    rows[index] = dataclasses.replace(rows[index], ours={**rows[index].ours, name: cell})
+
+
+Standing = tuple[float, float]
+
+
+def standings(rows: list[Row], places: Iterable[int], name: str, direction: int, results: Path) -> dict[int, Standing]:
+    """What the rows are ranked by, more being better: the number shown, or the median where an item is infinite.
+
+    Rows without a number have no standing. Of two infinite medians the one with a finite item is the lesser.
+    """
+    cells = {i: rows[i].ours[name] for i in places if name in rows[i].ours}
+    means = {i: cell.value for i, cell in cells.items() if cell.value is not None}
+    if any(cell.equal for cell in cells.values()):
+        values = {i: values_of(results / "runs" / rows[i].run, name) for i in means}
+        if all(values.values()):
+            means = {i: statistics.median(of.values()) for i, of in values.items()}
+    found = {i: (direction * value, 0.0) for i, value in means.items()}
+    return found | {i: (math.inf, 1.0) for i, cell in cells.items() if cell.value is None and cell.equal}
+
+
+def rank(rows: list[Row], places: list[int], name: str, direction: int, results: Path) -> None:
+    """Mark the best and the second of a block; equal numbers share a rank, and alike in all rows means no best."""
+    known = standings(rows, places, name, direction, results)
+    order = sorted(set(known.values()), reverse=True)
+    if len(order) > 1:
+        for i, value in known.items():
+            put(rows, i, name, rank=order.index(value) + 1 if value in order[:2] else 0)
+
+
+def test(rows: list[Row], places: list[int], name: str, direction: int, baseline: str, results: Path) -> None:
+    """Test every row of a block against its baseline's row."""
+    known = {i: row for i in places if (row := rows[i]).settings is not None and row.run and name in row.ours}
+    base = [i for i, row in known.items() if row.settings is not None and row.settings.method.name == baseline]
+    if len(base) != 1:
+        return
+    values = {i: values_of(results / "runs" / row.run, name) for i, row in known.items()}
+    theirs = values.pop(base[0])
+    paired = {str(i): differences(of, theirs) for i, of in values.items() if theirs and set(theirs) <= set(of)}
+    if not paired:
+        return
+    for i, outcome in wilcoxon_holm({**paired, BASELINE: [0.0] * len(theirs)}, BASELINE).items():
+        put(rows, int(i), name, p=outcome.p_holm, better=direction * sum(paired[i]) > 0)
+
+
+BASELINE = "baseline"
+
+
+def differences(mine: Mapping[str, float], theirs: Mapping[str, float]) -> list[float]:
+    """Mine minus theirs by item; an infinite one is twice the largest finite one, that of two infinities 0."""
+    found = [0.0 if mine[item] == other else mine[item] - other for item, other in theirs.items()]
+    beyond = 2 * max((abs(value) for value in found if math.isfinite(value)), default=0.0) or 1.0
+    return [value if math.isfinite(value) else math.copysign(beyond, value) for value in found]
+
+
+def values_of(folder: Path, name: str) -> dict[str, float]:
+    """A run's values per item; empty for a metric of whole sets, or where there are none."""
+    path = folder / "values" / f"{name}.json"
+    if path.is_file():
+        return {item: math.inf if value is None else value for item, value in json.loads(path.read_text()).items()}
+    path = folder / "evaluation" / "values.csv"
+    if not path.is_file():
+        return {}
+    with open(path, newline="") as handle:
+        return {line["item"]: float(line[name]) for line in csv.DictReader(handle) if line.get(name)}

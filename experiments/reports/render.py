@@ -1,0 +1,235 @@
+"""A table as markdown, LaTeX and CSV. The three hold the same rows; the CSV has the numbers unrounded."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pandas
+
+import hicache
+from experiments.reports.build import Cell, Row, Table
+from experiments.runs.metrics.registry import TITLES
+
+__all__ = ["HEADS", "to_csv", "to_latex", "to_markdown"]
+
+DECIMALS = {"num_full_steps": 0, "ssim": 4, "class_accuracy": 3, "lpips": 4, "ssim_skimage7": 4, "image_reward": 4}
+HEADS = {
+    "num_full_steps": "full steps",
+    "flops_t": "TFLOPs",
+    "flops_g": "GFLOPs",
+    "flops_speedup": "FLOPs ×",
+    "wall_speedup": "wall ×",
+    **TITLES,
+}
+RELATIVE = ("flops_t", "flops_g", "flops_speedup", "wall_speedup")
+LEVEL = 0.05
+
+
+class Style(NamedTuple):
+    """How a format shows the best two of a block, and plain text."""
+
+    emphasis: Callable[[str, int], str]
+    plain: Callable[[str], str]
+
+
+def text(name: str, cell: Cell, style: Style) -> str:
+    """A cell for a reader: value, interval and verdict, or the reason in its place."""
+    if cell.value is None:
+        return style.emphasis(style.plain(f"({cell.why})"), cell.rank)
+    decimals = DECIMALS.get(name, 2)
+    if name == "flops_t" and 0 < abs(cell.value) < 1:
+        decimals = 5
+    shown = style.emphasis(f"{cell.value:.{decimals}f}", cell.rank)
+    beside = ""
+    if cell.low is not None and cell.high is not None:
+        beside += f" [{cell.low:.{decimals}f}, {cell.high:.{decimals}f}]"
+    if cell.p is not None and cell.p < LEVEL:
+        beside += " ▲" if cell.better else " ▼"
+    return shown + style.plain(beside + (f", {cell.equal} equal" if cell.equal else ""))
+
+
+def published_text(cell: Cell) -> str:
+    return f"({cell.why})" if cell.value is None else f"{cell.value:g}"
+
+
+def difference(name: str, ours: Cell, theirs: Cell) -> str:
+    """Ours minus the published value, in percent of it for costs."""
+    if ours.value is None or theirs.value is None:
+        return "–"
+    gap = ours.value - theirs.value
+    if name in RELATIVE:
+        return f"{100 * gap / theirs.value:+.2f} %"
+    return f"{gap:+.{DECIMALS.get(name, 2)}f}"
+
+
+def line(table: Table, row: Row, style: Style) -> dict[str, str]:
+    """The readable cells of a row by column head."""
+    beside = {theirs: ours for ours, theirs in table.preset.compare.items()}
+    cells = {"method": style.plain(row.label)}
+    cells |= {HEADS.get(name, name): text(name, cell, style) for name, cell in row.ours.items()}
+    for name, cell in row.paper.items():
+        cells[f"paper: {name}"] = style.plain(published_text(cell))
+        if beside.get(name) in row.ours:
+            cells[f"Δ {name}"] = style.plain(difference(beside[name], row.ours[beside[name]], cell))
+    if any(other.note for other in table.rows):
+        cells["note"] = style.plain(row.note)
+    if any(other.run for other in table.rows):
+        cells["run"] = row.run or "–"
+    return cells
+
+
+def in_markdown(shown: str, rank: int) -> str:
+    return {1: f"**{shown}**", 2: f"<u>{shown}</u>"}.get(rank, shown)
+
+
+def in_cell(plain: str) -> str:
+    """Text that neither ends the cell of a markdown table nor its line."""
+    return " ".join(plain.replace("|", r"\|").split("\n"))
+
+
+MARKDOWN = Style(in_markdown, in_cell)
+
+
+def to_markdown(table: Table) -> str:
+    """Title, table, and what a reader must know to trust it."""
+    lines = [line(table, row, MARKDOWN) for row in table.rows]
+    heads = list(lines[0])
+    rule = ["---" if head in ("method", "note", "run") else "---:" for head in heads]
+    body = [heads, rule, *([cells[head] for head in heads] for cells in lines)]
+    shown = ["| " + " | ".join(cells) + " |" for cells in body]
+    return "\n".join([f"# {table.preset.title}", "", *facts(table), "", *shown, ""])
+
+
+def facts(table: Table) -> list[str]:
+    """Conditions and reading aids."""
+    said: list[str] = []
+    first = table.settings
+    if first is not None:
+        said.append(f"Backend {first.backend.name}, {first.num_steps} steps, scope {first.scope}")
+        if any({"flops_t", "flops_g"} & set(row.ours) for row in table.rows):
+            said[-1] += "; FLOPs of one item, from shapes."
+        else:
+            sampled = f"{first.num_items} items, seed {first.seed}"
+            said[-1] += f", {sampled}. In brackets: {first.metrics.level:.0%} intervals over items."
+    if any("wall_speedup" in row.ours for row in table.rows):
+        said.append(
+            "wall ×: measured at the end of each run, reference and method in turn in one process; the protocol "
+            "behind quoted speed-ups is in benchmarks/."
+        )
+    cells = [cell for row in table.rows for cell in row.ours.values()]
+    if any(cell.rank for cell in cells):
+        said.append("Bold: best of its block; underlined: second.")
+    if any(cell.equal for cell in cells):
+        said.append(
+            "equal: items equal to the reference, whose infinite value is no part of the mean; rows beside such items "
+            "are ranked by the median."
+        )
+    if any(cell.p is not None for cell in cells):
+        baseline = hicache.METHODS[table.preset.baseline or ""].title
+        said.append(
+            f"▲ ▼: better or worse than {baseline} of the same block, p < {LEVEL} (Wilcoxon's signed-rank test on "
+            "paired items, Holm's correction over the block)."
+        )
+    if paper := table.preset.paper:
+        said.append(f"paper: columns are published numbers, {paper.table}. {paper.note}".strip())
+    absent = [row.label for row in table.rows if row.settings is None and not row.run]
+    if absent and len(absent) < len(table.rows):
+        said.append(f"{len(absent)} rows cannot be run by this version: {', '.join(absent)}.")
+    return "\n\n".join(said).split("\n")
+
+
+def to_csv(table: Table) -> str:
+    """One line per row, numbers unrounded, reasons in columns of their own."""
+    beside = {theirs: ours for ours, theirs in table.preset.compare.items()}
+    lines: list[dict[str, object]] = []
+    for row in table.rows:
+        cells: dict[str, object] = {"method": row.label, "run": row.run, "block": row.block or None}
+        for name, cell in row.ours.items():
+            cells |= {
+                name: cell.value,
+                f"{name}_low": cell.low,
+                f"{name}_high": cell.high,
+                f"{name}_equal": cell.equal or None,
+                f"{name}_rank": cell.rank or None,
+                f"{name}_p": cell.p,
+                f"{name}_why": cell.why,
+            }
+        for name, cell in row.paper.items():
+            cells |= {f"paper_{name}": cell.value, f"paper_{name}_why": cell.why}
+            ours = row.ours.get(beside.get(name, ""))
+            if ours is not None and ours.value is not None and cell.value is not None:
+                cells[f"difference_{name}"] = ours.value - cell.value
+        cells["note"] = row.note or None
+        lines.append(cells)
+    return pandas.DataFrame(lines).dropna(axis="columns", how="all").to_csv(index=False)
+
+
+LATEX = {
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "▲": r"$\blacktriangle$",
+    "▼": r"$\blacktriangledown$",
+    "×": r"$\times$",
+    "∞": r"$\infty$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "±": r"$\pm$",
+    "≈": r"$\approx$",
+    "→": r"$\to$",
+    "·": r"$\cdot$",
+    "−": "$-$",
+    "<": "$<$",
+    ">": "$>$",
+    "|": "$|$",
+    "²": "$^2$",
+    "–": "--",
+    "—": "---",
+    "…": r"\dots{}",
+    "\n": " ",
+    "\\": r"\textbackslash{}",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    **{symbol: f"\\{symbol}" for symbol in "$_%&#{}"},
+}
+LATIN = dict(zip("ΑΒΕΖΗΙΚΜΝΟΡΤΧο", "ABEZHIKMNOPTXo", strict=True))
+"""Greek letters that LaTeX has no command for, because they look like these."""
+
+
+def greek(symbol: str) -> str:
+    """A Greek letter as a command; anything else as it is."""
+    alphabet, _, letter = unicodedata.name(symbol, "").partition(" LETTER ")
+    if symbol in LATIN or alphabet not in ("GREEK SMALL", "GREEK CAPITAL") or not letter.isalpha():
+        return LATIN.get(symbol, symbol)
+    name = letter.replace("LAMDA", "LAMBDA").lower()
+    return f"$\\{name if alphabet.endswith('SMALL') else name.capitalize()}$"
+
+
+def escaped(plain: str) -> str:
+    """Text as LaTeX shows it; a bracket at the beginning would be an option of the line before."""
+    shown = "".join(LATEX.get(symbol) or greek(symbol) for symbol in plain)
+    return f"{{}}{shown}" if shown.startswith("[") else shown
+
+
+def in_latex(shown: str, rank: int) -> str:
+    return {1: rf"\textbf{{{shown}}}", 2: rf"\underline{{{shown}}}"}.get(rank, shown)
+
+
+IN_LATEX = Style(in_latex, escaped)
+
+
+def to_latex(table: Table) -> str:
+    """A booktabs table; the run ids stand in comments, so that each number can still be traced."""
+    frame = pandas.DataFrame([line(table, row, IN_LATEX) for row in table.rows])
+    runs = [f"% {' '.join(row.label.split())}: {row.run}" for row in table.rows if row.run]
+    frame = frame.drop(columns=[name for name in ("run", "note") if name in frame])
+    frame.columns = [escaped(str(name)) for name in frame.columns]
+    layout = "l" + "r" * (frame.shape[1] - 1)
+    body = frame.style.hide(axis="index").to_latex(
+        hrules=True,
+        column_format=layout,
+        caption=escaped(table.preset.title),
+        label=f"tab:{table.preset.name}",
+    )
+    return "\n".join([*runs, body])

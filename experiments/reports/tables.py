@@ -1,0 +1,105 @@
+"""Print a table and write it to results/tables.
+
+    python -m experiments tables table=digits                   rows of conf/experiment/digits_table.yaml
+    python -m experiments tables table=digits_table4            a table of the paper on the embedded model
+    python -m experiments tables table=3 columns=flops          FLOPs of Table 3 from shapes: no weights, no runs
+    python -m experiments tables table=all seed=1               every preset, other runs
+    python -m experiments tables plan=results/plans/NAME        the rows of a plan; columns=flops works here too
+    python -m experiments tables table=digits embedded=true     also to results/embedded, which is committed
+
+Rows that were not run are shown as such; `experiments plan` and `experiments execute` run them. Further key=value
+arguments are those of run.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from experiments.cli import Exit
+from experiments.config.compose import options, parsed
+from experiments.errors import ConfigError, check
+from experiments.files import ensure_writable, write_text
+from experiments.plans.manifest import Plan
+from experiments.reports.build import Table, build, build_plan, preset_of
+from experiments.reports.costs import build_costs, build_plan_costs
+from experiments.reports.plot import plot
+from experiments.reports.ranks import judged
+from experiments.reports.render import to_csv, to_latex, to_markdown
+
+__all__ = ["main", "overrides_of", "parse", "presets_of"]
+
+
+def main(arguments: list[str]) -> None:
+    """Build, print and write the tables that the arguments name."""
+    if {"--help", "-h"} & set(arguments):
+        return print(__doc__)
+    given = dict(parse(argument) for argument in arguments)
+    names, plan = given.pop("table", ""), given.pop("plan", "")
+    results = Path(given.pop("results", "results"))
+    embedded, columns = given.pop("embedded", "false"), given.pop("columns", "all")
+    check(bool(names) != bool(plan), "table", f"must be all or one of {', '.join(options('experiment'))}", names)
+    check(embedded in ("true", "false"), "embedded", "must be true or false", embedded)
+    check(columns in ("all", "flops"), "columns", "must be all or flops", columns)
+    if plan:
+        check(not given, "argument", "must not stand beside plan=", sorted(given))
+        check(embedded == "false", "embedded", "must be false beside plan= (results/embedded is for presets)", embedded)
+        opened = Plan.open(plan)
+        ensure_writable(opened.results)
+        if columns == "flops":
+            return show(build_plan_costs(opened), [opened.results / "tables"], "_flops")
+        return show(judged(build_plan(opened), opened.results), [opened.results / "tables"])
+    folders = [results / "tables"] + ([Path("results/embedded")] if embedded == "true" else [])
+    overrides = overrides_of(given)
+    ensure_writable(results)
+    for preset in presets_of(names):
+        if columns == "flops":
+            show(build_costs(preset, overrides), folders, "_flops")
+        else:
+            show(judged(build(preset, overrides, results), results), folders)
+    return None
+
+
+def presets_of(names: str) -> list[str]:
+    """The presets behind `table=`: all, or those named by number, in full, or without `_table`."""
+    return options("experiment") if names == "all" else [preset_of(name) for name in names.split(",")]
+
+
+def show(table: Table, folders: list[Path], suffix: str = "") -> None:
+    """Print and write a table."""
+    written = [path for folder in folders for path in write(table, folder, suffix)]
+    print(to_markdown(table))
+    print(*(f"written: {path}" for path in written), sep="\n")
+
+
+def overrides_of(given: dict[str, str]) -> list[str]:
+    """The arguments that are those of run.py; a row stands for one run, so each has one value."""
+    for key, value in given.items():
+        sweep = parsed(f"{key}={value}").is_sweep_override()
+        check(not sweep, key, "must be one value here (experiments plan takes several, plan= shows them)", value)
+    return [f"{key}={value}" for key, value in given.items()]
+
+
+def parse(argument: str) -> tuple[str, str]:
+    """`key=value` as a pair."""
+    key, equals, value = argument.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"argument: must read key=value, got {argument!r}")
+    return key, value
+
+
+def write(table: Table, folder: Path, suffix: str) -> list[Path]:
+    """The table's files in a folder; the plot needs rows that were run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem, written = folder / f"{table.preset.name}{suffix}", []
+    for extension, render in ((".md", to_markdown), (".csv", to_csv), (".tex", to_latex)):
+        written.append(stem.with_suffix(extension))
+        write_text(written[-1], render(table))
+    picture = stem.with_suffix(".png")
+    return [*written, picture] if plot(table, picture) else written
+
+
+if __name__ == "__main__":
+    outcome = Exit()
+    outcome.guard(lambda: main(sys.argv[1:]))
+    sys.exit(outcome.code)

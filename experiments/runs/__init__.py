@@ -1,0 +1,1 @@
+"""One run: generated, measured, kept in its folder."""

@@ -1,0 +1,75 @@
+"""Metrics of the `evaluation` package on a run's media, by the names they have there.
+
+What they need (weights, libraries, prompts, real images) is checked before anything is generated. Values per
+item are kept in the run's folder under `evaluation/`, so that a metric added later does not repeat the others.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import evaluation
+from evaluation.base import Metric, SetMetric
+from experiments.backends.base import Backend
+from experiments.config.run import Settings
+from experiments.errors import ConfigError, check
+from experiments.runs.metrics.evidence import Evidence
+
+__all__ = ["assess", "check_quality", "is_paired"]
+
+
+def metric_class(name: str) -> type[Metric]:
+    """The class of a metric of the package."""
+    return evaluation.METRICS[name]
+
+
+def is_paired(name: str) -> bool:
+    """Whether a metric compares each item with the same item of the un-cached reference."""
+    if name not in evaluation.METRICS:
+        return False
+    return "reference" in metric_class(name).needs and not issubclass(metric_class(name), SetMetric)
+
+
+def against_real(name: str) -> bool:
+    """Whether a metric compares with a set of real images."""
+    return "reference" in metric_class(name).needs and not is_paired(name)
+
+
+def check_quality(settings: Settings, backend: type[Backend], names: list[str]) -> None:
+    """Raise `ConfigError` for a metric that could not be computed at the end of the run."""
+    real = settings.metrics.reference
+    for name in names:
+        kinds = " or ".join(sorted(metric_class(name).media))
+        check(
+            backend.media in metric_class(name).media, "metrics.names", f"must read {backend.media}, not {kinds}", name
+        )
+        if against_real(name):
+            given = real is not None and Path(real).exists()
+            check(given, "metrics.reference", f"must be a folder of real images or an .npz for {name}", real)
+    problems = evaluation.check(names) if names else []
+    if problems:
+        raise ConfigError(f"metrics.names: {problems[0]}")
+
+
+def assess(evidence: Evidence, name: str) -> dict[str, Any]:
+    """One metric of the run."""
+    config, device = evidence.config, evidence.settings.backend.device
+    reference = evidence.reference if is_paired(name) else None
+    if against_real(name) and config.reference is not None:
+        reference = Path(config.reference)
+    prompts = None
+    if "prompt" in metric_class(name).needs:
+        prompts = {item.name: item.inputs["prompt"] for item in evidence.items}
+    results = evaluation.evaluate(
+        images=evidence.media,
+        reference=reference,
+        prompts=prompts,
+        metrics=[name],
+        device=("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device,
+        out=evidence.media.parent / "evaluation",
+        level=config.level,
+    )
+    return results[name]

@@ -1,0 +1,321 @@
+"""Executes a run: its reference first, then the items that are missing, then what is measured on them.
+
+Items are generated in batches whose composition is fixed by the item index: batch b holds items
+`[b * size, (b+1) * size)`. Floating-point results may depend on the size of a batch, so a restart or another
+number of shards must meet the same batches; with them fixed the images are bit-identical on one machine, and
+a resumed run recomputes a batch that was cut short as a whole but records only the items still missing. The
+batch size that a run was started with is kept in its folder and used by every restart. Shards take whole
+batches: `batches[rank::world]`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+import hicache
+from experiments import environment, stopping
+from experiments.backends import backend_class, load_backend
+from experiments.backends.base import Backend, Item, sampling_of
+from experiments.config.run import Settings
+from experiments.errors import ConfigError, RunError, choose
+from experiments.files import ensure_writable, lacks_space, write_json
+from experiments.progress import Progress
+from experiments.runs.folder import RunFolder
+from experiments.runs.guided import count_guided, facts_of, summary_of
+from experiments.runs.loggers import Logger, make_logger
+from experiments.runs.metrics.evidence import Evidence
+from experiments.runs.metrics.registry import applicable, check_metrics, compute
+from experiments.runs.picture import draw_comparison
+from experiments.settings.checks import check_fit, check_method
+from experiments.settings.cost import count_flops
+from experiments.settings.identity import canonical, run_id
+from experiments.settings.method import caching
+
+__all__ = ["Outcome", "check", "execute", "folder_of", "items_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A run that was executed, or found finished. `metrics` is empty while other shards are at work."""
+
+    settings: Settings
+    folder: RunFolder
+    metrics: dict[str, Any]
+    reference: Outcome | None
+
+
+def check(settings: Settings) -> None:
+    """All that can be wrong with the settings, found before anything is loaded or written."""
+    backend = backend_class(settings.backend.name)
+    check_metrics(settings, backend)
+    check_method(settings, backend)
+    check_device(settings.backend.device)
+    check_batch(settings, backend)
+    items_of(settings)
+    backend.check(settings.backend)
+    check_fit(settings)
+    ensure_writable(settings.results)
+
+
+def check_batch(settings: Settings, backend: type[Backend]) -> None:
+    """Batches must fit the pipeline."""
+    given = {"batch_size": settings.batch_size, "metrics.latency_batch": settings.metrics.latency_batch}
+    for key, size in given.items():
+        if backend.max_batch is not None and size > backend.max_batch:
+            rule = f"must be at most {backend.max_batch} for backend {settings.backend.name}"
+            raise ConfigError(f"{key}: {rule}, got {size}")
+
+
+def check_device(name: str) -> None:
+    """The device must be one of this machine."""
+    known = ["auto", "cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if torch.cuda.is_available():
+        known.append("cuda")
+    choose("backend.device", name, known)
+
+
+def folder_of(settings: Settings) -> RunFolder:
+    """Where the run is kept."""
+    return RunFolder(settings.results, run_id(settings), settings.shard)
+
+
+def items_of(settings: Settings) -> list[Item]:
+    """The run's items."""
+    return backend_class(settings.backend.name).items(settings.backend, settings.num_items, settings.seed)
+
+
+def execute(settings: Settings) -> Outcome:
+    """Run what is missing of a run and of its reference; a finished run is only read."""
+    reference = execute(settings.reference()) if not settings.plain else None
+    folder = folder_of(settings)
+    if not finished(settings, folder):
+        try:
+            work(settings, folder, reference)
+        except KeyboardInterrupt:
+            stopped(folder)
+            raise
+        except Exception as error:
+            if isinstance(error, ConfigError) and not folder.entered:
+                raise
+            record_failure(folder, error)
+    return Outcome(settings=settings, folder=folder, metrics=folder.metrics(), reference=reference)
+
+
+def record_failure(folder: RunFolder, error: Exception) -> NoReturn:
+    """The run has failed and says why. A full disk fails no run: it is continued when there is space again."""
+    if not lacks_space(error):
+        try:
+            path = folder.fail(error)
+        except OSError as second:
+            if not lacks_space(second):
+                raise
+            error = second
+        else:
+            raise RunError(f"{type(error).__name__}: {error} (see {path})") from error
+    stopped(folder)
+    raise RunError(f"no space left under {folder.path}; free some and give the same command") from error
+
+
+def stopped(folder: RunFolder) -> None:
+    """Say so in the run's status, if that is this process's to write and the disk has room for it."""
+    if folder.entered:
+        try:
+            folder.write_status("stopped")
+        except OSError as error:
+            if not lacks_space(error):
+                raise
+
+
+def finished(settings: Settings, folder: RunFolder) -> bool:
+    """Whether the run is done and has every requested metric."""
+    return folder.status().get("state") == "done" and set(applicable(settings)) <= set(folder.metrics())
+
+
+def work(settings: Settings, folder: RunFolder, reference: Outcome | None) -> None:
+    """Generate and finish under the run's lock."""
+    items = items_of(settings)
+    if settings.cluster.threads is not None:
+        torch.set_num_threads(settings.cluster.threads)
+    with folder.lock():
+        if finished(settings, folder):
+            return
+        logger = make_logger(settings, folder)
+        mine = generate_missing(settings, folder, items, logger)
+        if settings.shard.world == 1:
+            finish(settings, folder, items, reference, logger)
+            return
+        folder.write_status("shard done", items=mine, total=len(items))
+    with folder.last() as alone:
+        if alone and len(folder.records()) == len(items):
+            finish(settings, folder, items, reference, logger)
+
+
+def generate_missing(settings: Settings, folder: RunFolder, items: list[Item], logger: Logger) -> int:
+    """Generate the batches of this shard that have items without a record; returns how many items it has."""
+    stored = folder.settle(describe(settings))
+    size = stored["execution"]["batch_size"]
+    batches = [items[start : start + size] for start in range(0, len(items), size)]
+    mine = list(enumerate(batches))[settings.shard.rank :: settings.shard.world]
+    done = set(folder.records())
+    todo = [(index, batch) for index, batch in mine if any(item.name not in done for item in batch)]
+    total = sum(len(batch) for _, batch in mine)
+    if not todo:
+        return total
+    count = sum(item.name in done for _, batch in mine for item in batch)
+    folder.write_status("running", items=count, total=len(items))
+    write_json(folder.path / "env.json", environment.describe())
+    backend = load_backend(settings.backend)
+    with Progress(folder.id, total, total - sum(len(batch) for _, batch in todo), settings.progress_every) as progress:
+        for index, batch in todo:
+            stopping.check()
+            media, facts = generate_batch(backend, settings, batch)
+            missing = [(item, m) for item, m in zip(batch, media, strict=True) if item.name not in done]
+            records = [record(backend, folder, item, m, {"batch": index, **facts}) for item, m in missing]
+            folder.append(records)
+            count += len(records)
+            folder.write_status("running", items=count)
+            logger.items(records)
+            progress.advance(len(batch))
+    return total
+
+
+def generate_batch(backend: Backend, settings: Settings, batch: list[Item]) -> tuple[list[Tensor], dict[str, Any]]:
+    """Media of a batch, and what the library reports about their generation."""
+    sampling = sampling_of(settings)
+    with caching(backend, settings) as cache:
+        started = time.perf_counter()
+        media = backend.generate(batch, sampling)
+        seconds = time.perf_counter() - started
+        report = cache.report if cache is not None else None
+    full = list(range(sampling.num_steps)) if report is None else list(report.full_steps)
+    if report is not None and report.num_steps != sampling.num_steps:
+        raise hicache.PlanError(f"the model was called for {report.num_steps} steps, planned were {sampling.num_steps}")
+    if not all(bool(torch.isfinite(m).all()) for m in media):
+        raise FloatingPointError("the generated media are not finite")
+    facts = {"batch_size": len(batch), "batch_seconds": seconds, "full_steps": full}
+    if settings.guidance.name != "plain":
+        facts |= facts_of(report)
+    return media, facts | {"cache_bytes": 0 if report is None else report.cache_bytes}
+
+
+def record(backend: Backend, folder: RunFolder, item: Item, media: Tensor, facts: dict[str, Any]) -> dict[str, Any]:
+    """Save an item's media and describe it in one line."""
+    files = backend.save(media, folder.media, item)
+    digest = hashlib.sha256(media.contiguous().numpy().tobytes()).hexdigest()
+    return {
+        "item": item.name,
+        "title": item.title,
+        "seed": item.seed,
+        "sha256": digest,
+        "files": [f.name for f in files],
+        **facts,
+    }
+
+
+def finish(settings: Settings, folder: RunFolder, items: list[Item], reference: Outcome | None, logger: Logger) -> None:
+    """Measure, draw, and mark the run as done."""
+    backend = load_backend(settings.backend)
+    records = list(folder.records().values())
+    plans = {tuple(r["full_steps"]) for r in records}
+    known = folder.metrics()
+    evidence = Evidence(
+        backend=type(backend),
+        settings=settings,
+        items=items,
+        media=folder.media,
+        reference=reference.folder.media if reference else None,
+    )
+    metrics: dict[str, Any] = compute(evidence, known)
+    metrics |= {
+        "full_steps": list(min(plans)),
+        "num_full_steps": statistics.mean(len(plan) for plan in plans),
+        "num_steps": sampling_of(settings).num_steps,
+    }
+    if settings.guidance.name != "plain":
+        metrics |= summary_of(records)
+    metrics |= cost(backend, settings, records, reference)
+    metrics |= known.get("latency") and {k: known[k] for k in TIMES} or timing(backend, settings, items)
+    metrics |= {"reference": reference.folder.id if reference else None, "run": folder.id}
+    write_json(folder.metrics_file, metrics)
+    draw_comparison(evidence, folder.picture)
+    logger.finish(metrics, folder.picture)
+    (folder.path / "error.txt").unlink(missing_ok=True)
+    folder.write_status("done", items=len(records))
+
+
+def cost(
+    backend: Backend, settings: Settings, records: list[dict[str, Any]], reference: Outcome | None
+) -> dict[str, Any]:
+    """FLOPs per item and the cache: counted from shapes; the bytes as measured for a whole batch.
+
+    Where the full steps depend on the data, the total is the mean over the items.
+    """
+    counted = count_flops(backend, settings, records[0]["full_steps"])
+    if settings.guidance.name == "plain":
+        each = [dataclasses.replace(counted, full_steps=len(r["full_steps"])).total for r in records]
+    else:
+        each = count_guided(backend, settings, records)
+    total = statistics.mean(each) if len(set(each)) > 1 else each[0]
+    base = total if reference is None else reference.metrics["flops"]["total"]
+    return {
+        "flops": {
+            "full_step": counted.full,
+            "estimated_step": counted.estimated,
+            "overhead": counted.overhead,
+            "total": total,
+            "reference": base,
+        },
+        "flops_speedup": base / total,
+        "cache_bytes": max(r["cache_bytes"] for r in records),
+    }
+
+
+TIMES = ("latency", "reference_latency", "wall_speedup")
+
+
+def timing(backend: Backend, settings: Settings, items: list[Item]) -> dict[str, Any]:
+    """Latency of one small batch, the reference and the method in turn, in this process.
+
+    `wall_speedup` is the ratio of the two medians. It is what this machine did at the end of this run, while
+    other processes may have been at work; the protocol behind quoted speed-ups is that of `benchmarks/`.
+    """
+    config = settings.metrics
+    batch = items[: config.latency_batch]
+    runs: dict[str, tuple[Settings, list[float]]] = {"latency": (settings, [])}
+    if not settings.plain:
+        runs["reference_latency"] = (settings.reference(), [])
+    for repeat in range(config.latency_warmup + config.latency_repeats):
+        for candidate, seconds in runs.values():
+            _, facts = generate_batch(backend, candidate, batch)
+            if repeat >= config.latency_warmup:
+                seconds.append(facts["batch_seconds"])
+    found: dict[str, Any] = {name: spread(seconds, len(batch)) for name, (_, seconds) in runs.items()}
+    found.setdefault("reference_latency", found["latency"])
+    return found | {"wall_speedup": found["reference_latency"]["median"] / found["latency"]["median"]}
+
+
+def spread(seconds: list[float], batch: int) -> dict[str, Any]:
+    """Median and quartiles."""
+    q25, median, q75 = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
+    return {"median": median, "q25": q25, "q75": q75, "n": len(seconds), "batch": batch}
+
+
+def describe(settings: Settings) -> dict[str, Any]:
+    """config.yaml: what identifies the run, all settings, and how it is executed."""
+    everything = dataclasses.asdict(settings)
+    for key in ("shard", "results", "batch_size", "progress_every", "cluster", "logger", "metrics"):
+        everything.pop(key)
+    return {
+        "id": run_id(settings),
+        "identity": canonical(settings),
+        "settings": everything,
+        "execution": {"batch_size": settings.batch_size},
+    }

@@ -1,0 +1,82 @@
+"""FLOPs of a run, counted from shapes: on the loaded model, or on one without weights.
+
+Counts on models without weights are kept per (model, size, method without its plan): rows that differ only in when they
+compute share one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from experiments.backends.base import Backend, sampling_of
+from experiments.backends.meta import blueprint_of, quiet
+from experiments.config.run import Settings
+from experiments.settings.method import method_of
+from hicache import CacheMethod
+from hicache.adapters import adapter_for
+from hicache.cost import Cost, measure, prepared
+
+__all__ = [
+    "cost_of",
+    "count_flops",
+]
+
+
+def count_flops(
+    backend: Backend, settings: Settings, full_steps: list[int] | None = None, batch: int | None = None
+) -> Cost:
+    """FLOPs of one item, from shapes; `full_steps` are those executed, by default those planned.
+
+    `batch` is that of the model, by default all that guidance needs.
+    """
+    steps = sampling_of(settings).num_steps
+    options: dict[str, Any] = {"num_steps": steps, "batch": batch or backend.model_batch(1), **backend.shape()}
+    options["full_steps"] = full_steps
+    return measure(backend.transformer, method_of(settings), **options)
+
+
+_costs: dict[str, Cost] = {}
+
+
+def cost_of(
+    settings: Settings, convention: str = "executed", full_steps: int | None = None, flops_only: bool = False
+) -> Cost | None:
+    """Cost of one item; None where the plan depends on the data and `full_steps` does not say how many there are.
+
+    With `flops_only`, methods that differ in what they forecast with, not in what they compute, share a count; the
+    bytes of the cache and the element-wise overhead are then those of any of them.
+    """
+    method, steps = method_of(settings), sampling_of(settings).num_steps
+    plan = prepared(method.policy, adapter_for(blueprint_of(settings.backend).transformer)).plan(steps)
+    if full_steps is None and (plan is None or settings.guidance.name != "plain"):
+        return None
+    full = plan if plan is not None else list(range(int(full_steps or 0)))
+    if method.mixes:
+        return counted(settings, method, convention, flops_only, full)
+    one = counted(settings, method, convention, flops_only, list(range(max(steps - 1, 1))))
+    return dataclasses.replace(one, full_steps=len(full), num_steps=steps)
+
+
+FORECASTS = ("order", "sigma", "sigma_schedule", "sigma_options", "basis", "basis_options", "history", "gate")
+"""Knobs of the element-wise arithmetic, which FLOPs do not count."""
+
+PLAN = ("interval", "warmup_steps", "policy", "policy_options", "mask")
+"""Knobs that say which steps are computed, and no more than that where no step is mixed."""
+
+
+def counted(settings: Settings, method: CacheMethod, convention: str, flops_only: bool, full: list[int]) -> Cost:
+    """Cost of a run with these full steps; counts that must be equal are made once."""
+    steps = sampling_of(settings).num_steps
+    left_out = {*(() if method.mixes else PLAN), *(FORECASTS if flops_only else ("sigma",))}
+    knobs = {name: value for name, value in vars(method.knobs).items() if name not in left_out}
+    own = () if flops_only else (method.name, steps)
+    key = repr((settings.backend, convention, method.caches, method.scope, knobs, own, (steps, full) * method.mixes))
+    if key not in _costs:
+        backend = blueprint_of(settings.backend)
+        shape: dict[str, Any] = {"batch": backend.model_batch(1), **backend.shape()}
+        with quiet():
+            _costs[key] = measure(
+                backend.transformer, method, num_steps=steps, full_steps=full, convention=convention, **shape
+            )
+    return _costs[key]

@@ -1,0 +1,73 @@
+"""A run in words: its title, and what is known of a calibrated one before it starts."""
+
+from __future__ import annotations
+
+import hicache
+from experiments.artefacts.curves import calibrated_by, curve_path
+from experiments.artefacts.plans import load_plan, path_of, stored_budget
+from experiments.config.guidance import AdaptiveGuidanceConfig
+from experiments.config.method import CalibratedConfig, SmoothCacheConfig, StepsConfig
+from experiments.config.run import Settings
+from experiments.settings.method import method_of
+from hicache.policy.scheduled import KindSchedule
+
+__all__ = [
+    "announcement",
+    "describe_method",
+]
+
+
+def describe_method(settings: Settings) -> str:
+    """Title and the settings that the method reads, as in `HiCache (N=6, m=4, σ=0.75)`, and how it is guided."""
+    if not isinstance(settings.guidance, AdaptiveGuidanceConfig):
+        return title_of(settings)
+    return f"{title_of(settings)}, adaptive guidance (γ={settings.guidance.threshold:g})"
+
+
+def title_of(settings: Settings) -> str:
+    """Title and settings of the method alone, with the parts that it was given instead of its own."""
+    method, spec = settings.method, hicache.METHODS[settings.method.name]
+    uses = method.reads()
+    if isinstance(method, StepsConfig):
+        return f"{method.solver or 'fewer steps'} ({method.steps} steps)"
+    if isinstance(method, CalibratedConfig):
+        return f"{spec.title} ({stored_budget(settings)} full steps, {settings.scope})"
+    if isinstance(method, SmoothCacheConfig):
+        return f"{spec.title} (α={method.alpha:g})"
+    symbols = {"interval": "N", "order": "m", "sigma": "σ"}
+    parts = [f"{symbol}={getattr(settings, key):g}" for key, symbol in symbols.items() if key in uses]
+    parts += [part for part in (method.scope, method.policy, method.basis, method.patch) if part is not None]
+    if "scope" in uses and settings.scope != "modules":
+        parts.append(settings.scope)
+    if "time" in uses and settings.time != "index":
+        parts.append(f"in {settings.time}")
+    return f"{spec.title} ({', '.join(parts)})" if parts else spec.title
+
+
+def announcement(settings: Settings) -> str | None:
+    """Full steps, what is predicted, and the artefact; None for runs without a calibration."""
+    if isinstance(settings.method, CalibratedConfig):
+        plan = load_plan(settings)
+        parts = [f"plan: {len(plan.full_steps)} of {plan.num_steps} steps in full {list(plan.full_steps)}"]
+        if plan.closed_loop_psnr is not None:
+            parts.append(f"PSNR {plan.closed_loop_psnr:.1f} dB on held-out calibration items")
+        parts.append(f"open-loop error {plan.predicted_error:.3g} of reuse at the same steps")
+        if plan.closed_loop_psnr is None and plan.scope == "output":
+            parts.append("no closed-loop PSNR stored")
+        return f"{', '.join(parts)} ({path_of(settings).name})"
+    if settings.chosen:
+        facts = settings.chosen
+        full = method_of(settings).policy.plan(settings.num_steps) or []
+        chosen = " ".join(f"{key}={facts[key]:g}" for key in ("sigma", "order") if key in facts)
+        return (
+            f"plan: {len(full)} of {settings.num_steps} steps in full, auto: {chosen}, "
+            f"predicted error {facts['predicted_error']:.3g} of reuse at the same steps ({facts['artefact']})"
+        )
+    name = calibrated_by(settings)
+    if name is None:
+        return None
+    policy, computed = method_of(settings).policy, ""
+    if isinstance(policy, KindSchedule):
+        counts = ", ".join(f"{kind} {len(steps)}" for kind, steps in policy.table.items())
+        computed = f"computed of {settings.num_steps} steps: {counts}, "
+    return f"plan: {computed}curves of {curve_path(settings, name).name}"

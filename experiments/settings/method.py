@@ -1,0 +1,98 @@
+"""From settings to a method of the library: the one place that hands configuration to `hicache`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import hicache
+from experiments.artefacts.curves import curve_options
+from experiments.artefacts.plans import load_plan
+from experiments.artefacts.weights import load_predictor, load_router
+from experiments.backends.base import Backend, sampling_of
+from experiments.config.guidance import AdaptiveGuidanceConfig, GuidanceConfig
+from experiments.config.method import AdaptiveConfig, CalibratedConfig, L2cConfig, LesaConfig
+from experiments.config.run import Settings
+from experiments.config.sigma_schedule import AdaptiveScheduleConfig, SigmaScheduleConfig
+from experiments.errors import ConfigError, choose
+from hicache import AdaptiveGuidance, CacheMethod, Handle
+
+__all__ = [
+    "caching",
+    "guidance_of",
+    "method_of",
+    "options",
+]
+
+
+COMPOSITION = (
+    "policy",
+    "policy_options",
+    "mask",
+    "basis",
+    "basis_options",
+    "history",
+    "gate",
+    "numerics",
+    "history_dtype",
+    "history_place",
+    "front",
+    "back",
+    "patch",
+    "patch_options",
+    "scope",
+)
+"""Fields of every method's group that the library takes as they are; null leaves the method's own choice."""
+
+TOP_LEVEL = ("interval", "order", "sigma", "warmup_steps", "scope", "time")
+"""Top-level keys of a run that methods read."""
+
+
+def method_of(settings: Settings) -> CacheMethod:
+    """The method with the settings it reads; a value that the library refuses is a `ConfigError`."""
+    config, schedule = settings.method, settings.sigma_schedule
+    choose("method", config.name, hicache.METHODS)
+    uses = config.reads()
+    knobs: dict[str, Any] = {key: getattr(config, key) for key in COMPOSITION}
+    knobs |= {key: getattr(settings, key) for key in TOP_LEVEL if key in uses}
+    if isinstance(config, AdaptiveConfig):
+        knobs["sigma_options"] = options(config, AdaptiveScheduleConfig)
+    elif "sigma_schedule" in uses:
+        knobs |= {"sigma_schedule": schedule.name, "sigma_options": options(schedule, type(schedule))}
+    if found := curve_options(settings):
+        knobs["policy_options"] = found | dict(config.policy_options or {})
+    if isinstance(config, CalibratedConfig):
+        knobs |= load_plan(settings).knobs()
+    if isinstance(config, LesaConfig):
+        knobs |= load_predictor(settings).knobs()
+    if isinstance(config, L2cConfig):
+        knobs["policy_options"] = load_router(settings) | {"threshold": config.threshold}
+    try:
+        return hicache.method(config.name, **knobs)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def options(values: Any, schema: type[SigmaScheduleConfig] | type[GuidanceConfig]) -> dict[str, Any]:
+    """The parameters of a sigma schedule or of a guidance, read from `values`."""
+    return {f.name: getattr(values, f.name) for f in dataclasses.fields(schema) if f.name != "name"}
+
+
+def guidance_of(settings: Settings) -> AdaptiveGuidance | None:
+    """The library's form of the guidance; None = both predictions at every step."""
+    config = settings.guidance
+    return AdaptiveGuidance(**options(config, type(config))) if isinstance(config, AdaptiveGuidanceConfig) else None
+
+
+@contextlib.contextmanager
+def caching(backend: Backend, settings: Settings) -> Iterator[Handle | None]:
+    """Run what is inside under the method; yields the library's handle, None where there is nothing for it to do."""
+    backend.prepare(sampling_of(settings))
+    guidance = guidance_of(settings)
+    if not hicache.METHODS[settings.method.name].caches and guidance is None:
+        yield None
+        return
+    with hicache.cached(backend.pipe, method_of(settings), guidance) as handle:
+        yield handle
