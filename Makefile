@@ -4,7 +4,7 @@ PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null)
 BIN := .venv/bin
 READY := .venv/.ready
-EXTRAS := eval,wandb,slurm,dev
+EXTRAS := all
 
 MIRRORS := digits_table2,digits_table3,digits_table4,digits_table7,digits_table8
 
