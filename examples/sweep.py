@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -47,7 +48,7 @@ def main() -> None:
         folder = run(f"method={method}", *([] if sigma is None else [f"sigma={sigma}"]), *common)
         psnr = json.loads((folder / "metrics.json").read_text())["psnr"]
         table.append({"method": method, "sigma": sigma, "psnr": psnr["mean"], "low": psnr["low"], "high": psnr["high"]})
-    ranked = pd.DataFrame(table).sort_values("psnr", ascending=False)
+    ranked: Any = pd.DataFrame(table).sort_values("psnr", ascending=False)
     print(ranked.to_string(index=False, float_format="%.2f"))
 
     figure, axes = plt.subplots(figsize=(4, 3), layout="constrained")

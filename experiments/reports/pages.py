@@ -21,12 +21,12 @@ EMBEDDED = ROOT / "results" / "embedded"
 BLOCK = re.compile(r"(<!-- numbers: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def read(name: str) -> pd.DataFrame:
+def read(name: str) -> Any:
     """The rows of a committed table, by label."""
     return pd.read_csv(EMBEDDED / f"{name}.csv").set_index("method")
 
 
-def number(rows: pd.DataFrame, label: str, column: str, digits: int = 1) -> str:
+def number(rows: Any, label: str, column: str, digits: int = 1) -> str:
     """One cell; a label that the table does not have is an error."""
     return f"{rows.loc[label, column]:.{digits}f}"
 
@@ -76,7 +76,7 @@ def best() -> str:
     rows = rows[rows["block"].notna() & rows["psnr"].notna()]
     lines: list[list[str]] = []
     for block, members in rows.groupby("block", sort=False):
-        ranked: Any = members.sort_values("psnr", ascending=False).head(10)
+        ranked = members.sort_values("psnr", ascending=False).head(10)
         for label in ranked.index:
             cells = [number(ranked, label, "num_full_steps", 0), number(ranked, label, "flops_speedup", 2)]
             spread = f"[{number(ranked, label, 'psnr_low')}, {number(ranked, label, 'psnr_high')}]"
