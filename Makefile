@@ -4,11 +4,11 @@ PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null)
 BIN := .venv/bin
 READY := .venv/.ready
-EXTRAS := eval,wandb,slurm,dev
+EXTRAS := all
 
 MIRRORS := digits_table2,digits_table3,digits_table4,digits_table7,digits_table8
 
-.PHONY: help setup demo test mirrors check lint format clean
+.PHONY: help setup demo test mirrors docs check lint format clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -35,6 +35,9 @@ mirrors: $(READY) ## the paper's Tables 2, 3, 4, 7, 8 on the embedded model, fro
 	$(BIN)/python -m experiments plan experiment=$(MIRRORS) title=mirrors
 	$(BIN)/python -m experiments execute mirrors --devices cpu,cpu
 	$(BIN)/python -m experiments tables table=$(MIRRORS) embedded=true
+
+docs: $(READY) ## the documentation with its API reference, in build/site; warnings are errors
+	$(BIN)/python -m mkdocs build --strict
 
 lint: $(READY) ## style and types
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "tables": ("reports.tables", "print a table and write it to results/tables"),
     "figures": ("reports.figures", "figures of tables, and of trajectories"),
     "report": ("reports.report", "one HTML page of everything"),
+    "pages": ("reports.pages", "fill the tables of README.md and docs/ from results/embedded"),
     "calibrate": ("calibration.calibrate", "calibrate full steps and weights, or curves"),
     "trajectories": ("calibration.trajectories", "record what the model computes over the steps"),
     "train digits": ("learning.train_digits", "train the embedded model"),

@@ -1,1 +1,1 @@
-"""Tables, figures and pages from finished runs."""
+"""Tables, plots and pages made from finished runs."""

@@ -1,0 +1,111 @@
+"""Numbers in the documentation, read from the committed tables that they stand in.
+
+A page marks a block with `<!-- numbers: NAME -->` and `<!-- end -->`; between them stands what the function NAME of
+`BLOCKS` makes of the CSV files in `results/embedded/`. `python -m experiments pages` fills every block of README.md and
+docs/, and a test compares, so a number cannot outlive the run that it came from.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+__all__ = ["BLOCKS", "fill", "main", "stale"]
+
+ROOT = Path(__file__).parents[2]
+EMBEDDED = ROOT / "results" / "embedded"
+BLOCK = re.compile(r"(<!-- numbers: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def read(name: str) -> Any:
+    """The rows of a committed table, by label."""
+    return pd.read_csv(EMBEDDED / f"{name}.csv").set_index("method")
+
+
+def number(rows: Any, label: str, column: str, digits: int = 1) -> str:
+    """One cell; a label that the table does not have is an error."""
+    return f"{rows.loc[label, column]:.{digits}f}"
+
+
+def table(heads: list[str], lines: list[list[str]]) -> str:
+    """A markdown table."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in [heads, ["---"] * len(heads), *lines])
+
+
+def headline() -> str:
+    """Full steps against quality on the embedded model: the first table of the README."""
+    rows = read("digits_table")
+    lines = []
+    for interval, steps in ((6, 10), (8, 8), (9, 7)):
+        labels = [
+            f"DPM-Solver++ {steps} steps",
+            f"FORA (N={interval})",
+            f"TaylorSeer (N={interval}, m=4)",
+            f"HiCache (N={interval}, m=4, σ=0.7)",
+        ]
+        less = number(rows, labels[-1], "flops_speedup", 2)
+        lines.append(
+            [f"{steps} (N = {interval})", f"{less}x", *(f"{number(rows, label, 'psnr')} dB" for label in labels)]
+        )
+    heads = ["full steps", "fewer FLOPs", "fewer steps (DPM-Solver++)", "FORA", "TaylorSeer", "HiCache (σ = 0.7)"]
+    return table(heads, lines)
+
+
+def sigma() -> str:
+    """The ablation of sigma."""
+    rows = read("digits_sigma")
+    chosen = [label for label in rows.index if label.startswith("HiCache")] + ["TaylorSeer", "FORA"]
+
+    def cells(label: str) -> list[str]:
+        return [
+            label,
+            f"{number(rows, label, 'psnr')} [{number(rows, label, 'psnr_low')}, {number(rows, label, 'psnr_high')}]",
+            number(rows, label, "ssim", 4),
+        ]
+
+    return table(["method", "PSNR (dB)", "SSIM"], [cells(label) for label in chosen])
+
+
+def best() -> str:
+    """The ten best methods of either block of the comparison of all methods."""
+    rows = read("digits_zoo")
+    rows = rows[rows["block"].notna() & rows["psnr"].notna()]
+    lines: list[list[str]] = []
+    for block, members in rows.groupby("block", sort=False):
+        ranked = members.sort_values("psnr", ascending=False).head(10)
+        for label in ranked.index:
+            cells = [number(ranked, label, "num_full_steps", 0), number(ranked, label, "flops_speedup", 2)]
+            spread = f"[{number(ranked, label, 'psnr_low')}, {number(ranked, label, 'psnr_high')}]"
+            lines.append([str(block), label, *cells, f"{number(ranked, label, 'psnr')} {spread}"])
+    return table(["about", "method", "full steps", "FLOPs ×", "PSNR (dB)"], lines)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {"headline": headline, "sigma": sigma, "best": best}
+
+
+def fill(text: str) -> str:
+    """The page with every block made anew."""
+    return BLOCK.sub(lambda match: f"{match[1]}{BLOCKS[match[2]]()}\n{match[3]}", text)
+
+
+def pages() -> list[Path]:
+    """The pages that have a block."""
+    return [
+        path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if BLOCK.search(path.read_text())
+    ]
+
+
+def stale() -> list[Path]:
+    """The pages whose numbers are not those of the committed tables."""
+    return [path for path in pages() if fill(path.read_text()) != path.read_text()]
+
+
+def main() -> None:
+    """Fill the blocks of every page."""
+    for path in stale():
+        path.write_text(fill(path.read_text()))
+        print(f"written: {path.relative_to(ROOT)}")
