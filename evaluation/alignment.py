@@ -51,7 +51,7 @@ class ImageReward(ItemMetric):
     def load(self, device: str, weights: Mapping[str, Path]) -> Scorer:
         checkpoint, vocabulary = weights["image_reward"], weights["bert_vocabulary"]
         if self.backend == "package":
-            from evaluation.parity.package import package_scorer
+            from evaluation.parity.image_reward_package import package_scorer
 
             return package_scorer(str(self.python), checkpoint, vocabulary)
         from evaluation.image_reward import load_network, read_vocabulary, tokenize

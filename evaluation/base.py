@@ -20,14 +20,14 @@ from torch import Tensor
 from evaluation.errors import EvaluationError
 from evaluation.statistics import bootstrap_mean
 
-__all__ = ["Batch", "Context", "Item", "ItemMetric", "Metric", "Scorer", "SetMetric", "summarise"]
+__all__ = ["Batch", "Context", "MediaItem", "ItemMetric", "Metric", "Scorer", "SetMetric", "summarise"]
 
 Need = Literal["reference", "prompt"]
 Media = Literal["image", "video", "points"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Item:
+class MediaItem:
     """One media file, the reference file of the same name, and its prompt; absent ones are None."""
 
     name: str
@@ -67,7 +67,7 @@ class Context:
 
     images: Path
     reference: Path | None
-    items: list[Item]
+    items: list[MediaItem]
     device: str
     batch_size: int
     out: Path
@@ -80,7 +80,7 @@ Scorer = Callable[[Batch], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Metric(ABC):
-    """Common part of both kinds; `weights` are names in `evaluation.weights.WEIGHTS`."""
+    """Common part of both kinds; `weights` are names in `evaluation.pretrained.WEIGHTS`."""
 
     name: ClassVar[str]
     title: ClassVar[str]

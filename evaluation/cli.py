@@ -94,10 +94,10 @@ def _request(data: Mapping[str, Any]) -> tuple[Request, dict[str, dict[str, Any]
 
 
 def _evaluate(words: Sequence[str]) -> int:
-    from evaluation import media, store
+    from evaluation import item_values, media_files
     from evaluation.driver import evaluate
-    from evaluation.report import log_to_wandb, table
-    from evaluation.runs import read_run
+    from evaluation.present import log_to_wandb, table
+    from evaluation.run_folder import read_run
 
     request, options, weights = _request(parse(words))
     if (request.run is None) == (request.images is None):
@@ -106,7 +106,7 @@ def _evaluate(words: Sequence[str]) -> int:
         raise EvaluationError(f"logger: must be wandb, got {request.logger!r}")
     if request.logger == "wandb" and find_spec("wandb") is None:
         raise EvaluationError("logger: needs the library wandb; get it with: pip install '.[wandb]'")
-    prompts = media.read_prompts(Path(request.prompts), request.unquote) if request.prompts else None
+    prompts = media_files.read_prompts(Path(request.prompts), request.unquote) if request.prompts else None
     if request.run is not None:
         run = read_run(Path(request.run))
         images, reference = run.images, Path(request.reference) if request.reference else run.reference
@@ -127,7 +127,7 @@ def _evaluate(words: Sequence[str]) -> int:
         level=request.level,
         subset=request.subset,
     )
-    store.merge_json(out / "metrics.json", results)
+    item_values.merge_json(out / "metrics.json", results)
     if request.logger == "wandb":
         log_to_wandb(results, out, images, reference)
     print(table(results))
@@ -162,7 +162,7 @@ def _doctor(words: Sequence[str]) -> int:
 
 
 def _compare(words: Sequence[str]) -> int:
-    from evaluation.report import comparison
+    from evaluation.present import compare_runs
 
     data = parse(words)
     for key in ("baseline", "runs", "metrics"):
@@ -170,7 +170,7 @@ def _compare(words: Sequence[str]) -> int:
             raise EvaluationError(f"{key}: must be given; compare knows baseline, runs and metrics")
     runs, metrics = data["runs"], data["metrics"]
     print(
-        comparison(
+        compare_runs(
             Path(str(data["baseline"])),
             [Path(str(run)) for run in (runs if isinstance(runs, list) else [runs])],
             [str(name) for name in (metrics if isinstance(metrics, list) else [metrics])],
@@ -191,7 +191,7 @@ def _npz(words: Sequence[str]) -> int:
 
 
 def _vbench(words: Sequence[str]) -> int:
-    from evaluation.vbench.runner import main as run_vbench
+    from evaluation.vbench.package import main as run_vbench
 
     return run_vbench(parse(words))
 

@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 
 from evaluation.errors import EvaluationError
 from evaluation.preprocess import CLIP_MEAN, CLIP_STD, centre_crop, clip_inputs
-from evaluation.weights import WEIGHTS, Weight, load_state
+from evaluation.pretrained import WEIGHTS, Weight, load_state
 
 __all__ = ["Clip", "load_open_clip", "load_transformers", "open_clip_weight", "weight_name"]
 

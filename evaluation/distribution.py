@@ -23,8 +23,8 @@ from torch import Tensor
 from evaluation import npz
 from evaluation.base import Context, SetMetric
 from evaluation.errors import EvaluationError
-from evaluation.moments import frechet_distance
-from evaluation.sweep import Sweep, sweep
+from evaluation.frechet import frechet_distance
+from evaluation.inception_pass import InceptionStatistics, run_inception
 
 __all__ = [
     "Fid",
@@ -32,7 +32,7 @@ __all__ = [
     "Precision",
     "Recall",
     "SFid",
-    "covered",
+    "share_covered",
     "neighbour_radii",
     "sample_label",
 ]
@@ -57,7 +57,7 @@ def neighbour_radii(features: Tensor, k: int = NEIGHBOURS, block: int = 512) -> 
     return torch.cat([rows.kthvalue(k + 1, dim=1).values for rows in distances])
 
 
-def covered(queries: Tensor, support: Tensor, radii: Tensor, block: int = 512) -> float:
+def share_covered(queries: Tensor, support: Tensor, radii: Tensor, block: int = 512) -> float:
     """Share of queries that lie in at least one ball around the support."""
     inside = [(torch.cdist(rows, support) <= radii).any(1) for rows in _rows(queries, block)]
     return float(torch.cat(inside).double().mean())
@@ -77,7 +77,7 @@ class _Distribution(SetMetric):
     @classmethod
     def compute(cls, members: list[SetMetric], context: Context) -> dict[str, dict[str, Any]]:
         keep = any(getattr(member, "needs_features", False) for member in members)
-        samples = sweep(context.images, context, keep)
+        samples = run_inception(context.images, context, keep)
         names = {member.name for member in members}
         results: dict[str, dict[str, Any]] = {}
         if "inception_score" in names:
@@ -90,7 +90,7 @@ class _Distribution(SetMetric):
         return results
 
 
-def _result(title: str, value: float, samples: Sweep, n_reference: int | None) -> dict[str, Any]:
+def _result(title: str, value: float, samples: InceptionStatistics, n_reference: int | None) -> dict[str, Any]:
     n = samples.count
     result = {"mean": value, "low": None, "high": None, "n": n, "label": sample_label(title, n)}
     return result if n_reference is None else result | {"n_reference": n_reference}
@@ -102,7 +102,7 @@ def _reference(context: Context) -> Path:
     return context.reference
 
 
-def _frechet(title: str, part: str, samples: Sweep, context: Context, keep: bool) -> dict[str, Any]:
+def _frechet(title: str, part: str, samples: InceptionStatistics, context: Context, keep: bool) -> dict[str, Any]:
     reference, suffix = _reference(context), {"pool": "", "spatial": "_s"}[part]
     ours = getattr(samples, part)
     if ours.count < 2:
@@ -116,7 +116,7 @@ def _frechet(title: str, part: str, samples: Sweep, context: Context, keep: bool
             raise EvaluationError(f"{reference}: mu{suffix}, sigma{suffix} must be [{d}], [{d}, {d}], got {got}")
         theirs, theirs_cov, count = torch.from_numpy(mean), torch.from_numpy(cov), None
     else:
-        other = getattr(sweep(reference, context, keep), part)
+        other = getattr(run_inception(reference, context, keep), part)
         if other.count < 2:
             raise EvaluationError(f"{reference}: {title} needs at least 2 images, got {other.count}")
         theirs, theirs_cov, count = other.mean.cpu(), other.covariance().cpu(), other.count
@@ -124,16 +124,16 @@ def _frechet(title: str, part: str, samples: Sweep, context: Context, keep: bool
     return _result(title, value, samples, count)
 
 
-def _precision_recall(names: set[str], samples: Sweep, context: Context) -> dict[str, dict[str, Any]]:
-    reference = sweep(_reference(context), context, keep_features=True)
+def _precision_recall(names: set[str], samples: InceptionStatistics, context: Context) -> dict[str, dict[str, Any]]:
+    reference = run_inception(_reference(context), context, keep_features=True)
     ours = samples.features(context.device)
     theirs = reference.features(context.device)
     results: dict[str, dict[str, Any]] = {}
     if "precision" in names:
-        value = covered(ours, theirs, neighbour_radii(theirs))
+        value = share_covered(ours, theirs, neighbour_radii(theirs))
         results["precision"] = _result("precision", value, samples, reference.count)
     if "recall" in names:
-        value = covered(theirs, ours, neighbour_radii(ours))
+        value = share_covered(theirs, ours, neighbour_radii(ours))
         results["recall"] = _result("recall", value, samples, reference.count)
     return results
 

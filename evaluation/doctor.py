@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 from evaluation.base import Metric
 from evaluation.errors import EvaluationError
+from evaluation.pretrained import WEIGHTS, find, locate, root, specification
 from evaluation.registry import METRICS
-from evaluation.weights import WEIGHTS, find, locate, root, specification
 
-__all__ = ["Line", "build", "check", "doctor", "problems"]
+__all__ = ["WeightStatus", "build", "check", "doctor", "problems"]
 
 
-class Line(NamedTuple):
+class WeightStatus(NamedTuple):
     """One weight in the doctor's report."""
 
     metrics: str
@@ -72,7 +72,7 @@ def check(
         return str(error).splitlines()
 
 
-def doctor(given: Mapping[str, Path] | None = None) -> Iterator[Line]:
+def doctor(given: Mapping[str, Path] | None = None) -> Iterator[WeightStatus]:
     """The state of every registered weight and the metrics that read it with their default options."""
     readers: dict[str, list[str]] = {}
     for name, metric in METRICS.items():
@@ -83,7 +83,7 @@ def doctor(given: Mapping[str, Path] | None = None) -> Iterator[Line]:
         weight = specification(name)
         used = ", ".join(readers.get(name, [])) or "by option"
         path = find(weight, (given or {}).get(name))
-        yield Line(used, name, path, weight.megabytes, weight.licence, weight.source, weight.command)
+        yield WeightStatus(used, name, path, weight.megabytes, weight.licence, weight.source, weight.command)
 
 
 def report(given: Mapping[str, Path] | None = None) -> str:

@@ -109,7 +109,7 @@ def load_lpips(net: Backbone, weights: Path, device: str = "cpu") -> nn.Module:
     """LPIPS with its calibrated heads (shipped in the `lpips` wheel) on the backbone file `weights`."""
     import lpips as package
 
-    from evaluation.weights import load_state
+    from evaluation.pretrained import load_state
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="torchvision")  # lpips builds backbones by an old signature
@@ -132,7 +132,7 @@ def load_backbone(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 @lru_cache(maxsize=4)
 def _located_lpips(net: Backbone, device: str) -> nn.Module:
-    from evaluation.weights import locate
+    from evaluation.pretrained import locate
 
     return load_lpips(net, locate(f"lpips_{net}"), device)
 

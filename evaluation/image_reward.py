@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.errors import EvaluationError
-from evaluation.weights import load_state
+from evaluation.pretrained import load_state
 
 __all__ = [
     "REWARD_MEAN",

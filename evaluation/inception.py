@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from evaluation.weights import load_state
+from evaluation.pretrained import load_state
 
 __all__ = ["POOL", "SPATIAL", "CLASSES", "Features", "Inception"]
 

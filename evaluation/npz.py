@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 
-from evaluation import media
+from evaluation import media_files
 from evaluation.errors import EvaluationError
 
 __all__ = ["read_array", "read_samples", "sample_shape", "write_samples", "write_statistics"]
@@ -97,10 +97,10 @@ def read_array(path: Path, name: str) -> np.ndarray | None:
 
 def write_samples(images: Path, out: Path) -> int:
     """Write a folder of equally large images as `arr_0`; returns their number."""
-    kind, files = media.list_media(images)
+    kind, files = media_files.list_media(images)
     if kind != "image":
         raise EvaluationError(f"{images}: an .npz of samples is made of images, got {kind} files")
-    first = media.read_image(files[0])
+    first = media_files.read_image(files[0])
     temporary = out.with_name(out.name + ".tmp")
     temporary.parent.mkdir(parents=True, exist_ok=True)
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(files), *first.shape)}
@@ -110,7 +110,7 @@ def write_samples(images: Path, out: Path) -> int:
     ):
         npy.write_array_header_1_0(member, header)
         for path in files:
-            image = media.read_image(path)
+            image = media_files.read_image(path)
             if image.shape != first.shape:
                 raise EvaluationError(
                     f"{path}: must have the size of {files[0].name} {list(first.shape[:2])}, "

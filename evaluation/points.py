@@ -62,7 +62,7 @@ def f_score(a: Tensor, b: Tensor, tau: float) -> Tensor:
     return 2 * precision * recall / (precision + recall).clamp_min(torch.finfo(torch.float64).tiny)
 
 
-def _normalised(a: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+def _normalise_clouds(a: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     low, high = reference.amin(0), reference.amax(0)
     size = (high - low).max()
     if size == 0:
@@ -86,7 +86,7 @@ class _PointMetric(ItemMetric):
     def clouds(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The pair, scaled as asked."""
         a, b = batch.pair()
-        return _normalised(a, b) if self.normalise == "reference" else (a, b)
+        return _normalise_clouds(a, b) if self.normalise == "reference" else (a, b)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from evaluation.distribution import Fid, InceptionScore, Precision, Recall, SFid
 from evaluation.fidelity import Lpips, Psnr, PsnrU8Wrap, Ssim, SsimSkimage7
 from evaluation.points import Chamfer, FScore
 from evaluation.super_resolution import PsnrRgb, PsnrY, SsimRgb, SsimY
-from evaluation.vbench.metric import OWN, VBench
+from evaluation.vbench.total import OWN, VBench
 
 __all__ = ["METRICS"]
 

@@ -75,12 +75,7 @@ def room(module: str) -> str:
     return module.split(".")[1]
 
 
-KNOTTED = pytest.param(
-    "evaluation", marks=pytest.mark.xfail(reason="vbench.metric needs driver.score_items", strict=True)
-)
-
-
-@pytest.mark.parametrize("package", [KNOTTED if name == "evaluation" else name for name in PACKAGES])
+@pytest.mark.parametrize("package", PACKAGES)
 def test_no_module_is_in_a_circle(package):
     own = {module: targets for module, targets in graph().items() if module.split(".")[0] == package}
     assert knot(own) == set()

@@ -1,7 +1,7 @@
 """Hooks of the documentation's build: a page per module of the library, and links that leave docs/.
 
 Every module of `hicache` that says what it offers (`__all__`) gets a page `api/<module>.md`, written by mkdocstrings
-from its docstrings, so no list of modules has to be kept. Links to other files of the checkout (`../results/...`) cannot be
+from its docstrings, so no list of modules has to be kept. Links to files outside docs/ (`../results/...`) cannot be
 followed on the site: they become the file's name, and one whose file is missing is an error of the build.
 """
 

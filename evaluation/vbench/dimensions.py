@@ -241,7 +241,7 @@ class AestheticQuality(_ClipVideo):
         return (self.weight, "aesthetic_linear")
 
     def load(self, device: str, weights: Mapping[str, Path]) -> Scorer:
-        from evaluation.weights import load_state
+        from evaluation.pretrained import load_state
 
         clip, path = self.clip(device, weights), weights["aesthetic_linear"]
         state = {key: value.to(device) for key, value in load_state(path).items()}

@@ -12,7 +12,7 @@ from typing import Any
 from diffusers import HunyuanVideoPipeline
 from torch import Tensor
 
-from evaluation.vbench.prompts import video_name
+from evaluation.vbench.prompt_list import video_name
 from experiments.backends import media
 from experiments.backends.base import Item
 from experiments.backends.pipeline import PromptedBackend

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.media import read_prompts as read_lines
-from evaluation.vbench.prompts import read_info
+from evaluation.media_files import read_prompts as read_lines
+from evaluation.vbench.prompt_list import read_info
 from experiments.errors import ConfigError, check
 from experiments.files import ASSETS
 

@@ -209,11 +209,11 @@ for line in sys.stdin:
 
 
 def test_package_backend_asks_its_own_interpreter(tmp_path, monkeypatch, small_image_reward):
-    from evaluation.parity import package
+    from evaluation.parity import image_reward_package
 
-    script = tmp_path / "worker.py"
+    script = tmp_path / "package_process.py"
     script.write_text(PACKAGE)
-    monkeypatch.setattr(package, "_SCRIPT", script)
+    monkeypatch.setattr(image_reward_package, "_SCRIPT", script)
     scorer = ImageReward(backend="package", python=sys.executable).load("cpu", small_image_reward)
     batch = Batch(names=["a", "b"], images=torch.rand(2, 3, 8, 8), prompts=["four", "sevenxx"])
     assert scorer(batch).tolist() == [4 + ord("P"), 7 + ord("P")]  # the second byte of a PNG file

@@ -16,11 +16,11 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 import evaluation
-from evaluation import npz, sweep
-from evaluation.distribution import covered, neighbour_radii, sample_label
+from evaluation import inception_pass, npz
+from evaluation.distribution import neighbour_radii, sample_label, share_covered
 from evaluation.errors import EvaluationError
+from evaluation.frechet import RunningCovariance, frechet_distance
 from evaluation.inception import CLASSES, SPATIAL, Features, Inception
-from evaluation.moments import Moments, frechet_distance
 from tests.evaluation.conftest import noise, save_all
 
 
@@ -29,8 +29,8 @@ def cloud(n: int, d: int, seed: int, shift: float = 0.0) -> torch.Tensor:
     return torch.from_numpy(rng.standard_normal((n, d)) @ rng.standard_normal((d, d)) + shift)
 
 
-def moments_of(data: torch.Tensor, batch: int) -> Moments:
-    result = Moments.empty(data.shape[1])
+def moments_of(data: torch.Tensor, batch: int) -> RunningCovariance:
+    result = RunningCovariance.empty(data.shape[1])
     for part in data.split(batch):
         result.add(part)
     return result
@@ -73,7 +73,7 @@ def test_frechet_distance_of_few_samples_is_finite_and_right():
 
 def test_inception_score_is_adms_over_consecutive_splits():
     logits = torch.randn(25, CLASSES, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2
-    scores = sweep.SplitScores(size=10)
+    scores = inception_pass.SplitScores(size=10)
     for part in logits.log_softmax(1).split(4):
         scores.add(part)
     p = logits.softmax(1).numpy()
@@ -81,7 +81,7 @@ def test_inception_score_is_adms_over_consecutive_splits():
     expected = [np.exp(np.mean(np.sum(c * (np.log(c) - np.log(c.mean(0))), axis=1))) for c in chunks]
     assert scores.counts == [10, 10, 5]
     assert scores.value() == pytest.approx(np.mean(expected), rel=1e-10)
-    even = sweep.SplitScores(size=5)
+    even = inception_pass.SplitScores(size=5)
     even.add(logits.log_softmax(1))
     theirs = isc_features_to_metric(logits, splits=5, shuffle=False)["inception_score_mean"]
     assert even.value() == pytest.approx(theirs, rel=1e-10)
@@ -92,13 +92,13 @@ def test_precision_and_recall_agree_with_torch_fidelity():
     theirs = prc_features_to_metric(
         samples, reference, prc_neighborhood=3, prc_batch_size=100, save_cpu_ram=False, verbose=False
     )
-    precision = covered(samples, reference, neighbour_radii(reference, block=16), block=16)
-    recall = covered(reference, samples, neighbour_radii(samples))
+    precision = share_covered(samples, reference, neighbour_radii(reference, block=16), block=16)
+    recall = share_covered(reference, samples, neighbour_radii(samples))
     assert precision == pytest.approx(theirs["precision"])
     assert recall == pytest.approx(theirs["recall"])
     assert 0 < precision < 1
     assert 0 < recall < 1
-    assert covered(samples, samples, neighbour_radii(samples)) == 1
+    assert share_covered(samples, samples, neighbour_radii(samples)) == 1
     with pytest.raises(EvaluationError, match="over 3 images"):
         neighbour_radii(samples[:3])
 
@@ -153,11 +153,11 @@ class Extractor:
 @pytest.fixture
 def quick(monkeypatch, tmp_path):
     """The pass without the network, in few dimensions."""
-    monkeypatch.setattr(sweep, "POOL", SMALL[0])
-    monkeypatch.setattr(sweep, "SPATIAL", SMALL[1])
+    monkeypatch.setattr(inception_pass, "POOL", SMALL[0])
+    monkeypatch.setattr(inception_pass, "SPATIAL", SMALL[1])
     Extractor.calls, Extractor.fail_after = [], None
-    monkeypatch.setattr(sweep, "Inception", Extractor)
-    monkeypatch.setattr(sweep, "SHARD", 8)
+    monkeypatch.setattr(inception_pass, "Inception", Extractor)
+    monkeypatch.setattr(inception_pass, "SHARD", 8)
     weights = tmp_path / "weights.pth"
     torch.save({}, weights)
     return {"inception": weights}
@@ -254,16 +254,16 @@ MEMORY = """
 import resource, sys, torch
 from pathlib import Path
 from evaluation.inception import CLASSES, POOL, SPATIAL, Features
-from evaluation.sweep import Sweep
+from evaluation.inception_pass import InceptionStatistics
 folder = Path(sys.argv[1]); total = int(sys.argv[2])
-state, peak = Sweep.empty(folder, "cpu"), {}
+state, peak = InceptionStatistics.empty(folder, "cpu"), {}
 generator = torch.Generator().manual_seed(0)
 while state.count < total:
     x = torch.randn(500, POOL + SPATIAL + CLASSES, generator=generator)
     pool, spatial, logits = x.split([POOL, SPATIAL, CLASSES], dim=1)
     state.add(Features(pool, spatial, logits.double().log_softmax(1)), None)
     if state.count == total // 5:
-        state.save(); state = Sweep.load(folder, "cpu")
+        state.save(); state = InceptionStatistics.load(folder, "cpu")
     peak[state.count] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 early = peak[total // 5 + 5000]
 print(round(early), round(peak[total]), state.count, state.pool.count)

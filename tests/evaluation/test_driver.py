@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import evaluation
-from evaluation import fidelity, media
+from evaluation import fidelity, media_files
 from evaluation.cli import main
 from evaluation.errors import EvaluationError
 from tests.evaluation.conftest import noise, save_all
@@ -28,7 +28,9 @@ def test_values_are_those_of_the_functions(folders, tmp_path):
     images, reference = folders
     result = evaluation.evaluate(images, reference, None, ["psnr", "ssim"], batch_size=5, out=tmp_path / "out")
     a, b = (
-        torch.stack([torch.from_numpy(media.read_image(path).copy()) for path in media.list_media(folder)[1]])
+        torch.stack(
+            [torch.from_numpy(media_files.read_image(path).copy()) for path in media_files.list_media(folder)[1]]
+        )
         .permute(0, 3, 1, 2)
         .float()
         / 255
@@ -79,7 +81,7 @@ def test_an_interrupted_run_resumes_and_a_torn_line_is_ignored(folders, tmp_path
 
 def test_natural_order_gives_prompts_to_their_files(folders):
     images, _ = folders
-    _, items = media.pair_items(images, None, [f"prompt {index}" for index in range(12)])
+    _, items = media_files.pair_items(images, None, [f"prompt {index}" for index in range(12)])
     assert [(item.name, item.prompt) for item in items][9:11] == [("img_9", "prompt 9"), ("img_10", "prompt 10")]
 
 
@@ -207,13 +209,13 @@ def test_bad_words(folders, capsys, words, parts):
 def test_prompt_files(tmp_path, folders, capsys):
     path = tmp_path / "prompts.txt"
     path.write_text('"a cat, with a hat"\nsays "hi"\n\n')
-    assert media.read_prompts(path) == ["a cat, with a hat", 'says "hi"']
-    assert media.read_prompts(path, unquote=False)[0] == '"a cat, with a hat"'
+    assert media_files.read_prompts(path) == ["a cat, with a hat", 'says "hi"']
+    assert media_files.read_prompts(path, unquote=False)[0] == '"a cat, with a hat"'
     path.write_text("a\n\nb\n")
     with pytest.raises(EvaluationError, match=":2: a prompt must not be empty"):
-        media.read_prompts(path)
+        media_files.read_prompts(path)
     with pytest.raises(EvaluationError, match=r"one per file .* \(12\), got 2"):
-        media.pair_items(folders[0], None, ["a", "b"])
+        media_files.pair_items(folders[0], None, ["a", "b"])
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -226,7 +228,7 @@ def test_damaged_pictures_give_a_picture_or_one_clear_error(tmp_path, data, suff
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(bytes(content[: data.draw(st.integers(0, len(content)))]))
     try:
-        assert media.read_image(path).dtype == np.uint8
+        assert media_files.read_image(path).dtype == np.uint8
     except EvaluationError as error:
         assert str(error).startswith(str(path))
         assert "\n" not in str(error)
@@ -268,7 +270,7 @@ def test_run_reference_must_be_a_sibling(tmp_path, capsys):
 def test_arrays_beside_pictures_are_raw_data(tmp_path):
     save_all(tmp_path, noise(2))
     np.save(tmp_path / "img_0.npy", np.zeros((1, 8, 8)))
-    assert [path.suffix for path in media.list_media(tmp_path)[1]] == [".png", ".png"]
+    assert [path.suffix for path in media_files.list_media(tmp_path)[1]] == [".png", ".png"]
 
 
 def test_doctor_and_check(capsys, folders, tmp_path):
@@ -288,7 +290,7 @@ def test_doctor_and_check(capsys, folders, tmp_path):
 
 
 def test_weights_that_need_code_are_refused(tmp_path):
-    from evaluation.weights import load_state
+    from evaluation.pretrained import load_state
 
     class Evil:
         def __reduce__(self) -> tuple[object, tuple[str]]:
@@ -310,7 +312,8 @@ def test_videos_are_scored_by_frame(tmp_path):
         )
     result = evaluation.evaluate(tmp_path / "a", tmp_path / "b", None, ["psnr"], batch_size=2)
     a, b = (
-        torch.from_numpy(media.read_video(tmp_path / f / "clip.mp4")).permute(0, 3, 1, 2).float() / 255 for f in "ab"
+        torch.from_numpy(media_files.read_video(tmp_path / f / "clip.mp4")).permute(0, 3, 1, 2).float() / 255
+        for f in "ab"
     )
     assert len(a) == 5
     assert result["psnr"]["mean"] == pytest.approx(float(fidelity.psnr(a, b).mean()))

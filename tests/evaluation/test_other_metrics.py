@@ -1,4 +1,4 @@
-"""Super-resolution, point clouds, cost, reports, and the shape of the package."""
+"""Super-resolution, point clouds, reports, and the shape of the package."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import ast
 import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +18,7 @@ from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import evaluation
-from evaluation import cost, report
+from evaluation import present
 from evaluation.errors import EvaluationError
 from evaluation.points import chamfer_distance, f_score, read_ply
 from evaluation.super_resolution import PsnrY, crop_border, luma
@@ -142,48 +141,11 @@ def test_nan_cloud(tmp_path):
         evaluation.evaluate(tmp_path / "a", tmp_path / "b", None, ["chamfer"])
 
 
-# Cost
-
-
-def test_latency_leaves_the_warm_up_out():
-    seconds = iter([0.2, 0.2, 0.01, 0.01, 0.03, 0.01, 0.01])
-    measured = cost.latency(lambda: time.sleep(next(seconds)), warmup=2, repeats=5)
-    assert measured.n == 5
-    assert 0.01 <= measured.q1 <= measured.median <= measured.q3 < 0.1
-    with pytest.raises(ValueError, match="repeats"):
-        cost.latency(lambda: None, repeats=3)
-
-
-def test_flops_are_two_per_multiply_add():
-    with torch.device("meta"):
-        layer, x = torch.nn.Linear(30, 50, bias=False), torch.zeros(7, 30)
-        assert cost.count_flops(lambda: layer(x)) == 2 * 7 * 30 * 50
-        convolution = torch.nn.Conv2d(3, 8, 3, bias=False)
-        assert cost.count_flops(lambda: convolution(torch.zeros(1, 3, 10, 10))) == 2 * 8 * 8 * 8 * 27
-
-
-def test_cache_bytes_count_shared_storage_once():
-    base = torch.zeros(100, dtype=torch.float64)
-    cache = {
-        "a": [base, base[:10]],
-        "b": (torch.zeros(3, dtype=torch.bfloat16), None, 4),
-        "c": {"d": base.view(10, 10)},
-    }
-    assert cost.tensor_bytes(cache) == 800 + 6
-    with pytest.raises(TypeError, match="containers"):
-        cost.tensor_bytes(object())
-
-
-def test_peak_memory_needs_cuda():
-    with pytest.raises(ValueError, match="CUDA"):
-        cost.peak_memory(lambda: None, "cpu")
-
-
 # Reports
 
 
 def test_table_shows_intervals_infinities_and_what_is_missing():
-    text = report.table(
+    text = present.table(
         {
             "psnr": {"mean": 30.0, "low": 29.0, "high": 31.0, "n": 9, "infinite": 2},
             "fid": {"mean": 5.0, "low": None, "high": None, "n": 5000, "label": "FID-5k"},
@@ -200,7 +162,7 @@ def test_wandb_gets_numbers_the_item_table_and_pictures(folders, tmp_path):
     images, reference = folders
     results = evaluation.evaluate(images, reference, None, ["psnr"], out=tmp_path / "out")
     logged: list[dict[str, object]] = []
-    report.log_to_wandb(results, tmp_path / "out", images, reference, run=SimpleNamespace(log=logged.append))
+    present.log_to_wandb(results, tmp_path / "out", images, reference, run=SimpleNamespace(log=logged.append))
     (payload,) = logged
     assert payload["psnr/mean"] == results["psnr"]["mean"]
     assert payload["items"].data[1][0] == "img_1"
@@ -210,7 +172,7 @@ def test_wandb_gets_numbers_the_item_table_and_pictures(folders, tmp_path):
 def test_picture_grid_puts_pictures_over_references(tmp_path):
     save_all(tmp_path / "a", np.full((2, 16, 16, 3), 200, np.uint8))
     save_all(tmp_path / "b", np.full((2, 16, 16, 3), 50, np.uint8))
-    grid = np.asarray(report.picture_grid(tmp_path / "a", tmp_path / "b", edge=16))
+    grid = np.asarray(present.draw_grid(tmp_path / "a", tmp_path / "b", edge=16))
     assert grid.shape == (32, 32, 3)
     assert (grid[:16] == 200).all()
     assert (grid[16:] == 50).all()
@@ -248,3 +210,26 @@ def test_every_metric_states_itself():
         assert metric.create({}).weights() is not None
         with pytest.raises(EvaluationError, match="unknown option"):
             metric.create({"no_such_option": 1})
+
+
+def test_no_module_of_the_package_imports_itself_through_others():
+    """Imports at any depth of a file, also under TYPE_CHECKING: modules that import nothing left are peeled off."""
+    root = Path(evaluation.__file__).parent.parent
+    names = {".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path for path in SOURCES}
+    arrows = {name: imported_modules(path, set(names)) - {name} for name, path in names.items() if name != "evaluation"}
+    while free := [name for name, targets in arrows.items() if not targets & arrows.keys()]:
+        for name in free:
+            del arrows[name]
+    assert not arrows
+
+
+def imported_modules(path: Path, known: set[str]) -> set[str]:
+    """Modules among `known` that a file imports anywhere."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= submodules & known or {node.module}
+    return found & known

@@ -14,10 +14,10 @@ import torch
 import evaluation
 from evaluation.cli import main
 from evaluation.errors import EvaluationError
-from evaluation.vbench import dimensions, runner
+from evaluation.vbench import dimensions, package
 from evaluation.vbench.aggregate import DIMENSIONS, aggregate, total_of
-from evaluation.vbench.metric import OWN, VBench, ingest
-from evaluation.vbench.prompts import manifest, read_info, required, video_name
+from evaluation.vbench.prompt_list import list_files, list_required, read_info, video_name
+from evaluation.vbench.total import OWN, VBench, ingest
 
 TWICE = "The bund Shanghai, oil painting"
 INFO = [
@@ -44,7 +44,7 @@ def videos(tmp_path, info) -> Path:
     folder = tmp_path / "videos"
     folder.mkdir()
     rng = np.random.default_rng(0)
-    for _, _, name in manifest(read_info(info), samples=2):
+    for _, _, name in list_files(read_info(info), samples=2):
         frames = np.kron(rng.integers(0, 256, (4, 4, 4, 3)), np.ones((1, 16, 16, 1))).astype(np.uint8)
         iio.imwrite(folder / name, frames, fps=8)
     return folder
@@ -88,13 +88,13 @@ def test_what_is_missing_is_missing():
 
 def test_a_prompt_that_occurs_twice_has_one_set_of_files(info):
     prompts = read_info(info)
-    lines = manifest(prompts, samples=5)
+    lines = list_files(prompts, samples=5)
     assert len(lines) == 10
     assert len({name for _, _, name in lines}) == 10
     assert lines[5] == (TWICE, 0, f"{TWICE}-0.mp4")
-    assert [name for _, name in required(prompts, "appearance_style", 1)] == [f"{TWICE}-0.mp4"]
-    assert [name for _, name in required(prompts, "imaging_quality", 1)] == [f"{TWICE}-0.mp4"]
-    assert required(prompts, "color") == []
+    assert [name for _, name in list_required(prompts, "appearance_style", 1)] == [f"{TWICE}-0.mp4"]
+    assert [name for _, name in list_required(prompts, "imaging_quality", 1)] == [f"{TWICE}-0.mp4"]
+    assert list_required(prompts, "color") == []
 
 
 @pytest.mark.parametrize("prompt", ["a/b", "", "..", "x" * 250, "é" * 130])
@@ -292,8 +292,8 @@ json.dump({dimension: [len(os.listdir(videos)) / 10, []]}, open(os.path.join(out
 def test_runner_keeps_results_reports_failures_and_resumes(videos, info, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "package"
     folder.mkdir()
-    (folder / "worker.py").write_text(WORKER)
-    monkeypatch.setattr(runner, "__file__", str(folder / "runner.py"))
+    (folder / "package_process.py").write_text(WORKER)
+    monkeypatch.setattr(package, "__file__", str(folder / "package.py"))
     out = tmp_path / "results"
     words = [f"videos={videos}", f"info={info}", f"python={sys.executable}", f"out={out}", "samples=2"]
     for _ in range(2):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.inception import InceptionScore
 
-from evaluation.moments import frechet_distance
+from evaluation.frechet import frechet_distance
 from experiments.backends.digits.classifier import FEATURES, SPATIAL, DigitsClassifier, load_classifier
 from experiments.backends.digits.data import digits
 from experiments.files import ASSETS

@@ -15,10 +15,10 @@ from typing import Literal
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from evaluation.base import Item
+from evaluation.base import MediaItem
 from evaluation.errors import EvaluationError
 
-__all__ = ["kind_of", "list_media", "pair_items", "read_image", "read_points", "read_prompts", "read_video"]
+__all__ = ["detect_kind", "list_media", "pair_items", "read_image", "read_points", "read_prompts", "read_video"]
 
 Kind = Literal["image", "video", "points"]
 _SUFFIXES: dict[str, Kind] = {
@@ -33,7 +33,7 @@ def _natural(path: Path) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
-def kind_of(path: Path) -> Kind:
+def detect_kind(path: Path) -> Kind:
     """Image, video or points by suffix; an `.npy` array of two axes is points, of four axes a video."""
     suffix = path.suffix.lower()
     if suffix != ".npy":
@@ -56,7 +56,7 @@ def list_media(folder: Path) -> tuple[Kind, list[Path]]:
     files = named or [path for path in entries if path.suffix.lower() == ".npy"]
     if not files:
         raise EvaluationError(f"{folder}: must hold images, videos or point clouds, got {len(entries)} other files")
-    kinds: dict[Path, Kind] = {path: kind_of(path) for path in files}
+    kinds: dict[Path, Kind] = {path: detect_kind(path) for path in files}
     first = kinds[files[0]]
     for path in files:
         if kinds[path] != first:
@@ -74,7 +74,7 @@ def pair_items(
     reference: Path | None,
     prompts: Sequence[str] | Mapping[str, str] | None,
     subset: bool = False,
-) -> tuple[Kind, list[Item]]:
+) -> tuple[Kind, list[MediaItem]]:
     """Items of a folder with references and prompts; `subset` allows references that have no image."""
     kind, files = list_media(images)
     partners: dict[str, Path] = {}
@@ -92,7 +92,7 @@ def pair_items(
                 raise EvaluationError(f"{path}: has no partner in {images}; if only a part is meant, say subset=true")
     texts = _texts(files, prompts)
     return kind, [
-        Item(name=path.stem, path=path, reference=partners.get(path.stem), prompt=texts.get(path.stem))
+        MediaItem(name=path.stem, path=path, reference=partners.get(path.stem), prompt=texts.get(path.stem))
         for path in files
     ]
 

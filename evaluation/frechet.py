@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Moments", "frechet_distance"]
+__all__ = ["RunningCovariance", "frechet_distance"]
 
 
 @dataclass(kw_only=True)
-class Moments:
+class RunningCovariance:
     """Count, mean and scatter of the vectors seen so far."""
 
     count: int
@@ -29,7 +29,7 @@ class Moments:
     scatter: Tensor
 
     @classmethod
-    def empty(cls, dimension: int, device: str = "cpu") -> Moments:
+    def empty(cls, dimension: int, device: str = "cpu") -> RunningCovariance:
         """Nothing seen yet."""
         zeros = torch.zeros(dimension, dtype=torch.float64, device=device)
         return cls(count=0, mean=zeros, scatter=torch.zeros(dimension, dimension, dtype=torch.float64, device=device))
@@ -45,7 +45,7 @@ class Moments:
         centred = batch - mean
         self._merge(len(batch), mean, centred.T @ centred)
 
-    def merge(self, other: Moments) -> None:
+    def merge(self, other: RunningCovariance) -> None:
         """See everything that `other` has seen."""
         if other.count:
             self._merge(other.count, other.mean.to(self.mean), other.scatter.to(self.mean))

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation import media
+from evaluation import media_files
 from evaluation.errors import EvaluationError
 from evaluation.registry import METRICS
-from evaluation.runs import values_of
+from evaluation.run_folder import read_values
 from evaluation.statistics import paired_difference, wilcoxon_holm
 
-__all__ = ["comparison", "log_to_wandb", "picture_grid", "table"]
+__all__ = ["compare_runs", "log_to_wandb", "draw_grid", "table"]
 
 _ARROWS = {"higher": "↑", "lower": "↓"}
 
@@ -64,12 +64,12 @@ def _shared(values: Mapping[str, Mapping[str, float]], baseline: str) -> dict[st
     return {run: [column[item] for item in finite] for run, column in values.items()}
 
 
-def comparison(baseline: Path, runs: Sequence[Path], metrics: Sequence[str]) -> str:
+def compare_runs(baseline: Path, runs: Sequence[Path], metrics: Sequence[str]) -> str:
     """Every run against the baseline, item by item: difference, interval, Holm-adjusted Wilcoxon p."""
     rows = []
     for metric in metrics:
         folders = {str(path): path / "evaluation" for path in (baseline, *runs)}
-        values = {name: values_of(folder, metric) for name, folder in folders.items()}
+        values = {name: read_values(folder, metric) for name, folder in folders.items()}
         shared = _shared(values, str(baseline))
         tests = wilcoxon_holm(shared, str(baseline)) if len(shared) > 1 else {}
         for run, test in tests.items():
@@ -89,13 +89,13 @@ def comparison(baseline: Path, runs: Sequence[Path], metrics: Sequence[str]) -> 
     return _render(f"difference to {baseline.name}", columns, rows)
 
 
-def picture_grid(images: Path, reference: Path | None, count: int = 8, edge: int = 256) -> Any:
+def draw_grid(images: Path, reference: Path | None, count: int = 8, edge: int = 256) -> Any:
     """First pictures (or first frames) over their references as one PIL image."""
     from PIL import Image
 
-    from evaluation.driver import frames_of
+    from evaluation.scoring import read_frames
 
-    kind, items = media.pair_items(images, reference, None, subset=True)
+    kind, items = media_files.pair_items(images, reference, None, subset=True)
     if kind == "points":
         raise EvaluationError(f"{images}: a picture grid needs images or videos, got point clouds")
     items = items[:count]
@@ -104,7 +104,7 @@ def picture_grid(images: Path, reference: Path | None, count: int = 8, edge: int
     for column, item in enumerate(items):
         for row, path in enumerate([item.path, item.reference][:rows]):
             if path is not None:
-                picture = Image.fromarray(frames_of(path)[0])
+                picture = Image.fromarray(read_frames(path)[0])
                 picture.thumbnail((edge, edge))
                 grid.paste(picture, (edge * column, edge * row))
     return grid
@@ -132,8 +132,8 @@ def log_to_wandb(
     payload: dict[str, Any] = dict(flat)
     if (out / "values.csv").is_file():
         payload["items"] = wandb.Table(dataframe=pd.read_csv(out / "values.csv"))
-    if images.is_dir() and media.list_media(images)[0] != "points":
-        payload["pictures"] = wandb.Image(picture_grid(images, reference))
+    if images.is_dir() and media_files.list_media(images)[0] != "points":
+        payload["pictures"] = wandb.Image(draw_grid(images, reference))
     run.log(payload)
     if own:
         run.finish()

@@ -10,10 +10,10 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evaluation import media
+from evaluation import media_files
 from evaluation.errors import EvaluationError
 
-__all__ = ["Run", "read_run", "values_of"]
+__all__ = ["Run", "read_run", "read_values"]
 
 
 class Run(NamedTuple):
@@ -31,7 +31,7 @@ def read_run(folder: Path) -> Run:
         raise EvaluationError(f"run: must be a run folder, got {folder}")
     images = folder / "media"
     records = _records(folder)
-    _, files = media.list_media(images)
+    _, files = media_files.list_media(images)
     if records:
         _check_complete(folder, records, files)
     reference = _reference(folder)
@@ -93,7 +93,7 @@ def _mapping(path: Path) -> dict[str, Any]:
     return data
 
 
-def values_of(folder: Path, metric: str) -> dict[str, float]:
+def read_values(folder: Path, metric: str) -> dict[str, float]:
     """Per-item values of a metric that an earlier evaluation wrote to `values.csv`."""
     import pandas as pd
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from evaluation.base import Context, Item, ItemMetric, SetMetric
+from evaluation.base import Context, ItemMetric, MediaItem, SetMetric
 from evaluation.errors import EvaluationError
+from evaluation.scoring import score_items
 from evaluation.vbench.aggregate import DIMENSIONS, aggregate
 from evaluation.vbench.dimensions import (
     AestheticQuality,
@@ -22,7 +23,7 @@ from evaluation.vbench.dimensions import (
     SubjectConsistency,
     TemporalFlickering,
 )
-from evaluation.vbench.prompts import SAMPLES, Prompt, read_info, required
+from evaluation.vbench.prompt_list import SAMPLES, VBenchPrompt, list_required, read_info
 
 __all__ = ["OWN", "VBench", "ingest"]
 
@@ -111,12 +112,10 @@ def _percent(score: float | None) -> float | None:
     return None if score is None else 100 * score
 
 
-def _own_score(metric: ItemMetric, prompts: list[Prompt], samples: int, context: Context) -> float:
-    from evaluation.driver import score_items
-
+def _own_score(metric: ItemMetric, prompts: list[VBenchPrompt], samples: int, context: Context) -> float:
     present = {item.path.name: item for item in context.items}
-    chosen: dict[str, Item] = {}
-    for prompt, name in required(prompts, metric.name, samples):
+    chosen: dict[str, MediaItem] = {}
+    for prompt, name in list_required(prompts, metric.name, samples):
         if name not in present:
             raise EvaluationError(f"{context.images / name}: is needed for {metric.name}, got no such video")
         chosen[name] = replace(present[name], prompt=_wording(metric, prompt))
@@ -124,7 +123,7 @@ def _own_score(metric: ItemMetric, prompts: list[Prompt], samples: int, context:
     return sum(values) / len(values)
 
 
-def _wording(metric: ItemMetric, prompt: Prompt) -> str:
+def _wording(metric: ItemMetric, prompt: VBenchPrompt) -> str:
     if metric.name != "appearance_style":
         return prompt.text
     wording = prompt.auxiliary.get("appearance_style", {})

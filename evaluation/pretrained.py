@@ -184,7 +184,7 @@ def specification(name: str) -> Weight:
     raise EvaluationError(f"weights.{name}: unknown name; known are {sorted(WEIGHTS)}")
 
 
-def _cached(weight: Weight, file: str) -> Path | None:
+def _find_cached(weight: Weight, file: str) -> Path | None:
     if weight.repository is None:
         from torch.hub import get_dir
 
@@ -207,7 +207,7 @@ def find(weight: Weight, given: Path | None = None) -> Path | None:
     folder = root() / weight.name
     if all((folder / file).is_file() for file in weight.files):
         return folder / weight.files[0] if single else folder
-    cached = [_cached(weight, file) for file in weight.files]
+    cached = [_find_cached(weight, file) for file in weight.files]
     if any(path is None for path in cached):
         return None
     first = next(path for path in cached if path is not None)

@@ -16,14 +16,14 @@ from torch import Tensor
 from evaluation.base import Batch, Scorer
 from evaluation.errors import EvaluationError
 from evaluation.fidelity import to_u8
-from evaluation.weights import load_state
+from evaluation.pretrained import load_state
 
-__all__ = ["Worker", "package_scorer"]
+__all__ = ["PackageProcess", "package_scorer"]
 
-_SCRIPT = Path(__file__).with_name("image_reward_worker.py")
+_SCRIPT = Path(__file__).with_name("image_reward_process.py")
 
 
-class Worker:
+class PackageProcess:
     """One child process; it ends with this object."""
 
     def __init__(self, python: str, checkpoint: Path, vocabulary: Path) -> None:
@@ -60,7 +60,7 @@ def _stop(process: subprocess.Popen[str]) -> None:
 
 def package_scorer(python: str, checkpoint: Path, vocabulary: Path) -> Scorer:
     """A scorer that hands each picture to the package as a lossless file."""
-    worker = Worker(python, checkpoint, vocabulary)
+    worker = PackageProcess(python, checkpoint, vocabulary)
 
     def score(batch: Batch) -> Tensor:
         rewards: list[float] = []

@@ -1,7 +1,7 @@
 """Runs the published image-reward package with that package's interpreter; imports nothing of this project.
 
-ENV/bin/python image_reward_worker.py make DIR          random checkpoint, its keys, and med_config.json
-ENV/bin/python image_reward_worker.py score CKPT VOCAB  one {"prompt", "image"} per line in, one
+ENV/bin/python image_reward_process.py make DIR          random checkpoint, its keys, and med_config.json
+ENV/bin/python image_reward_process.py score CKPT VOCAB  one {"prompt", "image"} per line in, one
 {"reward"} out
 """
 

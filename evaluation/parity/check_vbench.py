@@ -1,9 +1,9 @@
 """Measure how far the own VBench dimensions are from the vbench package, on the same videos.
 
-    python -m evaluation.parity.vbench python=ENV/bin/python work=DIR
+    python -m evaluation.parity.check_vbench python=ENV/bin/python work=DIR
 
 Makes short videos in `work`. Networks are replaced on both sides by one random linear map, see
-`vbench_worker`, so this compares everything but the networks. Exit code 1 when a score differs by more than
+`vbench_process`, so this compares everything but the networks. Exit code 1 when a score differs by more than
 1e-3.
 """
 
@@ -20,7 +20,7 @@ from torch.nn.functional import adaptive_avg_pool2d, normalize
 
 from evaluation.cli import parse
 from evaluation.errors import EvaluationError
-from evaluation.media import read_video
+from evaluation.media_files import read_video
 from evaluation.parity import run, verdict
 from evaluation.vbench import dimensions
 
@@ -72,7 +72,7 @@ def main(words: list[str]) -> int:
     matrix = np.random.default_rng(1).standard_normal((32, 3 * 16 * 16)).astype(np.float32)
     np.save(work / "map.npy", matrix, allow_pickle=False)
     paths = make_videos(work)
-    worker = Path(__file__).with_name("vbench_worker.py")
+    worker = Path(__file__).with_name("vbench_process.py")
     command = [str(data["python"]), str(worker), str(work / "map.npy"), *map(str, paths)]
     answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     theirs = json.loads(answer.splitlines()[-1])

@@ -1,7 +1,7 @@
 """VBench's prompt list and the names under which its videos are found.
 
 The list (`VBench_full_info.json`) has one entry per prompt and purpose: some prompts occur twice with
-different dimensions, and both occurrences mean the same files `{prompt}-{i}.mp4`, i = 0..4. A manifest
+different dimensions, and both occurrences mean the same files `{prompt}-{i}.mp4`, i = 0..4. A list of files
 therefore has one line per distinct file: 946 entries and 5 samples make 4720 files, not 4730.
 """
 
@@ -16,14 +16,14 @@ from typing import Any
 from evaluation.errors import EvaluationError
 from evaluation.vbench.aggregate import DIMENSIONS
 
-__all__ = ["SAMPLES", "Prompt", "manifest", "read_info", "required", "video_name"]
+__all__ = ["SAMPLES", "VBenchPrompt", "list_files", "read_info", "list_required", "video_name"]
 
 SAMPLES = 5
 _LONGEST_NAME = 255  # bytes, of common file systems
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prompt:
+class VBenchPrompt:
     """One entry of the list; `auxiliary` is what a dimension needs besides, such as the style's wording."""
 
     text: str
@@ -31,7 +31,7 @@ class Prompt:
     auxiliary: dict[str, Any]
 
 
-def read_info(path: Path) -> list[Prompt]:
+def read_info(path: Path) -> list[VBenchPrompt]:
     """All entries in their order."""
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
@@ -42,7 +42,7 @@ def read_info(path: Path) -> list[Prompt]:
     return [_prompt(path, number, entry) for number, entry in enumerate(entries)]
 
 
-def _prompt(path: Path, number: int, entry: Any) -> Prompt:
+def _prompt(path: Path, number: int, entry: Any) -> VBenchPrompt:
     where = f"{path}, entry {number}"
     if not isinstance(entry, dict) or not isinstance(entry.get("prompt_en"), str):
         raise EvaluationError(f"{where}: must have a text prompt_en")
@@ -56,7 +56,7 @@ def _prompt(path: Path, number: int, entry: Any) -> Prompt:
     auxiliary = entry.get("auxiliary_info", {})
     if not isinstance(auxiliary, dict):
         raise EvaluationError(f"{where}: auxiliary_info must be a mapping, got {auxiliary!r}")
-    return Prompt(text=entry["prompt_en"], dimensions=tuple(dimensions), auxiliary=auxiliary)
+    return VBenchPrompt(text=entry["prompt_en"], dimensions=tuple(dimensions), auxiliary=auxiliary)
 
 
 def video_name(prompt: str, sample: int, suffix: str = ".mp4") -> str:
@@ -69,13 +69,15 @@ def video_name(prompt: str, sample: int, suffix: str = ".mp4") -> str:
     return name
 
 
-def manifest(prompts: Iterable[Prompt], samples: int = SAMPLES) -> list[tuple[str, int, str]]:
+def list_files(prompts: Iterable[VBenchPrompt], samples: int = SAMPLES) -> list[tuple[str, int, str]]:
     """(prompt, sample, file name) of every distinct file, in the order of the list."""
     texts = dict.fromkeys(prompt.text for prompt in prompts)
     return [(text, sample, video_name(text, sample)) for text in texts for sample in range(samples)]
 
 
-def required(prompts: Iterable[Prompt], dimension: str, samples: int = SAMPLES) -> list[tuple[Prompt, str]]:
+def list_required(
+    prompts: Iterable[VBenchPrompt], dimension: str, samples: int = SAMPLES
+) -> list[tuple[VBenchPrompt, str]]:
     """(entry, file name) of everything that a dimension looks at."""
     if dimension not in DIMENSIONS:
         raise EvaluationError(f"vbench.dimensions: unknown {dimension!r}; known are {', '.join(DIMENSIONS)}")

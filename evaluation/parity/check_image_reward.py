@@ -1,6 +1,6 @@
 """Measure how far the ImageReward port is from the published package, on the same weights and pictures.
 
-    python -m evaluation.parity.image_reward python=ENV/bin/python work=DIR [count=8]
+    python -m evaluation.parity.check_image_reward python=ENV/bin/python work=DIR [count=8]
 
 Without `work/ImageReward.pt` and `work/vocab.txt` a checkpoint of random weights of the real architecture
 is made there first; put the released files there to compare on those. Prints both rewards per picture and
@@ -50,7 +50,7 @@ def main(words: list[str]) -> int:
     if "python" not in data or "work" not in data:
         raise EvaluationError("python, work: both must be given")
     python, work, count = str(data["python"]), Path(str(data["work"])).resolve(), int(data.get("count", 8))
-    worker = Path(__file__).with_name("image_reward_worker.py")
+    worker = Path(__file__).with_name("image_reward_process.py")
     if not (work / "ImageReward.pt").is_file():
         subprocess.run([python, str(worker), "make", str(work)], check=True)
     weights = {"image_reward": work / "ImageReward.pt", "bert_vocabulary": work / "vocab.txt"}

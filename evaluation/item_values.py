@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from evaluation.base import Item, Metric
+from evaluation.base import MediaItem, Metric
 from evaluation.errors import EvaluationError
 
 __all__ = ["ValueStore", "digest", "item_key", "merge_json", "write_csv", "write_json"]
@@ -27,7 +27,7 @@ def digest(*parts: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-def item_key(metric: Metric, item: Item, content: tuple[str, str], weights: Mapping[str, str]) -> str:
+def item_key(metric: Metric, item: MediaItem, content: tuple[str, str], weights: Mapping[str, str]) -> str:
     """Identity of one value; the prompt counts only for metrics that read it."""
     prompt = item.prompt if "prompt" in metric.needs else None
     reference = content[1] if "reference" in metric.needs else None
@@ -52,12 +52,12 @@ class ValueStore:
                 row = json.loads(line)
                 self._values[row["key"]] = float(row["value"])
             except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-                if self._repaired(line):
+                if self._is_torn_start(line):
                     continue
                 raise EvaluationError(f"{self.path}:{number}: must be a row of values, got {line[:60]!r}") from error
 
     @staticmethod
-    def _repaired(line: str) -> bool:
+    def _is_torn_start(line: str) -> bool:
         # A torn line that a later run ended with a newline: it is the beginning of a row and not a row.
         return line.startswith("{") and not line.endswith("}")
 

@@ -1,6 +1,6 @@
 """Scores videos with functions of the vbench package and its interpreter; imports nothing of this project.
 
-    ENV/bin/python vbench_worker.py MAP VIDEO... > scores.json
+    ENV/bin/python vbench_process.py MAP VIDEO... > scores.json
 
 MAP is an `.npy` matrix `[d, 3 * 16 * 16]`: a linear map of the input pooled to 16x16, standing in for DINO
 and for CLIP so that reading, resizing, normalising and averaging are compared without their weights.

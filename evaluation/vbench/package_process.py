@@ -1,6 +1,6 @@
 """Runs one dimension of the vbench package with that package's interpreter; imports nothing of this project.
 
-ENV/bin/python worker.py DIMENSION VIDEOS INFO OUT DEVICE
+ENV/bin/python package_process.py DIMENSION VIDEOS INFO OUT DEVICE
 """
 
 from __future__ import annotations

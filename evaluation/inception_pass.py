@@ -20,15 +20,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluation import media, npz
+from evaluation import media_files, npz
 from evaluation.base import Context
 from evaluation.errors import EvaluationError
+from evaluation.frechet import RunningCovariance
 from evaluation.inception import CLASSES, POOL, SPATIAL, Features, Inception
-from evaluation.moments import Moments
-from evaluation.store import digest
-from evaluation.weights import fingerprint
+from evaluation.item_values import digest
+from evaluation.pretrained import fingerprint
 
-__all__ = ["SHARD", "SPLIT", "SplitScores", "Sweep", "sweep"]
+__all__ = ["SHARD", "SPLIT", "SplitScores", "InceptionStatistics", "run_inception"]
 
 SHARD = 2000  # images between two saves of the state (67 MB)
 SPLIT = 5000  # images per split of the Inception score
@@ -68,21 +68,21 @@ class SplitScores:
 
 
 @dataclass(kw_only=True)
-class Sweep:
+class InceptionStatistics:
     """What one pass over `count` images leaves behind."""
 
     folder: Path
-    pool: Moments
-    spatial: Moments
+    pool: RunningCovariance
+    spatial: RunningCovariance
     scores: SplitScores
 
     @classmethod
-    def empty(cls, folder: Path, device: str) -> Sweep:
+    def empty(cls, folder: Path, device: str) -> InceptionStatistics:
         """Before the first image."""
         return cls(
             folder=folder,
-            pool=Moments.empty(POOL, device),
-            spatial=Moments.empty(SPATIAL, device),
+            pool=RunningCovariance.empty(POOL, device),
+            spatial=RunningCovariance.empty(SPATIAL, device),
             scores=SplitScores(),
         )
 
@@ -126,11 +126,11 @@ class Sweep:
         )
         os.replace(temporary, self.folder / "state.npz")
 
-    def _moments(self) -> tuple[tuple[str, Moments], tuple[str, Moments]]:
+    def _moments(self) -> tuple[tuple[str, RunningCovariance], tuple[str, RunningCovariance]]:
         return ("pool", self.pool), ("spatial", self.spatial)
 
     @classmethod
-    def load(cls, folder: Path, device: str) -> Sweep:
+    def load(cls, folder: Path, device: str) -> InceptionStatistics:
         """The saved state, or an empty one."""
         result = cls.empty(folder, device)
         path = folder / "state.npz"
@@ -150,19 +150,19 @@ class Sweep:
         return result
 
 
-def sweep(source: Path, context: Context, keep_features: bool) -> Sweep:
+def run_inception(source: Path, context: Context, keep_features: bool) -> InceptionStatistics:
     """Run or resume the pass over a folder of images or an `.npz` archive."""
     total, identity, read = _source(source, context.batch_size)
     weights = context.weights["inception"]
     keys = {keep: digest(identity, fingerprint(weights), context.batch_size, keep) for keep in (True, False)}
     folders = {keep: context.out / "inception" / key for keep, key in keys.items()}
     if not keep_features and (folders[True] / "state.npz").is_file():
-        richer = Sweep.load(folders[True], context.device)
+        richer = InceptionStatistics.load(folders[True], context.device)
         if richer.count == total:
             return richer
     folder = folders[keep_features]
     folder.mkdir(parents=True, exist_ok=True)
-    state = Sweep.load(folder, context.device)
+    state = InceptionStatistics.load(folder, context.device)
     kept = folder / "pool.f32" if keep_features else None
     if state.count < total:
         if kept is not None:
@@ -178,7 +178,7 @@ def _cut(kept: Path, count: int) -> None:
 
 
 def _run(
-    state: Sweep,
+    state: InceptionStatistics,
     batches: Iterator[np.ndarray],
     total: int,
     kept: Path | None,
@@ -207,7 +207,7 @@ def _source(source: Path, batch_size: int) -> tuple[int, list[object], Reader]:
         stat = source.stat()
         identity: list[object] = [source.name, stat.st_size, stat.st_mtime_ns]
         return shape[0], identity, lambda start: npz.read_samples(source, batch_size, start)
-    kind, files = media.list_media(source)
+    kind, files = media_files.list_media(source)
     if kind != "image":
         raise EvaluationError(f"{source}: Inception metrics read images, got {kind} files")
     stats = [(path.name, path.stat()) for path in files]
@@ -216,11 +216,11 @@ def _source(source: Path, batch_size: int) -> tuple[int, list[object], Reader]:
 
 
 def _images(files: list[Path], batch_size: int, start: int) -> Iterator[np.ndarray]:
-    first = media.read_image(files[0])
+    first = media_files.read_image(files[0])
     with ThreadPoolExecutor(max_workers=4) as pool:
         for begin in range(start, len(files), batch_size):
             group = files[begin : begin + batch_size]
-            pictures = list(pool.map(media.read_image, group))
+            pictures = list(pool.map(media_files.read_image, group))
             for path, picture in zip(group, pictures, strict=True):
                 if picture.shape != first.shape:
                     raise EvaluationError(

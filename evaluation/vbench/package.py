@@ -16,18 +16,18 @@ from typing import Any
 
 from evaluation.errors import EvaluationError
 from evaluation.vbench.aggregate import DIMENSIONS
-from evaluation.vbench.metric import ingest
-from evaluation.vbench.prompts import SAMPLES, read_info, required
+from evaluation.vbench.prompt_list import SAMPLES, list_required, read_info
+from evaluation.vbench.total import ingest
 
-__all__ = ["main", "missing_videos", "run_dimension"]
+__all__ = ["main", "find_missing_videos", "run_dimension"]
 
 _KEYS = ("videos", "info", "python", "out", "dimensions", "device", "download", "samples")
 _NO_NETWORK = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
 
 
-def missing_videos(videos: Path, info: Path, dimension: str, samples: int) -> list[str]:
+def find_missing_videos(videos: Path, info: Path, dimension: str, samples: int) -> list[str]:
     """Names that the dimension would look for and not find; the package only warns about them."""
-    names = dict.fromkeys(name for _, name in required(read_info(info), dimension, samples))
+    names = dict.fromkeys(name for _, name in list_required(read_info(info), dimension, samples))
     return [name for name in names if not (videos / name).is_file()]
 
 
@@ -46,7 +46,7 @@ def run_dimension(
         return True
     out.mkdir(parents=True, exist_ok=True)
     environment = dict(os.environ) if download else dict(os.environ) | _NO_NETWORK | {"HF_HUB_OFFLINE": "1"}
-    worker = Path(__file__).with_name("worker.py")
+    worker = Path(__file__).with_name("package_process.py")
     paths = [str(path.resolve()) for path in (videos, info, out)]
     command = [python, str(worker), dimension, *paths, device]
     with (out / f"{dimension}.log").open("w", encoding="utf-8") as log:
@@ -88,7 +88,7 @@ def main(data: Mapping[str, Any]) -> int:
     dimensions = _dimensions(data.get("dimensions", list(DIMENSIONS)))
     samples = int(data.get("samples", SAMPLES))
     for name in dimensions:
-        missing = missing_videos(videos, info, name, samples)
+        missing = find_missing_videos(videos, info, name, samples)
         if missing:
             raise EvaluationError(f"{videos / missing[0]}: is needed for {name}, {len(missing)} videos are missing")
     device, download = str(data.get("device", "cuda")), data.get("download", False) is True
