@@ -64,6 +64,7 @@ def scratch() -> str:
     return folder
 
 
+@cache
 def set_up() -> None:
     """Register the schemas and the resolver that conf/config.yaml uses."""
     register()
