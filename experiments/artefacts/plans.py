@@ -18,7 +18,7 @@ from experiments.config.method import CalibratedConfig
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
 from experiments.files import write_text
-from hicache.calibrate import Plan
+from hicache.fitting.calibrate import Plan
 
 __all__ = [
     "contents",

@@ -59,8 +59,9 @@ from experiments.settings.automatic import automatic
 from experiments.settings.method import method_of
 from experiments.settings.resolve import resolve
 from hicache import sampler
-from hicache.calibrate import Plan, build_plan, formula_rows, total_error
-from hicache.sampler import Gains
+from hicache.fitting.calibrate import Plan, build_plan, formula_rows, total_error
+from hicache.fitting.gaussian import Gains, gaussian_gram, log_spectrum
+from hicache.fitting.gaussian import carry as carry_of
 
 __all__ = ["Calibration", "Options", "calibrate", "gaussian", "make_plan", "measure", "schedule"]
 
@@ -119,7 +120,7 @@ def measure(settings: Settings, options: Options, backend: Backend) -> Calibrati
         found = recorder.trajectories(len(batch))
         if gains is None:
             gains, (alpha, sigma, _) = probe(recorder.scheduler), sampler.levels(recorder.scheduler)
-            clocks, carry = sampler.clocks(alpha, sigma), sampler.carry(alpha, sigma, sampler.log_spectrum())
+            clocks, carry = sampler.clocks(alpha, sigma), carry_of(alpha, sigma, log_spectrum())
         rule = "the sampler must call the model once per step"
         check(len(gains.sample) == sampling.num_steps, "num_steps", rule, sampling.num_steps)
         for name, values in found.items():
@@ -142,7 +143,7 @@ def gaussian(settings: Settings, backend: Backend) -> Calibration:
     """The Gram matrix of the noise schedule under Gaussian data of all scales: no model is run."""
     check(settings.scope == "output", "scope", "must be output for data=gaussian", settings.scope)
     alpha, sigma, kind, gains = schedule(settings, backend)
-    gram = sampler.gaussian_gram(alpha, sigma, gains, sampler.log_spectrum(), kind)
+    gram = gaussian_gram(alpha, sigma, gains, log_spectrum(), kind)
     return Calibration(gram=gram[None], size=gram.diagonal(), gains=gains, clocks=sampler.clocks(alpha, sigma))
 
 

@@ -33,8 +33,8 @@ import hicache
 from experiments.backends.base import Backend, Item, Sampling, sampling_of
 from experiments.calibration.trajectories import Recorder, grams
 from experiments.config.run import Settings
-from hicache.calibrate import Plan, Row, solve
-from hicache.sampler import Gains
+from hicache.fitting.calibrate import Plan, Row, solve
+from hicache.fitting.gaussian import Gains
 
 __all__ = ["Loop", "Rule", "is_one_step", "probe", "psnr", "refit"]
 

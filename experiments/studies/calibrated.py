@@ -40,7 +40,7 @@ from experiments.runs.runner import items_of
 from experiments.settings.resolve import resolve
 from experiments.studies.report import Line, plot_budgets, write_table
 from hicache import CacheMethod
-from hicache.calibrate import Plan
+from hicache.fitting.calibrate import Plan
 
 __all__ = ["Bench", "contenders", "intervals_for"]
 

@@ -33,8 +33,8 @@ from experiments.settings.method import method_of
 from experiments.settings.resolve import resolve
 from experiments.settings.rows import missing
 from experiments.studies.calibrated import contenders, intervals_for
-from hicache.calibrate import build_plan, place
-from hicache.sampler import ddim, dpmpp, flow
+from hicache.fitting.calibrate import build_plan, place
+from hicache.fitting.gaussian import ddim, dpmpp, flow
 
 BETAS = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "timestep_spacing": "trailing"}
 QUICK = Options(items=4, seconds=0.0)

@@ -17,7 +17,7 @@ from experiments.settings.describe import announcement, describe_method
 from experiments.settings.identity import run_id
 from experiments.settings.method import method_of
 from experiments.settings.resolve import resolve
-from hicache.calibrate import best_scale
+from hicache.fitting.calibrate import best_scale
 
 
 def settings_of(*overrides):

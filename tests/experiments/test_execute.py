@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from plans import lines, media, planned, states
 
-from experiments import stopping, store
+from experiments import stopping
 from experiments.config.run import Shard
 from experiments.errors import ConfigError
 from experiments.plans import worker
@@ -292,7 +292,7 @@ def test_a_lack_of_space_fails_no_row(status_too, small, quick, monkeypatch, cap
     with monkeypatch.context() as patch:
         patch.setattr(runner, "generate_batch", full)
         if status_too:
-            patch.setattr(store, "write_durably", lambda *args: os.fsync(full()))
+            patch.setattr("experiments.runs.folder.write_json", full)
         assert main([str(plan.folder), "--devices", "cpu"]) == 1
     assert "no space left under" in capsys.readouterr().err
     assert State.FAILED not in states(plan) and not list(plan.results.glob("runs/*/error.txt"))

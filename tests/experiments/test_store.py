@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[2]
 HOLD = """
 import sys, time
 from pathlib import Path
-from experiments.config import Shard
-from experiments.store import RunFolder
+from experiments.config.run import Shard
+from experiments.runs.folder import RunFolder
 rank, world = map(int, sys.argv[2:])
 with RunFolder(Path(sys.argv[1]), "run", Shard(rank=rank, world=world)).lock():
     print("held", flush=True)

@@ -6,10 +6,21 @@ import pytest
 import torch
 
 import hicache
-from hicache.calibrate import Plan, best_scale, build_plan, error_of, fit, formula_rows, place, total_error, weigh
+from hicache.fitting.calibrate import (
+    Plan,
+    best_scale,
+    build_plan,
+    error_of,
+    fit,
+    formula_rows,
+    place,
+    total_error,
+    weigh,
+)
+from hicache.fitting.gaussian import Gains, carry, ddim, flow, gaussian_gram, log_spectrum
 from hicache.forecast import BASES
 from hicache.forecast.table import Row, Table
-from hicache.sampler import Gains, carry, clocks, ddim, flow, gaussian_gram, log_spectrum
+from hicache.sampler import clocks
 
 T = 12
 

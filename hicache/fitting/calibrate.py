@@ -8,7 +8,7 @@ to compute are a shortest path:
     error     e(s | A) = G_ss - 2 w^T G_As + w^T G_AA w                   >= 0, of un-cached trajectories (open loop)
     anchors   min sum_s c_s sqrt(e(s | last m anchors)) over all sets of K steps that start with 0
 
-`c_s = |d x_{s+1} / d prediction_s|` is the sampler's (`hicache.sampler`). The cost of the steps between two
+`c_s = |d x_{s+1} / d prediction_s|` is the sampler's (`hicache.fitting.gaussian`). The cost of the steps between two
 neighbouring anchors depends on the last m anchors alone, so the minimum is found exactly by dynamic programming
 over them.
 
@@ -276,7 +276,8 @@ def best_scale(
         warmup_steps: the ladder starts at the last of them; 1 = at the first step.
         size: mean square of the guided prediction per step; by default that of the first site.
         clock: time of every step, where it is not the index.
-        carry: how errors of two steps add up at the end (`hicache.sampler.carry`); by default as if independent.
+        carry: how errors of two steps add up at the end (`hicache.fitting.gaussian.carry`); by default as if
+            independent.
 
     Returns:
         sigma, order, and the error divided by that of the same full steps with reuse.
