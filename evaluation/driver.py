@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation import item_values, media_files
+from evaluation import item_values, media_files, pictures
 from evaluation.base import Context, ItemMetric, MediaItem, Metric, SetMetric
 from evaluation.doctor import build, problems
 from evaluation.errors import EvaluationError
@@ -41,6 +41,8 @@ def evaluate(
     reference = Path(reference) if reference else None
     if batch_size < 1:
         raise EvaluationError(f"batch_size: must be at least 1, got {batch_size}")
+    if not 0 < level < 1:
+        raise EvaluationError(f"level: must lie strictly between 0 and 1, got {level}")
     given = {name: Path(path) for name, path in (weights or {}).items()}
     chosen = build(metrics, options or {})
     found = problems(chosen, given)
@@ -58,9 +60,22 @@ def evaluate(
         weights={name: locate(name, given.get(name)) for metric in chosen for name in metric.weights()},
         progress=sys.stderr.isatty() if progress is None else progress,
     )
-    results = _item_results([m for m in chosen if isinstance(m, ItemMetric)], context, level)
-    results |= _set_results([m for m in chosen if isinstance(m, SetMetric)], context)
+    try:
+        results = _item_results([m for m in chosen if isinstance(m, ItemMetric)], context, level)
+        results |= _set_results([m for m in chosen if isinstance(m, SetMetric)], context)
+    except pictures.PictureError as error:
+        raise EvaluationError("\n".join(_unreadable(images, reference) or [str(error)])) from error
     return {metric.name: results[metric.name] for metric in chosen}
+
+
+def _unreadable(*folders: Path | None) -> list[str]:
+    """Every picture that cannot be read, once one could not: they can be mended together."""
+    files: list[Path] = []
+    for folder in folders:
+        if folder is not None and folder.is_dir():
+            kind, found = media_files.list_media(folder)
+            files += found if kind == "image" else []
+    return pictures.survey(files)
 
 
 def _check_needs(chosen: list[Metric], reference: Path | None, prompts: object) -> None:

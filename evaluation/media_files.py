@@ -6,15 +6,14 @@ order in which a prompt list belongs to them. A file and its reference pair by n
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
+from evaluation import pictures
 from evaluation.base import MediaItem
 from evaluation.errors import EvaluationError
 
@@ -38,7 +37,7 @@ def detect_kind(path: Path) -> Kind:
     suffix = path.suffix.lower()
     if suffix != ".npy":
         return _SUFFIXES[suffix]
-    axes = _load_array(path, mapped=True).ndim
+    axes = len(pictures.array_shape(path))
     if axes not in (2, 4):
         raise EvaluationError(f"{path}: must be points [N, 3] or a video [T, H, W, 3], got {axes} axes")
     return "points" if axes == 2 else "video"
@@ -129,46 +128,16 @@ def read_prompts(path: Path, unquote: bool = True) -> list[str]:
 
 def read_image(path: Path) -> np.ndarray:
     """8-bit RGB `[H, W, 3]`; transparency and more than 8 bits are refused, grey is repeated."""
-    try:
-        with Image.open(io.BytesIO(path.read_bytes())) as image:
-            image.load()
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                raise EvaluationError(f"{path}: must be opaque, got mode {image.mode} with transparency")
-            if image.mode not in ("RGB", "L", "P", "1"):
-                raise EvaluationError(f"{path}: must be 8-bit RGB or grey, got mode {image.mode}")
-            return np.asarray(image.convert("RGB"))
-    except EvaluationError:
-        raise
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise EvaluationError(f"{path}: must be a readable image, got: {str(error).splitlines()[0]}") from error
-
-
-def _load_array(path: Path, mapped: bool = False) -> np.ndarray:
-    try:
-        return np.load(path, allow_pickle=False, mmap_mode="r" if mapped else None)
-    except (OSError, ValueError, EOFError) as error:
-        raise EvaluationError(f"{path}: must be a plain .npy array, got: {str(error).splitlines()[0]}") from error
+    return pictures.read_picture(path)
 
 
 def read_video(path: Path) -> np.ndarray:
     """8-bit RGB frames `[T, H, W, 3]`; `.npy` holds uint8, or floats in [0, 1] that are rounded to 8 bits."""
-    if path.suffix.lower() == ".npy":
-        return _array_video(path)
-    import imageio.v3 as iio
-
-    try:
-        plugin = "pillow" if path.suffix.lower() == ".gif" else "FFMPEG"
-        frames = [np.asarray(frame)[..., :3] for frame in iio.imiter(path, plugin=plugin)]
-    except (OSError, ValueError, RuntimeError, IndexError, StopIteration) as error:
-        message = (str(error).splitlines() or [type(error).__name__])[0]
-        raise EvaluationError(f"{path}: must be a readable video, got: {message}") from error
-    if not frames:
-        raise EvaluationError(f"{path}: must hold at least one frame, got none")
-    return np.stack(frames)
+    return _array_video(path) if path.suffix.lower() == ".npy" else pictures.read_frames(path)
 
 
 def _array_video(path: Path) -> np.ndarray:
-    array = _load_array(path)
+    array = pictures.read_array(path)
     if array.ndim != 4 or array.shape[-1] != 3 or 0 in array.shape:
         raise EvaluationError(f"{path}: a video array must be [T, H, W, 3], got {list(array.shape)}")
     if array.dtype == np.uint8:
@@ -187,7 +156,7 @@ def read_points(path: Path) -> np.ndarray:
     """Points `[N, 3]` as float64 from `.npy`, the vertices of a `.ply`, or `.xyz` text."""
     suffix = path.suffix.lower()
     if suffix == ".npy":
-        points = _load_array(path)
+        points = pictures.read_array(path)
     elif suffix == ".ply":
         from evaluation.points import read_ply
 

@@ -8,6 +8,7 @@ written in pieces, without ever being in memory as a whole.
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -15,12 +16,14 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 
-from evaluation import media_files
+from evaluation import media_files, pictures
 from evaluation.errors import EvaluationError
 
 __all__ = ["read_array", "read_samples", "sample_shape", "write_samples", "write_statistics"]
 
 _STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
+_WIDEST = 4096
+"""Features of a statistics array at most; Inception has 2048 and 2023."""
 
 
 def _open(path: Path) -> zipfile.ZipFile:
@@ -39,6 +42,8 @@ def _header(path: Path, member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
         raise EvaluationError(f"{path}: arr_0 must be a numpy array, got: {error}") from error
     if fortran or dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3:
         raise EvaluationError(f"{path}: arr_0 must be uint8 [N, H, W, 3] in C order, got {dtype} {list(shape)}")
+    if shape[1] * shape[2] > pictures.MAX_PIXELS:
+        raise EvaluationError(f"{path}: arr_0 must have at most {pictures.MAX_PIXELS} pixels each, got {list(shape)}")
     return shape, dtype
 
 
@@ -72,7 +77,7 @@ def _take(path: Path, member: IO[bytes], size: int, keep: bool) -> bytes:
     while left:
         try:
             piece = member.read(min(left, 1 << 24))
-        except (zipfile.BadZipFile, OSError, EOFError) as error:
+        except (zipfile.BadZipFile, OSError, EOFError, zlib.error) as error:
             raise EvaluationError(f"{path}: arr_0 must be readable, got: {error}") from error
         if not piece:
             raise EvaluationError(f"{path}: arr_0 must be complete, got {left} bytes too few")
@@ -85,14 +90,20 @@ def _take(path: Path, member: IO[bytes], size: int, keep: bool) -> bytes:
 def read_array(path: Path, name: str) -> np.ndarray | None:
     """A statistics array of an archive, float64; None when it is not in there."""
     with _open(path) as archive:
-        present = f"{name}.npy" in archive.namelist()
-    if not present:
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return arrays[name].astype(np.float64)
-    except (ValueError, OSError) as error:
-        raise EvaluationError(f"{path}: {name} must be a plain array, got: {error}") from error
+        if f"{name}.npy" not in archive.namelist():
+            return None
+        try:
+            with archive.open(f"{name}.npy") as member:  # the header first: a few bytes may unpack to gigabytes
+                shape, dtype = pictures.header_of(member)
+            if len(shape) > 2 or any(not 0 < length <= _WIDEST for length in shape) or dtype.kind not in "fiu":
+                rule = f"must be numbers [d] or [d, d] with d <= {_WIDEST}"
+                raise EvaluationError(f"{path}: {name} {rule}, got {dtype} {list(shape)}")
+            with archive.open(f"{name}.npy") as member:
+                return npy.read_array(member, allow_pickle=False).astype(np.float64)
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            if isinstance(error, EvaluationError):
+                raise
+            raise EvaluationError(f"{path}: {name} must be a plain array, got: {error}") from error
 
 
 def write_samples(images: Path, out: Path) -> int:
@@ -100,6 +111,8 @@ def write_samples(images: Path, out: Path) -> int:
     kind, files = media_files.list_media(images)
     if kind != "image":
         raise EvaluationError(f"{images}: an .npz of samples is made of images, got {kind} files")
+    if bad := pictures.survey(files):
+        raise EvaluationError("\n".join(bad))
     first = media_files.read_image(files[0])
     temporary = out.with_name(out.name + ".tmp")
     temporary.parent.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from evaluation import pictures
+
 __all__ = ["SUFFIXES", "read_image", "read_video", "write_image", "write_video"]
 
 SUFFIXES = {"png": ".png", "jpeg95": ".jpg"}
@@ -41,8 +43,7 @@ def write_image(media: Tensor, folder: Path, name: str, form: str) -> list[Path]
 
 def read_image(folder: Path, name: str, form: str) -> Tensor:
     """The image as its file holds it."""
-    with Image.open(folder / f"{name}{SUFFIXES[form]}") as image:
-        return to_tensor(np.array(image.convert("RGB")))
+    return to_tensor(np.array(pictures.open_picture(folder / f"{name}{SUFFIXES[form]}").convert("RGB")))
 
 
 def write_video(media: Tensor, folder: Path, name: str, fps: int, lossless: bool) -> list[Path]:
@@ -61,8 +62,6 @@ def write_video(media: Tensor, folder: Path, name: str, fps: int, lossless: bool
 
 def read_video(folder: Path, name: str, lossless: bool) -> Tensor:
     """The frames of the array if the run keeps one, else of the mp4."""
-    import imageio.v3 as iio
-
     if lossless:
-        return to_tensor(np.load(folder / f"{name}.npy", allow_pickle=False))
-    return to_tensor(np.stack([frame for frame in iio.imiter(folder / f"{name}.mp4", plugin="FFMPEG")]))
+        return to_tensor(pictures.read_array(folder / f"{name}.npy"))
+    return to_tensor(pictures.read_frames(folder / f"{name}.mp4"))

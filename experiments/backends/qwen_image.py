@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from diffusers import QwenImageEditPipeline, QwenImageEditPlusPipeline, QwenImagePipeline
-from PIL import Image
 
+from evaluation.pictures import open_picture
 from experiments.backends.base import Item
 from experiments.backends.pipeline import PromptedBackend
 from experiments.backends.tiny import qwen_image
@@ -86,7 +86,7 @@ class QwenImageEditBackend(QwenImageBackend):
 
     def arguments(self, items: Sequence[Item]) -> dict[str, Any]:
         (item,) = items
-        images = [Image.open(path).convert("RGB") for path in item.inputs["images"]]
+        images = [open_picture(path).convert("RGB") for path in item.inputs["images"]]
         image = images if self.config.plus else images[0]
         return {"prompt": self.prompts(items), "image": image, **self.guidance(1)}
 

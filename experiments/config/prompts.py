@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.media_files import read_prompts as read_lines
+from evaluation.pictures import PictureError, picture_size
 from evaluation.vbench.prompt_list import read_info
 from experiments.errors import ConfigError, check
 from experiments.files import ASSETS
@@ -64,6 +65,10 @@ def entry(path: Path, number: int, line: str) -> Prompt:
     for image in images:
         if not image.is_file():
             raise ConfigError(f"{where} image must be a file, got {str(image)!r}")
+        try:
+            picture_size(image)
+        except PictureError as error:
+            raise ConfigError(f"{where} image {error}") from error
     return Prompt(text=data["prompt"], images=images)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from PIL import Image
 
+from evaluation.pictures import open_picture, read_frames
 from experiments.files import complete_lines, read_json
 
 __all__ = ["Gallery", "read_still", "records_of"]
@@ -36,10 +37,8 @@ def records_of(folder: Path) -> dict[str, dict[str, Any]]:
 def read_still(path: Path) -> Image.Image:
     """A picture, or the middle frame of a video."""
     if path.suffix != ".mp4":
-        return Image.open(path).convert("RGB")
-    import imageio.v3 as imageio
-
-    frames = imageio.imread(path)
+        return open_picture(path).convert("RGB")
+    frames = read_frames(path)
     return Image.fromarray(frames[len(frames) // 2])
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiTPipeline
+from PIL import Image
 
 import evaluation
 import hicache
@@ -57,7 +58,8 @@ def test_lines_lose_one_pair_of_quotes_unless_told_otherwise(tmp_path):
 
 def test_json_lines_name_images_beside_them(tmp_path):
     path = tmp_path / "p.jsonl"
-    (tmp_path / "a.png").write_bytes(b"a")
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    (tmp_path / "ps.png").write_bytes(b"%!PS")
     path.write_text('{"prompt": "blue", "image": "a.png"}\n\n{"prompt": "red", "image": ["a.png", "a.png"]}\n')
     assert [len(p.images) for p in read_prompts(str(path))] == [1, 2]
     for bad, said in {
@@ -65,6 +67,7 @@ def test_json_lines_name_images_beside_them(tmp_path):
         '{"image": "a.png"}': "must be an object with a text prompt",
         '{"prompt": "x", "image": 3}': "image must be a path or a list",
         '{"prompt": "x", "image": "b.png"}': "image must be a file",
+        '{"prompt": "x", "image": "ps.png"}': "image .*ps.png: must be a readable image .*, got PostScript",
     }.items():
         path.write_text(bad)
         with pytest.raises(ConfigError, match=f"p.jsonl:1 {said}"):
@@ -124,9 +127,9 @@ def test_identity_follows_the_contents_of_the_prompt_set_not_its_name(tmp_path):
 def test_identity_follows_the_bytes_of_images_to_edit(tmp_path):
     path, image = tmp_path / "p.jsonl", tmp_path / "a.png"
     path.write_text('{"prompt": "blue", "image": "a.png"}')
-    image.write_bytes(b"1")
+    Image.new("RGB", (2, 2)).save(image)
     before = fingerprint(read_prompts(str(path)))
-    image.write_bytes(b"2")
+    Image.new("RGB", (2, 3)).save(image)
     assert fingerprint(read_prompts(str(path))) != before
 
 
