@@ -77,6 +77,8 @@ class Executor:
         if method.policy.probe and method.scope != "span":
             raise ValueError(f"scope: must be span for a policy that probes the blocks before it, got {method.scope!r}")
         check_mixing(method)
+        if method.patch is not None and not adapter.patchable:
+            raise ValueError(f"method: must not patch tokens of {type(adapter.model).__name__}, got {method.name!r}")
         self.adapter = adapter
         self.method = method
         self.forward = forward
@@ -327,10 +329,20 @@ class Executor:
             ones = hidden.new_ones(len(self.sites), hidden.shape[0], hidden.shape[-1])
             return forecaster.gated_predict(step, hidden, ones)
         gates = adapter.gates(call, hidden)
+        hidden = adapter.live(call, hidden, lambda site: self._forecast_of(branch, site))
         if self.by_module:
             places = [(site.layer, site.module) for site in self.sites]
             return branch.ledger.add_to(hidden, step, dict(zip(places, gates, strict=True)), adapter)
         return forecaster.gated_predict(step, hidden, gates)
+
+    def _forecast_of(self, branch: Branch, site: Site) -> Tensor:
+        """The forecast of one module."""
+        step = branch.clock.step
+        return (
+            branch.ledger.predict(site, step)
+            if self.by_module
+            else branch.forecaster.predict(step, self.sites.index(site))
+        )
 
     # -- the account -------------------------------------------------------------------------------------------
 

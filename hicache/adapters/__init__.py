@@ -14,6 +14,7 @@ ADAPTERS: dict[str, str] = {
     "DiTTransformer2DModel": "hicache.adapters.dit:DiTAdapter",
     "FluxTransformer2DModel": "hicache.adapters.mmdit:FluxAdapter",
     "HunyuanVideoTransformer3DModel": "hicache.adapters.mmdit:HunyuanVideoAdapter",
+    "InfDiTTransformer2DModel": "hicache.adapters.inf_dit:InfDiTAdapter",
     "QwenImageTransformer2DModel": "hicache.adapters.mmdit:QwenImageAdapter",
 }
 """Transformer class name -> `module:class` of its adapter. Adding a model: one file, one line here."""

@@ -76,6 +76,8 @@ class Adapter(ABC):
     output_channel: ClassVar[int] = -1
     """The feature axis of the model's output."""
 
+    patchable: ClassVar[bool] = True
+    """Whether the modules can be run on some tokens only."""
     discarded_flops: ClassVar[float] = 0.0
     """FLOPs per patched row of a single block that the published counts include and that nothing uses."""
     timestep_range: ClassVar[float] = 1000.0
@@ -184,6 +186,17 @@ class Adapter(ABC):
         condition = F.silu(self.condition(call, hidden))
         return torch.stack([gate_rows(part, condition, hidden.shape[-1]) for part in self.parts()])
 
+    def live(self, call: Call, hidden: Tensor, forecast: Callable[[Site], Tensor]) -> Tensor:
+        """The image hidden state with what an estimated step at scope `modules` computes beside the parts: nothing.
+
+        Args:
+            call: the arguments of the model call.
+            hidden: the image hidden state before the first block.
+            forecast: the forecast of a part, by its site.
+        """
+        del call, forecast
+        return hidden
+
     # -- output, examples, counts ------------------------------------------------------------------------------
 
     def output(self, call: Call, result: Any) -> Tensor:
@@ -213,6 +226,11 @@ class Adapter(ABC):
     @abstractmethod
     def published_estimate(self, call: dict[str, Any]) -> float:
         """FLOPs of an estimated step at module scope as the papers' tables count it."""
+
+    def published_full(self, call: dict[str, Any], counted: float) -> float:
+        """FLOPs of a computed step as the papers' tables count it: those of the code that runs, `counted`."""
+        del call
+        return counted
 
     # -- scopes ------------------------------------------------------------------------------------------------
 

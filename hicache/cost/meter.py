@@ -198,6 +198,7 @@ class Meter:
         full = self._count()
         common: dict[str, Any] = {"full": full, "num_steps": num_steps}
         if not self.method.caches:
+            common["full"] = self.adapter.published_full(self.example, full) if self.published else full
             return Cost(**common, estimated=0.0, overhead=0.0, full_steps=num_steps, cache_bytes=0)
         plan = self._plan(num_steps, full_steps)
         computed = [step for step, (action, _) in enumerate(plan) if action is Action.COMPUTE]
@@ -290,6 +291,7 @@ class Meter:
         """A computed step as the tables count it."""
         if self.method.patch is not None:
             full = count(Executor(self.adapter, method("none"), self.model.forward), self.example)
+        full = self.adapter.published_full(self.example, full)
         return full - self.adapter.published_estimate(self.example) if self.method.scope == "stack" else full
 
     def _count(self) -> float:

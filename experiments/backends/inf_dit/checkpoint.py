@@ -1,12 +1,12 @@
 r"""The released checkpoint: its names, and its one-time conversion to safetensors.
 
 `mp_rank_00_model_states.pt` is a pickle with the weights under `module`: 426 tensors of the network and 300 of a CLIP
-model (`image_encoder.model.*`, of which `visual.*` is used). It is read with `weights_only=True`, so nothing in it runs.
+model (`image_encoder.model.*`, of which `visual.*` is used). It is read with `weights_only=True`: nothing in it runs.
 
     python -m experiments.backends.inf_dit.checkpoint CHECKPOINT.pt FOLDER
 
-The file lies on a cloud drive of Tsinghua University, linked from the README of github.com/THUDM/Inf-DiT. The code there
-is Apache-2.0; the weights come without a statement.
+The file lies on a cloud drive of Tsinghua University, linked from the README of github.com/THUDM/Inf-DiT. The code
+there is Apache-2.0; the weights come without a statement.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ SLOTS_NAME = ADALN + "re_pos_embed"
 """The slot embeddings of all layers in one tensor `[layers, 4, heads, d]`."""
 
 UNUSED = re.compile(
-    re.escape(ADALN) + r"(k_layer_norm\.\d+\.(weight|bias)|rope\.freqs_(cos|sin))|transformer\.position_embeddings\.weight"
+    re.escape(ADALN)
+    + r"(k_layer_norm\.\d+\.(weight|bias)|rope\.freqs_(cos|sin))|transformer\.position_embeddings\.weight"
 )
 """What the checkpoint holds and the model does not use: the published code norms q and k by the same layer, and the
 rotary angles are computed."""

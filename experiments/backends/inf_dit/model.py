@@ -1,15 +1,15 @@
 r"""Inf-DiT (Yang et al., 2024, arXiv 2405.04312): a pixel-space transformer over blocks of an image.
 
-The image is cut into square *blocks* of `b x b` tokens, a token being a patch of pixels. With `LN` the layer norm without
-affine parts, `c` the embedding of noise level and image vector, and `(shift, scale)` of `mod(x) = x (1 + scale) + shift`
-linear in `c`, every layer is
+The image is cut into square *blocks* of `b x b` tokens, a token being a patch of pixels. With `LN` the layer norm
+without affine parts, `c` the embedding of noise level and image vector, and shift and scale of
+`mod(x) = x (1 + scale) + shift` linear in `c`, every layer is
 
     x <- x + Attention(mod_1(LN x)),       x <- x + Cross(LN x)  in layer 0 only,       x <- x + MLP(mod_2(LN' x)),
 
 without gates; `LN'` is affine in layer 0 and `LN` elsewhere. The head is `W mod(LN LN x)`.
 
-*Attention* (Section 3.2): the queries of a block see the keys of four blocks, itself and those on its left-top, left and
-top; at the border the edge block stands for the missing one. Keys carry a learned embedding per slot and layer:
+*Attention* (Section 3.2): the queries of a block see the keys of four blocks, itself and those on its left-top, left
+and top; at the border the edge block stands for the missing one. Keys carry a learned embedding per slot and layer:
 
     Attention(x)_B = W_o softmax(q_B [k_B + e_0, k_LT + e_1, k_L + e_2, k_T + e_3]^T / sqrt(d)) [v_B, v_LT, v_L, v_T].
 
@@ -213,12 +213,13 @@ class Stack(nn.ModuleList):
     def forward(self, hidden_states: Tensor, condition: Tensor, windows: Tensor, grid: Grid, rows: int) -> Tensor:
         """Hidden states `[B, R C T, D]`; `rows` blocks high pieces are run after each other."""
         above: Above = [None] * len(self)
-        found, (width, dim) = [], (grid.columns * grid.tokens, self[0].attn.dim)
+        first: Any = self[0]
+        found, width = [], grid.columns * grid.tokens
         for start in range(0, grid.rows, rows):
             part = Grid(min(rows, grid.rows - start), grid.columns, grid.side, start)
             x = hidden_states[:, start * width : (start + part.rows) * width]
             seen = windows[:, start * grid.columns : (start + part.rows) * grid.columns]
-            rotary = rotation(part.positions(x.device), dim)
+            rotary = rotation(part.positions(x.device), first.attn.dim)
             for index, layer in enumerate(self):
                 x = layer(x, condition, seen, part, rotary, index, above)
             found.append(x)
@@ -256,6 +257,7 @@ class InfDiTTransformer2DModel(ModelMixin, ConfigMixin):
         scale: how much smaller the low-resolution image is.
         lr_patch_size: low-resolution pixels on a side of a token of the cross-attention.
         vector_size: length of the image vector.
+        cache_cross: whether an estimated step at scope `modules` forecasts the cross-attention too, or computes it.
     """
 
     config: Any
@@ -273,6 +275,7 @@ class InfDiTTransformer2DModel(ModelMixin, ConfigMixin):
         scale: int = 4,
         lr_patch_size: int = 2,
         vector_size: int = 768,
+        cache_cross: bool = False,
     ) -> None:
         super().__init__()
         self.side = block_size // patch_size

@@ -1,0 +1,148 @@
+r"""Adapter for Inf-DiT's network (arXiv 2405.04312): blocks of an image, attention to the left and above, no gates.
+
+Every layer adds `Attention` and `MLP` to the stream as they are, so the last hidden state is the first one plus the
+sum of all values, and scope `modules` equals scope `stack` for every basis whose weights are those of the step alone.
+The cross-attention to the low-resolution image, in layer 0, is computed at estimated steps too (`live`), as in the
+published counts, or forecast like the others where the model's configuration says `cache_cross`.
+
+The network's output is the raw prediction, not the denoised image: that is what scope `output` forecasts.
+
+Two calls of a Heun step have the same noise level, so time is the index of the call.
+
+The published FLOPs are those of one block of 64 pixels in a patch of 2 x 2 of them, where missing neighbours are not
+charged: 9 of 16 pairs of blocks, 2.25 per block. A cached step is charged the modulations of all layers too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from hicache.adapters.base import Adapter, Call, Part, Sink, Streams, eager
+from hicache.tree import Site
+
+__all__ = ["InfDiTAdapter"]
+
+NEIGHBOURS = 2.25
+"""Mean number of blocks that a block of a 2 x 2 patch attends to, itself included."""
+
+
+def normalised(x: Tensor) -> Tensor:
+    """Layer norm without affine parts."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+
+class InfDiTAdapter(Adapter):
+    """The network of super-resolution by Inf-DiT."""
+
+    family = "inf_dit"
+    output_channel = -3
+    patchable = False
+    timestep_range = 1.0
+
+    def timestep(self, call: Call) -> Tensor:
+        """The noise level: the call has `ln(sigma) / 4`, which may be negative."""
+        return (4 * call["timestep"]).exp() / 40
+
+    def blocks(self) -> list[nn.Module]:
+        return list(self.model.transformer_blocks)
+
+    def parts(self) -> list[Part]:
+        found = []
+        for i, layer in enumerate(self.model.transformer_blocks):
+            found.append(Part(Site(i, "attn"), layer.attn, layer.adaln, 0))
+            if layer.cross is not None and self.model.config.cache_cross:
+                found.append(Part(Site(i, "cross"), layer.cross, layer.adaln, 0))
+            found.append(Part(Site(i, "mlp"), layer.mlp, layer.adaln, 0))
+        return found
+
+    def streams(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Streams:
+        return (args[0] if args else kwargs["hidden_states"]), None
+
+    def unpack(self, result: Any) -> Streams:
+        return result, None
+
+    def pack(self, streams: Streams) -> Any:
+        return streams[0]
+
+    def embed(self, call: Call) -> Tensor:
+        return self.model.embed(call["hidden_states"])
+
+    def condition(self, call: Call, hidden: Tensor) -> Tensor:
+        return self.model.condition(call["timestep"], call["image_vector"])
+
+    def indicator(self, call: Call, hidden: Tensor) -> Tensor:
+        layer = self.model.transformer_blocks[0]
+        shift, scale, *_ = layer.adaln(self.condition(call, hidden)).chunk(4, 1)
+        return normalised(hidden) * (1 + scale[:, None]) + shift[:, None]
+
+    def gates(self, call: Call, hidden: Tensor) -> Tensor:
+        """Ones: there are no gates."""
+        return hidden.new_ones(len(self.parts()), hidden.shape[0], hidden.shape[-1])
+
+    def live(self, call: Call, hidden: Tensor, forecast: Callable[[Site], Tensor]) -> Tensor:
+        """The cross-attention of layer 0, behind the forecast of the attention before it."""
+        if self.model.config.cache_cross:
+            return hidden
+        layer = self.model.transformer_blocks[0]
+        behind = normalised(hidden + forecast(Site(0, "attn")))
+        return hidden + layer.cross(behind, self.model.windows(call["low_resolution"]))
+
+    def head(self, call: Call, hidden: Tensor) -> Tensor:
+        patches = self.model.head(hidden, self.condition(call, hidden))
+        return self.model.pixels(patches, self.model.grid(*call["hidden_states"].shape[-2:]))
+
+    def attach(self, scope: str, spans: Sequence[tuple[int, int]], sink: Sink) -> list[RemovableHandle]:
+        """As everywhere; the whole stack is watched as one module, however many rows of blocks it runs at a time.
+
+        Raises:
+            ValueError: for a scope that reaches into the stack while it runs some rows of blocks at a time.
+        """
+        if scope not in ("stack", "final_hidden"):
+            if self.model.block_rows is not None and scope != "output":
+                raise ValueError(f"scope: must be stack, final_hidden or output with rows of blocks, got {scope!r}")
+            return super().attach(scope, spans, sink)
+
+        @eager
+        def leave(module: nn.Module, args: tuple[Any, ...], result: Tensor) -> None:
+            sink(0, result - args[0] if scope == "stack" else result)
+
+        return [self.model.transformer_blocks.register_forward_hook(leave)]
+
+    def example(self, batch: int, device: torch.device, **shape: int) -> dict[str, Any]:
+        config, dtype = self.model.config, self.model.dtype
+        height, width = (shape.get(side) or config.block_size for side in ("height", "width"))
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
+        return {
+            "hidden_states": torch.zeros(batch, 6, height, width, **options),
+            "timestep": torch.zeros(batch, **options),
+            "image_vector": torch.zeros(batch, config.vector_size, **options),
+            "low_resolution": torch.zeros(batch, 3, height // config.scale, width // config.scale, **options),
+        }
+
+    def published_estimate(self, call: dict[str, Any]) -> float:
+        """One block: embeddings, cross-attention, all modulations and the head."""
+        c, (tokens, windows) = self.model.config, self._published_sizes()
+        width = c.hidden_size
+        patches = 2 * (6 + 3) * c.patch_size**2 * width * tokens + 2 * 3 * c.lr_patch_size**2 * width * windows / 9
+        vectors = 2 * width * (192 + c.vector_size + 2 * width) + 2 * width**2 * (4 * c.num_layers + 2)
+        cross = 4 * tokens * width**2 + 4 * windows * width**2 + 4 * tokens * windows * width
+        return float(patches + vectors + cross)
+
+    def published_full(self, call: dict[str, Any], counted: float) -> float:
+        """One block: what an estimate has, and the attention and MLP of every layer."""
+        del call, counted
+        c, (tokens, _) = self.model.config, self._published_sizes()
+        layer = 24 * tokens * c.hidden_size**2 + 4 * NEIGHBOURS * tokens**2 * c.hidden_size
+        return self.published_estimate({}) + c.num_layers * layer
+
+    def _published_sizes(self) -> tuple[int, int]:
+        """Tokens of a block of half the size, and of the low-resolution image in the 3 x 3 blocks around it."""
+        c = self.model.config
+        side = c.block_size // 2
+        return (side // c.patch_size) ** 2, (3 * side // c.scale // c.lr_patch_size) ** 2
