@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from experiments.backends.inf_dit.checkpoint import ENCODER, NETWORK, convert, official_names, renamed
 from experiments.backends.inf_dit.images import channel_statistics, cropped, enlarged, reduced
