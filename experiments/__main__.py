@@ -21,6 +21,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "calibrate": ("calibration.calibrate", "calibrate full steps and weights, or curves"),
     "trajectories": ("calibration.trajectories", "record what the model computes over the steps"),
     "train digits": ("learning.train_digits", "train the embedded model"),
+    "train emoji": ("learning.train_emoji", "train the text-to-image model"),
+    "train emoji-atlas": ("learning.emoji_atlas", "make its sprites from two npm packages"),
     "train predictor": ("learning.train_predictor", "train a learned method"),
     "analyses": ("analyses.__main__", "analyses of trajectories"),
     "study calibrated": ("studies.calibrated", "calibrated plans against hand-made ones"),
