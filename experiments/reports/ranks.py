@@ -1,6 +1,9 @@
 """Best and second of each block, and whether a difference from the block's baseline is more than chance.
 
-Ranks are over the rows of a block that have a number; un-cached rows take no part. The test is Wilcoxon's signed-rank
+Ranks are over the rows of a block that have a number; un-cached rows take no part. Best are the row with the best
+number and all that the items do not tell from it (Friedman's test, then Wilcoxon's, Holm's correction; of a statistic
+of whole sets: those whose intervals meet the best one's); where that is every row, there is no best. Numbers from
+shapes are exact. Wall-clock has no rank: nobody knows its error. The test is Wilcoxon's signed-rank
 test on the values per item, paired with the baseline's, corrected over the rows of the block (Holm).
 
 An item equal to the reference has an infinite PSNR, which no mean can hold. Where a block has such items its rows are
@@ -19,7 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import hicache
-from evaluation.statistics import wilcoxon_holm
+from evaluation.statistics import tied_with_best, wilcoxon_holm
 from experiments.errors import choose
 from experiments.reports.build import Cell, Row, Table
 from experiments.runs.metrics.registry import TITLES
@@ -100,12 +103,37 @@ def standings(rows: list[Row], places: Iterable[int], name: str, direction: int,
 
 
 def rank(rows: list[Row], places: list[int], name: str, direction: int, results: Path) -> None:
-    """Mark the best and the second of a block; equal numbers share a rank, and alike in all rows means no best."""
-    known = standings(rows, places, name, direction, results)
-    order = sorted(set(known.values()), reverse=True)
-    if len(order) > 1:
-        for i, value in known.items():
-            put(rows, i, name, rank=order.index(value) + 1 if value in order[:2] else 0)
+    """Mark the best rows of a block and the second; those that cannot be told apart share a mark."""
+    known = standings(rows, places, name, direction, results) if name != "wall_speedup" else {}
+    values = {i: values_of(results / "runs" / rows[i].run, name) for i in known}
+    left = dict(known)
+    for mark in (1, 2):
+        chosen = leaders(left, {i: rows[i].ours[name] for i in left}, values)
+        if len(chosen) == len(left) and (mark == 1 or len(left) != 1):
+            return
+        for i in chosen:
+            put(rows, i, name, rank=mark)
+            del left[i]
+
+
+def leaders(
+    known: Mapping[int, Standing], cells: Mapping[int, Cell], values: Mapping[int, Mapping[str, float]]
+) -> set[int]:
+    """The best of the rows, and those that nothing tells from it."""
+    if not known:
+        return set()
+    best = max(known, key=lambda i: known[i])
+    if values[best] and all(set(values[i]) == set(values[best]) for i in known):
+        apart = {str(i): differences(values[i], values[best]) for i in known}
+        return {int(i) for i in tied_with_best(apart, str(best))}
+    return {i for i in known if known[i] == known[best] or meets(cells[i], cells[best])}
+
+
+def meets(a: Cell, b: Cell) -> bool:
+    """Whether two intervals overlap; numbers without one are exact."""
+    if a.low is None or a.high is None or b.low is None or b.high is None:
+        return False
+    return a.low <= b.high and b.low <= a.high
 
 
 def test(rows: list[Row], places: list[int], name: str, direction: int, baseline: str, results: Path) -> None:

@@ -120,7 +120,7 @@ def facts(table: Table) -> list[str]:
         )
     cells = [cell for row in table.rows for cell in row.ours.values()]
     if any(cell.rank for cell in cells):
-        said.append("Bold: best of its block; underlined: second.")
+        said.append("Bold: best of its block and what cannot be told from it; underlined: the next, likewise.")
     if any(cell.equal for cell in cells):
         said.append(
             "equal: items equal to the reference, whose infinite value is no part of the mean; rows beside such items "

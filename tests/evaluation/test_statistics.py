@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluation.statistics import bootstrap_mean, holm, paired_difference, wilcoxon_holm
+from evaluation.statistics import bootstrap_mean, holm, paired_difference, tied_with_best, wilcoxon_holm
 
 
 def test_bootstrap_agrees_with_scipy_at_the_expanded_level():
@@ -109,3 +109,24 @@ def test_wilcoxon_names_what_does_not_pair():
         wilcoxon_holm({"a": [1.0, 2.0], "b": [1.0]}, "a")
     with pytest.raises(ValueError, match="baseline: must be one of"):
         wilcoxon_holm({"a": [1.0]}, "c")
+
+
+@pytest.mark.parametrize(("n", "methods"), [(16, 2), (16, 6), (60, 3)])
+def test_equal_methods_are_rarely_told_apart(n, methods):
+    """At 95 % at most 5 % of tables of equal methods may name a best one (here with the noise of 400 draws)."""
+    rng, wrong = np.random.default_rng(0), 0
+    for _ in range(400):
+        shared = 3 * rng.normal(size=n)
+        values = {str(k): shared + rng.normal(size=n) for k in range(methods)}
+        wrong += len(tied_with_best(values, max(values, key=lambda k: values[k].mean()))) < methods
+    assert wrong / 400 < 0.05 + 3 * (0.05 * 0.95 / 400) ** 0.5
+
+
+def test_methods_that_differ_are_told_apart():
+    rng = np.random.default_rng(1)
+    shared = 3 * rng.normal(size=40)
+    values = {name: shared + shift + 0.3 * rng.normal(size=40) for name, shift in {"a": 0, "b": 2, "c": 2.05}.items()}
+    assert tied_with_best(values, "c") == {"b", "c"}
+    assert tied_with_best({"a": shared, "b": shared}, "a") == {"a", "b"}
+    with pytest.raises(ValueError, match="best: must be one of"):
+        tied_with_best(values, "d")
