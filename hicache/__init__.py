@@ -9,6 +9,7 @@ from hicache import cost
 from hicache.api import Handle, cached, disable, enable, forecaster
 from hicache.guidance import AdaptiveGuidance
 from hicache.methods import METHODS, CacheMethod, MethodSpec, method, reads
+from hicache.operators import Chipmunk
 from hicache.policy import full_steps
 from hicache.report import PlanError, Report
 
@@ -18,6 +19,7 @@ __all__ = [
     "METHODS",
     "AdaptiveGuidance",
     "CacheMethod",
+    "Chipmunk",
     "Handle",
     "MethodSpec",
     "PlanError",

@@ -15,11 +15,12 @@ from typing import Any
 
 from torch import nn
 
-from hicache.adapters import adapter_for
+from hicache.adapters import Adapter, adapter_for
 from hicache.executor import Executor
 from hicache.forecast import Forecaster
 from hicache.guidance import AdaptiveGuidance, GuidedExecutor
 from hicache.methods import CacheMethod, method
+from hicache.operators import Chipmunk, Operators
 from hicache.report import Report
 from hicache.sampler import clock_of
 
@@ -31,7 +32,13 @@ MARK = "_hicache_handle"
 class Handle:
     """A method enabled on a model. `disable` restores the model and the pipeline exactly."""
 
-    def __init__(self, target: Any, cache_method: CacheMethod, guidance: AdaptiveGuidance | None = None) -> None:
+    def __init__(
+        self,
+        target: Any,
+        cache_method: CacheMethod,
+        guidance: AdaptiveGuidance | None = None,
+        operators: Chipmunk | None = None,
+    ) -> None:
         self.pipe = target if hasattr(target, "transformer") else None
         self.model: nn.Module = target.transformer if self.pipe is not None else target
         if not isinstance(self.model, nn.Module):
@@ -45,6 +52,7 @@ class Handle:
         name = "_old_forward" if "_old_forward" in vars(self.model) else "forward"
         parts = adapter, self._timed(cache_method), getattr(self.model, name)
         self.executor = Executor(*parts) if guidance is None else GuidedExecutor(*parts, guidance)
+        self.operators = self._install(adapter, cache_method, operators)
         self._patch(self.model, name, self._forward(self.executor.forward))
         self._patch(self.model, MARK, self)
         context = getattr(self.model, "cache_context", None)
@@ -58,7 +66,10 @@ class Handle:
     @property
     def report(self) -> Report:
         """The report of the last generation (of the one under way, during it)."""
-        return self.executor.report
+        report = self.executor.report
+        if self.operators is not None:
+            report.operators = self.operators.facts
+        return report
 
     def begin(self, num_steps: int | None = None) -> None:
         """Announce a generation of `num_steps` model calls per branch; a pipeline does it by itself."""
@@ -84,7 +95,24 @@ class Handle:
             elif slots.get("_old_forward") is ours:
                 slots["_old_forward"] = self.executor.forward
         self._patched = []
+        if self.operators is not None:
+            self.executor.report.operators = self.operators.facts
+            self.operators.remove()
+            self.operators = None
         self.executor.detach()
+
+    def _install(self, adapter: Adapter, cache_method: CacheMethod, chosen: Chipmunk | None) -> Operators | None:
+        """The operators of computed steps, below the cache; nothing stays on the model if they do not fit."""
+        if chosen is None:
+            return None
+        try:
+            if cache_method.patch is not None:
+                name = cache_method.name
+                raise ValueError(f"operators: must be none for method {name}, which recomputes rows of its own choice")
+            return Operators(adapter, chosen, lambda: (self.executor.report, self.executor.branch))
+        except ValueError:
+            self.executor.detach()
+            raise
 
     def _timed(self, cache_method: CacheMethod) -> CacheMethod:
         """The method with the clock that its time variable needs."""
@@ -146,7 +174,12 @@ class Handle:
         return freed
 
 
-def enable(target: Any, cache_method: CacheMethod, guidance: AdaptiveGuidance | None = None) -> Handle:
+def enable(
+    target: Any,
+    cache_method: CacheMethod,
+    guidance: AdaptiveGuidance | None = None,
+    operators: Chipmunk | None = None,
+) -> Handle:
     """Enable a method on a diffusers pipeline or on its transformer.
 
     A method that is already enabled there is taken off first. On a pipeline, generations begin and end by
@@ -156,11 +189,13 @@ def enable(target: Any, cache_method: CacheMethod, guidance: AdaptiveGuidance | 
         target: a pipeline with a `transformer`, or the transformer.
         cache_method: from `hicache.method`.
         guidance: leave out unconditional predictions that have become superfluous; None makes them all.
+        operators: what computes attention and MLPs at computed steps; None = the model's own.
 
     Raises:
-        ValueError: if no adapter knows the transformer's class, or it lacks the method's scope.
+        ValueError: if no adapter knows the transformer's class, it lacks the method's scope, or the operators do not
+            fit the model or the method.
     """
-    return Handle(target, cache_method, guidance)
+    return Handle(target, cache_method, guidance, operators)
 
 
 def disable(target: Any) -> None:
@@ -172,9 +207,14 @@ def disable(target: Any) -> None:
 
 
 @contextmanager
-def cached(target: Any, cache_method: CacheMethod, guidance: AdaptiveGuidance | None = None) -> Iterator[Handle]:
+def cached(
+    target: Any,
+    cache_method: CacheMethod,
+    guidance: AdaptiveGuidance | None = None,
+    operators: Chipmunk | None = None,
+) -> Iterator[Handle]:
     """`enable` for the length of a `with` block; the handle's report stays readable after it."""
-    handle = enable(target, cache_method, guidance)
+    handle = enable(target, cache_method, guidance, operators)
     try:
         yield handle
     finally:

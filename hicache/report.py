@@ -5,10 +5,15 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 __all__ = ["PlanError", "Report", "Stopwatch"]
+
+
+SHARES = {"attention": "of the keys", "mlp": "of the hidden units"}
+"""What the shares that operators report are of."""
 
 
 class PlanError(RuntimeError):
@@ -59,6 +64,9 @@ class Report:
         skipped_steps: steps whose unconditional prediction was not made (adaptive guidance).
         exempt_steps: those of them that the plan wanted computed.
         cache_bytes: memory of all histories.
+        operators: what computed the full steps, where that is not the model's own: `name` and `provider`, mean shares
+            of keys (`attention`) and hidden units (`mlp`) at sparse steps (None where there was none), `executed` = how
+            often the busiest module ran, and `bytes` of state.
         kernel: what reduced the last estimate of scope modules or blocks: `torch` or `triton`; "" elsewhere.
     """
 
@@ -72,6 +80,7 @@ class Report:
     exempt_steps: list[int] = field(default_factory=list)
     cache_bytes: int = 0
     kernel: str = ""
+    operators: dict[str, Any] | None = None
     full_times: list[Stopwatch] = field(default_factory=list, repr=False)
     estimated_times: list[Stopwatch] = field(default_factory=list, repr=False)
     mixed_times: list[Stopwatch] = field(default_factory=list, repr=False)
@@ -103,4 +112,7 @@ class Report:
         lines.append(
             f"  cache {self.cache_bytes / 1e6:.1f} MB" + (f", reduced by {self.kernel}" if self.kernel else "")
         )
+        if self.operators:
+            shares = [f"{self.operators[kind]:.1%} {of}" for kind, of in SHARES.items() if self.operators[kind]]
+            lines.append(f"  {self.operators['name']} ({self.operators['provider']}): {', '.join(shares) or 'dense'}")
         return "\n".join(lines)

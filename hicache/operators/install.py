@@ -38,11 +38,18 @@ FAMILIES = ("flux",)
 class Operators:
     """Chipmunk installed on one model; see the module docstring.
 
-    `branch` names the branch of the call under way; whoever runs the model sets it.
+    Args:
+        adapter: of the model.
+        config: densities, groups, schedule, provider.
+        now: the generation under way, as an object of its own, and the branch of the call; by default there is one
+            of either until `reset`.
     """
 
-    def __init__(self, adapter: Adapter, config: Chipmunk, branch: Callable[[], str] = lambda: "") -> None:
-        self.adapter, self.config, self.branch = adapter, config, branch
+    def __init__(
+        self, adapter: Adapter, config: Chipmunk, now: Callable[[], tuple[object, str]] = lambda: (None, "")
+    ) -> None:
+        self.adapter, self.config, self.now = adapter, config, now
+        self._generation: object = None
         check_model(adapter)
         parameter = next(adapter.model.parameters())
         self.kernels: Kernels = kernels_of(config.provider, parameter.device, parameter.dtype)
@@ -54,6 +61,14 @@ class Operators:
             self._exchange(cell)
 
     # -- life --------------------------------------------------------------------------------------------------
+
+    def branch(self) -> str:
+        """The branch of the call under way; what the last generation left is dropped first."""
+        generation, branch = self.now()
+        if generation is not self._generation:
+            self.reset()
+            self._generation = generation
+        return branch
 
     def reset(self) -> None:
         """A generation begins: forget everything."""
@@ -79,10 +94,8 @@ class Operators:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What ran: the provider, the shares of keys and of hidden units at sparse steps, executions of a module.
-
-        `executed` is that of the busiest module in the first branch; `mlp` is a mean, None without a sparse step.
-        """
+        """What ran in the generation under way: see `hicache.Report.operators`."""
+        self.branch()
         kept = [
             s.columns.shape[-1] / s.rest.shape[-2]
             for s in self._attentions.values()
@@ -92,10 +105,12 @@ class Operators:
         states = [*self._attentions.items(), *self._mlps.items()]
         first = states[0][0][1] if states else ""
         return {
+            "name": "chipmunk",
             "provider": self.kernels.name,
             "attention": statistics.mean(kept) if kept else None,
             "mlp": statistics.mean(shares) if shares else None,
             "executed": max((s.executed + 1 for (_, branch), s in states if branch == first), default=0),
+            "bytes": self.bytes,
         }
 
     # -- the exchange ------------------------------------------------------------------------------------------
@@ -123,7 +138,8 @@ class Operators:
         original = module.forward
 
         def sparse(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-            state = self._attentions.setdefault((layer, self.branch()), AttentionState())
+            branch = self.branch()
+            state = self._attentions.setdefault((layer, branch), AttentionState())
             return attend(state, query, key, value, self.config, self.kernels, scale)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -140,7 +156,8 @@ class Operators:
     def _state(self, layer: int, x: Tensor) -> MlpState:
         """The state of an MLP at its next executed step."""
         check_tokens(x, self.config)
-        state = self._mlps.setdefault((layer, self.branch()), MlpState())
+        branch = self.branch()
+        state = self._mlps.setdefault((layer, branch), MlpState())
         state.executed += 1
         return state
 

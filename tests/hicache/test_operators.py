@@ -32,14 +32,18 @@ def model():
     return build("flux")
 
 
-@pytest.fixture(scope="module")
-def call(model):
+def grid_call(model):
     """64 image tokens in a grid of 8 x 8, 8 text tokens."""
     found = inputs(model, "flux", text=8)
     found["hidden_states"] = torch.randn(1, 64, 16, generator=torch.Generator().manual_seed(3))
     n = torch.arange(64)
     found["img_ids"] = torch.stack([torch.zeros(64), n // 8, n % 8], dim=1)
     return found
+
+
+@pytest.fixture(scope="module")
+def call(model):
+    return grid_call(model)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +70,8 @@ def distance(found, expected):
 def test_density_one_is_the_dense_model(model, call, dense, order):
     found, facts = run(model, call, replace(SMALL, attention=1.0, mlp=1.0, order=order))
     assert distance(found, dense) <= 1e-6
-    assert facts == {"provider": "reference", "attention": 1.0, "mlp": 1.0, "executed": STEPS}
+    shares = {"attention": 1.0, "mlp": 1.0, "executed": STEPS}
+    assert facts.items() >= {"name": "chipmunk", "provider": "reference", **shares}.items() and facts["bytes"] > 0
 
 
 def test_dense_steps_are_the_model_bit_for_bit(model, call, dense):
@@ -113,7 +118,7 @@ def test_branches_do_not_see_each_other(model, call):
     other = {**call, "encoder_hidden_states": call["encoder_hidden_states"].flip(1) + 1}
     alone = [run(model, c, SMALL, 4)[0] for c in (call, other)]
     branch = [""]
-    operators = Operators(adapter_for(model), SMALL, lambda: branch[0])
+    operators = Operators(adapter_for(model), SMALL, lambda: (None, branch[0]))
     calls = [denoise(model, c, 4)[1] for c in (call, other)]  # the same latents may be used only for step 0
     operators.reset()
     try:
