@@ -40,7 +40,8 @@ def block_lists(model: nn.Module) -> dict[str, list[nn.Module]]:
     """The block lists of a model by name, in the order in which they run; {} where it has none."""
     row = row_of(model)
     if row.lists:
-        return {name: list(model.get_submodule(name).children()) for name in row.lists}
+        declared = {name: getattr(model, name, None) for name in row.lists}
+        return {name: list(blocks) for name, blocks in declared.items() if isinstance(blocks, nn.ModuleList)}
     found = ((name, child) for name, child in model.named_children() if isinstance(child, nn.ModuleList))
     return {name: list(child) for name, child in found if len(child) and NAMED.search(name) and not OTHER.search(name)}
 

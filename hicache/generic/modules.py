@@ -1,7 +1,7 @@
 """Scope `modules`: attention and feed-forward modules return their forecast, norms and gates are the model's own.
 
-They are found by their names among a block's children, or declared (`hicache.generic.table.MODULES`) for blocks that
-fuse them. A compiled block runs eagerly, because nothing can stand in for a part of a graph.
+They are found by their names among a block's children, or declared (`hicache.generic.table.MODULES`). Where attention
+and feed-forward run in parallel and one projection fuses them, that projection is the site. A compiled block runs eagerly, because nothing can stand in for a part of a graph.
 """
 
 from __future__ import annotations
@@ -58,7 +58,11 @@ class ModulesTap:
         """The modules of a block by name, and whether their results are read by nobody."""
         row = modules_row(block)
         if row is not None:
-            return {**dict.fromkeys(row.sites, False), **dict.fromkeys(row.hollow, True)}
+            there = {name for name, _ in block.named_modules()}
+            declared = {**dict.fromkeys(row.sites, False), **dict.fromkeys(row.hollow, True)}
+            return {name: empty for name, empty in declared.items() if name in there}
+        if {"attn", "proj_mlp", "proj_out"} <= set(dict(block.named_children())):
+            return {"proj_out": False, "attn": True, "proj_mlp": True}
         names = [name for name, child in block.named_children() if not isinstance(child, nn.ModuleList | nn.Identity)]
         return {
             name: False

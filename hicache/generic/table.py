@@ -33,18 +33,52 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Modules:
-    """One block class: the modules whose results are forecast, and those that then run for nothing (`hollow`)."""
+    """One block class; a module that a block lacks is left out.
+
+    Attributes:
+        sites: the modules whose results are forecast.
+        hollow: those whose results nobody reads then.
+    """
 
     sites: tuple[str, ...]
     hollow: tuple[str, ...] = ()
 
 
-ROWS: dict[str, Row] = {}
+_REFINED = Row(lists=("noise_refiner", "context_refiner", "siglip_refiner", "layers"))
+
+ROWS: dict[str, Row] = {
+    "BriaFiboTransformer2DModel": Row(
+        streams={
+            "BriaFiboTransformerBlock": {0: "encoder_hidden_states", 1: "hidden_states"},
+            "BriaFiboSingleTransformerBlock": {0: "hidden_states"},
+        }
+    ),
+    "ConsisIDTransformer3DModel": Row(streams={"ConsisIDBlock": {0: "hidden_states", 1: "encoder_hidden_states"}}),
+    "HiDreamImageTransformer2DModel": Row(
+        lists=("double_stream_blocks", "single_stream_blocks"),
+        streams={"HiDreamBlock": {0: "hidden_states", 1: "encoder_hidden_states"}},
+    ),
+    "LatteTransformer3DModel": Row(lists=("transformer_blocks", "temporal_transformer_blocks"), alternating=True),
+    "Lumina2Transformer2DModel": _REFINED,
+    "T5FilmDecoder": Row(lists=("decoders",)),
+    "WanAnimateTransformer3DModel": Row(streams={"WanTransformerBlock": {0: "hidden_states"}}),
+    "WanVACETransformer3DModel": Row(
+        lists=("vace_blocks", "blocks"), streams={"WanVACETransformerBlock": {1: "control_hidden_states"}}
+    ),
+    "ZImageTransformer2DModel": _REFINED,
+}
 """Rows by the name of the model's class."""
 
 MODULES: dict[str, Modules] = {
-    "FluxSingleTransformerBlock": Modules(sites=("proj_out",), hollow=("attn", "proj_mlp")),
-    "HunyuanVideoSingleTransformerBlock": Modules(sites=("proj_out",), hollow=("attn", "proj_mlp")),
+    "HiDreamBlock": Modules(sites=("block.attn1", "block.ff_i", "block.ff_t")),
+    "DecoderLayer": Modules(sites=("layer.0.attention", "layer.1.attention", "layer.2.DenseReluDense")),
+    "Kandinsky6FusedTransformerDecoderBlock": Modules(
+        sites=tuple(
+            f"{stream}_dec_block.{module}"
+            for stream in ("video", "audio")
+            for module in ("self_attention", "cross_attention", "feed_forward")
+        )
+    ),
 }
 """Modules by the name of the block's class."""
 

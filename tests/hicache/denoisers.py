@@ -1,8 +1,8 @@
 """Tiny random denoisers of every class of diffusers that can be built small, and calls of them.
 
 `denoisers.json` has one line per configuration: the class (a second configuration of one has `-2` behind it), the
-constructor's arguments, and the inputs of a call. A tensor is `{"shape": .., "dtype": float32, "values": random}`, an
-object of the class's module `{"other": name}`.
+constructor's arguments, and the inputs of a call. A tensor is `{"shape": .., "dtype": float32, "values": normal}`, or has random integers `below` a number, an
+object of the class's module `{"other": name, "args": []}`, a tuple `{"tuple": []}`.
 """
 
 from __future__ import annotations
@@ -67,16 +67,25 @@ def value_of(value: Any, generator: torch.Generator, module: Any) -> Any:
     if not isinstance(value, dict):
         return value
     if "other" in value:
-        return getattr(module, value["other"])()
+        return getattr(module, value["other"])(*value.get("args", ()))
+    if "tuple" in value:
+        return tuple(value["tuple"])
     if "shape" not in value:
-        return {key: value_of(each, generator, module) for key, each in value.items()}
+        return {number(key): value_of(each, generator, module) for key, each in value.items()}
     dtype = getattr(torch, value.get("dtype", "float32"))
     if "values" in value:
         given = torch.tensor(value["values"], dtype=dtype)
         return given.expand(value["shape"]).clone() if given.numel() == 1 else given.reshape(value["shape"])
+    if "below" in value:
+        return torch.randint(value["below"], value["shape"], generator=generator, dtype=dtype)
     if dtype.is_floating_point:
         return torch.randn(value["shape"], generator=generator, dtype=dtype)
     return torch.zeros(value["shape"], dtype=dtype) if dtype != torch.bool else torch.ones(value["shape"], dtype=dtype)
+
+
+def number(key: str) -> str | int:
+    """A key of a dict as it was before it became JSON."""
+    return int(key) if key.isdigit() else key
 
 
 def tensors_of(result: Any) -> list[Tensor]:
