@@ -1,7 +1,9 @@
 """Scope `modules`: attention and feed-forward modules return their forecast, norms and gates are the model's own.
 
 They are found by their names among a block's children, or declared (`hicache.generic.table.MODULES`). Where attention
-and feed-forward run in parallel and one projection fuses them, that projection is the site. A compiled block runs eagerly, because nothing can stand in for a part of a graph.
+and feed-forward run in parallel and one projection fuses them, that projection is the site.
+
+A compiled block runs eagerly, because nothing can stand in for a part of a graph.
 """
 
 from __future__ import annotations
