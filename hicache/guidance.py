@@ -30,8 +30,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hicache.adapters.base import Adapter, Call
-from hicache.executor import Branch, Executor
+from hicache.executor import Executor
 from hicache.forecast import Forecaster
+from hicache.generation import Branch
 from hicache.methods import MAX_ORDER, CacheMethod, method
 from hicache.report import PlanError
 from hicache.tree import Action
@@ -108,7 +109,7 @@ class GuidedExecutor(Executor):
 
     def finish(self) -> None:
         super().finish()
-        if self._branches and UNCOND not in self._branches:
+        if self.generation.branches and UNCOND not in self.generation.branches:
             raise PlanError("guidance: must be plain for a generation without an unconditional prediction")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -118,7 +119,7 @@ class GuidedExecutor(Executor):
             raise PlanError(f"guidance: the branch of a call must be {COND!r} or {UNCOND!r}, got {self.branch!r}")
         call = self.adapter.bind(args, kwargs)
         halves, outputs = self.adapter.halves(call), []
-        if not self._branches and not torch.equal(*(half["hidden_states"] for half in halves)):
+        if not self.generation.branches and not torch.equal(*(half["hidden_states"] for half in halves)):
             raise PlanError("guidance: must be plain for a batch that is not doubled, got two different halves")
         for name, half in zip((COND, UNCOND), halves, strict=True):
             with self.named(name):
@@ -140,8 +141,8 @@ class GuidedExecutor(Executor):
 
     def _skips(self) -> bool:
         """Whether the unconditional prediction of this step, whose conditional one is made, is left out."""
-        clock = self._branches[COND].clock if COND in self._branches else None
-        before = self._branches[UNCOND].clock.step if UNCOND in self._branches else -1
+        clock = self.generation.branches[COND].clock if COND in self.generation.branches else None
+        before = self.generation.branches[UNCOND].clock.step if UNCOND in self.generation.branches else -1
         if clock is None or clock.step != before + 1:
             raise PlanError(f"guidance: the {COND!r} call of a step must come first, got {UNCOND!r}")
         if not self._aligned or clock.step < self.guidance.warmup_steps:
@@ -155,8 +156,8 @@ class GuidedExecutor(Executor):
         if self.branch == COND:
             self._conditional = output
             return
-        conditional, step = self._conditional, self._branches[UNCOND].clock.step
-        computed = all(branch.clock.anchors[-1:] == [step] for branch in self._branches.values())
+        conditional, step = self._conditional, self.generation.branches[UNCOND].clock.step
+        computed = all(branch.clock.anchors[-1:] == [step] for branch in self.generation.branches.values())
         if conditional is None or not computed:
             return
         if self.gap is not None:
@@ -168,7 +169,7 @@ class GuidedExecutor(Executor):
 
     def _skip(self, call: Call) -> Any:
         """The unconditional prediction without the model: the conditional one less the forecast of their difference."""
-        branch, conditional = self._tick(call), self._conditional
+        branch, conditional = self.tick(call), self._conditional
         if conditional is None:
             raise PlanError(f"guidance: step {branch.clock.step} has no conditional prediction")
         step, estimate = branch.clock.step, conditional
@@ -179,19 +180,19 @@ class GuidedExecutor(Executor):
         if step in (branch.policy.plan(branch.clock.num_steps or 0) or []):
             self.report.exempt_steps.append(step)
         if step + 1 == branch.clock.num_steps:
-            self._check(branch)
+            self.check(branch)
         return self.adapter.wrap(call, estimate)
 
-    def _step(self, branch: Branch, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Action, Any]:
+    def step(self, branch: Branch, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Action, Any]:
         step = branch.clock.step
         if branch.clock.branch != UNCOND or self.report.skipped_steps[-1:] != [step - 1]:
-            return super()._step(branch, call, args, kwargs)
+            return super().step(branch, call, args, kwargs)
         self._forced.append(step)
-        return Action.COMPUTE, self._compute(branch, call, args, kwargs)
+        return Action.COMPUTE, self.computed.run(branch, call, args, kwargs)
 
-    def _planned(self, branch: Branch) -> list[int] | None:
+    def planned(self, branch: Branch) -> list[int] | None:
         """The plan of the unconditional branch without what was skipped, and with the steps that followed."""
-        planned = super()._planned(branch)
+        planned = super().planned(branch)
         if planned is None or branch.clock.branch != UNCOND:
             return planned
         return sorted({*planned, *self._forced} - set(self.report.skipped_steps))

@@ -22,8 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from hicache.adapters.base import Adapter, eager, see_hooks
-from hicache.adapters.cells import Cell, compiled, replaced, uncompiled
+from hicache.adapters.base import Adapter
+from hicache.adapters.hooks import eager, see_hooks
+from hicache.adapters.modules import Module, compiled, replaced, uncompiled
 from hicache.patch import Patch
 
 __all__ = ["attention_scores", "observed"]
@@ -43,10 +44,10 @@ def observed(adapter: Adapter, patch: Patch) -> Iterator[None]:
         if patch.needs == "hidden":
             stack.callback(hidden_hook(adapter, patch).remove)
         else:
-            cells = [cell for cell in adapter.cells() if cell.site.module == "attn"]
+            modules = [module for module in adapter.modules() if module.site.module == "attn"]
             watch = keyed if patch.needs == "keys" else attended
             stack.enter_context(uncompiled(adapter.blocks()))
-            stack.enter_context(replaced([(cell.module, watch(cell, adapter, patch)) for cell in cells]))
+            stack.enter_context(replaced([(module.module, watch(module, adapter, patch)) for module in modules]))
         yield
 
 
@@ -66,15 +67,15 @@ def hidden_hook(adapter: Adapter, patch: Patch) -> Any:
     return adapter.blocks()[adapter.featured_block].register_forward_hook(leave)
 
 
-def show(cell: Cell, adapter: Adapter, patch: Patch, scores: Tensor) -> None:
-    """Hand the joint scores of a block's attention to the streams of its other cells."""
+def show(module: Module, adapter: Adapter, patch: Patch, scores: Tensor) -> None:
+    """Hand the joint scores of a block's attention to the streams of its other modules."""
     for stream in ("img", "txt", "joint"):
-        patch.see_scores(cell.site.layer, stream, scores[:, adapter.rows(stream)])
+        patch.see_scores(module.site.layer, stream, scores[:, adapter.rows(stream)])
 
 
-def attended(cell: Cell, adapter: Adapter, patch: Patch) -> Callable[..., Any]:
+def attended(module: Module, adapter: Adapter, patch: Patch) -> Callable[..., Any]:
     """The attention's forward, which also shows its scores."""
-    original = cell.module.forward
+    original = module.module.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         with ScoreMode() as mode:
@@ -84,22 +85,22 @@ def attended(cell: Cell, adapter: Adapter, patch: Patch) -> Callable[..., Any]:
                 "select: attention needs PyTorch's own attention, which this attention backend does not call; "
                 "must be keys or random"
             )
-        show(cell, adapter, patch, mode.scores)
+        show(module, adapter, patch, mode.scores)
         return output
 
     return forward
 
 
-def keyed(cell: Cell, adapter: Adapter, patch: Patch) -> Callable[..., Any]:
+def keyed(module: Module, adapter: Adapter, patch: Patch) -> Callable[..., Any]:
     """The attention's forward, which also shows its keys' norms."""
-    module: Any = cell.module
-    original, heads = module.forward, module.heads
+    attention: Any = module.module
+    original, heads = attention.forward, attention.heads
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         found: dict[str, Tensor] = {}
-        layers = {"img": getattr(module, "to_k", None), "txt": getattr(module, "add_k_proj", None)}
+        layers = {"img": getattr(attention, "to_k", None), "txt": getattr(attention, "add_k_proj", None)}
         if layers["img"] is None:
-            raise ValueError(f"select: keys needs a separate key projection, which {type(module).__name__} lacks")
+            raise ValueError(f"select: keys needs a separate key projection, which {type(attention).__name__} lacks")
         hooks = [
             layer.register_forward_hook(lambda m, a, key, name=name: found.update({name: key}))
             for name, layer in layers.items()
@@ -113,7 +114,7 @@ def keyed(cell: Cell, adapter: Adapter, patch: Patch) -> Callable[..., Any]:
         keys = found["img"]
         if "txt" in found:
             keys = torch.cat([found["txt"], keys] if adapter.rows("txt").start == 0 else [keys, found["txt"]], dim=1)
-        show(cell, adapter, patch, -keys.detach().float().unflatten(-1, (heads, -1)).norm(dim=-1).mean(-1))
+        show(module, adapter, patch, -keys.detach().float().unflatten(-1, (heads, -1)).norm(dim=-1).mean(-1))
         return output
 
     return forward

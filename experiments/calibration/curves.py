@@ -29,7 +29,7 @@ from experiments.backends.base import Backend, Item, sampling_of
 from experiments.config.run import Settings
 from experiments.errors import check
 from hicache.adapters import adapter_for
-from hicache.mixed import attach
+from hicache.adapters.hooks import attach_modules, attach_scope
 from hicache.policy.scheduled import kind_of
 
 __all__ = ["CURVES", "Watcher", "magnitudes", "polynomial", "smoothness"]
@@ -143,14 +143,17 @@ def smoothness(backend: Backend, settings: Settings, items: list[Item]) -> dict[
             mean.add((step, k), relative(value, before, value))
 
     watcher = Watcher(backend, REACH, seen)
-    cells = [cell for cell in watcher.adapter.cells() if cell.feeds is None]
+    modules = [module for module in watcher.adapter.modules() if module.feeds is None]
 
     def hooks() -> list[Any]:
         sink = watcher.sink
-        return [watcher.bound(), *attach(watcher.adapter, cells, lambda s, v: sink(f"{kind_of(s)}/{s.layer}", v))]
+        return [
+            watcher.bound(),
+            *attach_modules(watcher.adapter, modules, lambda s, v: sink(f"{kind_of(s)}/{s.layer}", v)),
+        ]
 
     run(watcher, settings, items, hooks)
-    fused = [cell.site.layer for cell in cells if cell.site.module == "fused"]
+    fused = [module.site.layer for module in modules if module.site.module == "fused"]
     rows = {kind: mean.values.tolist() for kind, mean in sorted(curves.items())}
     return {"errors": rows, "fused_from": min(fused, default=None)}
 
@@ -204,7 +207,7 @@ def magnitudes(backend: Backend, settings: Settings, items: list[Item]) -> dict[
     def hooks() -> list[Any]:
         return [
             watcher.bound(),
-            *watcher.adapter.attach("stack", blocks, lambda _, value: watcher.sink("stack", value)),
+            *attach_scope(watcher.adapter, "stack", blocks, lambda _, value: watcher.sink("stack", value)),
         ]
 
     run(watcher, settings, items, hooks)

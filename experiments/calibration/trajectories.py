@@ -46,6 +46,7 @@ from experiments.runs.runner import items_of
 from experiments.settings.resolve import resolve
 from hicache.adapters import adapter_for
 from hicache.adapters.base import Adapter
+from hicache.adapters.hooks import attach_scope
 
 __all__ = ["Recorder", "Recording", "grams", "load", "record", "require_plain", "split_arguments", "watched"]
 
@@ -151,7 +152,7 @@ def attach(adapter: Adapter, site: str, keep: Callable[[str, Tensor], None]) -> 
     blocks = len(adapter.blocks())
     if site in adapter.scopes and site != "span":
         names = [str(s) for s in adapter.sites(site)] if site in ("modules", "blocks") else [site]
-        return adapter.attach(site, [(0, blocks)], lambda index, value: keep(names[index], value))
+        return attach_scope(adapter, site, [(0, blocks)], lambda index, value: keep(names[index], value))
     modules = [str(s) for s in adapter.sites("modules")]
     if site not in modules:
         known = ", ".join([*SAMPLER_SITES, *(s for s in adapter.scopes if s not in ("span", "output")), modules[0]])
@@ -161,7 +162,7 @@ def attach(adapter: Adapter, site: str, keep: Callable[[str, Tensor], None]) -> 
         if modules[index] == site:
             keep(site, value)
 
-    return adapter.attach("modules", [(0, blocks)], sink)
+    return attach_scope(adapter, "modules", [(0, blocks)], sink)
 
 
 def chosen_tokens(count: int, tokens: int) -> Tensor:

@@ -26,7 +26,8 @@ from experiments.backends.digits.data import NULL_CLASS, split
 from experiments.errors import ConfigError, check
 from experiments.learning.loop import Phase
 from hicache.adapters import adapter_for
-from hicache.adapters.base import Adapter, Part
+from hicache.adapters.base import Adapter
+from hicache.adapters.modules import Module
 
 __all__ = ["Router", "RouterTask", "mixing"]
 
@@ -48,21 +49,21 @@ def mixing(adapter: Adapter, cached: list[Tensor], betas: Tensor | None) -> Iter
 
     Args:
         adapter: of the model.
-        cached: values of the full step, in the order of the parts.
+        cached: values of the full step, in the order of the gated modules.
         betas: `[rows, modules]`.
     """
 
-    def hook(index: int, part: Part) -> Any:
+    def hook(index: int, gated: Module) -> Any:
         def leave(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
             if betas is None:
-                cached.append(adapter.value(part, output))
+                cached.append(adapter.image_value(gated, output))
                 return None
             beta = betas[:, index, None, None]
             return beta * output + (1 - beta) * cached[index]
 
         return leave
 
-    hooks = [part.module.register_forward_hook(hook(i, part)) for i, part in enumerate(adapter.parts())]
+    hooks = [m.module.register_forward_hook(hook(i, m)) for i, m in enumerate(adapter.gated())]
     try:
         yield
     finally:
@@ -101,7 +102,7 @@ class RouterTask:
         scheduler.set_timesteps(sampling.num_steps)
         pairs = sampling.num_steps // 2
         self.model, self.adapter = backend.transformer, adapter_for(backend.transformer)
-        self.sites = [str(part.site) for part in self.adapter.parts()]
+        self.sites = [str(module.image_site) for module in self.adapter.gated()]
         self.module, self.phases = Router(pairs, len(self.sites)), phases
         self._guidance, self._penalty, self._images = backend.config.guidance, penalty, images
         self._timesteps = scheduler.timesteps[: 2 * pairs].long().cpu().reshape(pairs, 2)

@@ -7,7 +7,7 @@ after the output projection and **before** the gate, because the gate is recompu
 
 A subclass says where those things are in its class. Scopes follow from it:
 
-    modules       value of each part, before its gate
+    modules       value of each gated module, before its gate
     blocks        residual of each block
     span          residual of blocks [start, stop), both streams; the other blocks run
     front_back    residuals of the front and of the back half of the blocks; one of them is estimated, the other runs
@@ -20,9 +20,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, MutableMapping
 from typing import Any, ClassVar
 
 import torch
@@ -30,10 +28,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from hicache.adapters.cells import Cell
+from hicache.adapters.modules import Module
 from hicache.tree import SCOPES, Site
 
-__all__ = ["Adapter", "Call", "Part", "Sink", "Streams"]
+__all__ = ["Adapter", "Call", "Sink", "Streams", "gate_rows"]
 
 Call = MutableMapping[str, Any]
 """The arguments of one model call, by name; what an adapter computes once per call is kept here too."""
@@ -43,28 +41,6 @@ Sink = Callable[[int, Tensor], None]
 
 Streams = tuple[Tensor, Tensor | None]
 """Image and text hidden states between two blocks; models with one stream have no text."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """A module whose output is gated onto the image stream.
-
-    Attributes:
-        site: its name.
-        module: what computes the value before the gate.
-        modulation: the linear layer that gives shifts, scales and gates from the condition.
-        chunk: which chunk of `width` rows of the modulation is the gate.
-    """
-
-    site: Site
-    module: nn.Module
-    modulation: nn.Module
-    chunk: int
-
-
-def eager(hook: Callable[..., None]) -> Callable[..., None]:
-    """A hook that runs outside compiled graphs."""
-    return torch.compiler.disable(hook)  # type: ignore[return-value]
 
 
 class Adapter(ABC):
@@ -78,8 +54,6 @@ class Adapter(ABC):
 
     patchable: ClassVar[bool] = True
     """Whether the modules can be run on some tokens only."""
-    discarded_flops: ClassVar[float] = 0.0
-    """FLOPs per patched row of a single block that the published counts include and that nothing uses."""
     timestep_range: ClassVar[float] = 1000.0
     """What the model calls the timestep of pure noise."""
     guidance: ClassVar[str] = "none"
@@ -115,8 +89,12 @@ class Adapter(ABC):
         """All blocks in execution order."""
 
     @abstractmethod
-    def parts(self) -> list[Part]:
-        """The gated modules of the image stream in execution order."""
+    def modules(self) -> list[Module]:
+        """Every module of every stream in execution order."""
+
+    def gated(self) -> list[Module]:
+        """The modules that are gated onto the image stream, in execution order."""
+        return [module for module in self.modules() if module.modulation is not None]
 
     @abstractmethod
     def streams(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Streams:
@@ -130,21 +108,17 @@ class Adapter(ABC):
     def pack(self, streams: Streams) -> Any:
         """What a block would return with these hidden states."""
 
-    def value(self, part: Part, output: Any) -> Tensor:
-        """The image rows of what a part returned."""
-        return output
-
     # -- modules one by one ------------------------------------------------------------------------------------
 
-    def cells(self) -> list[Cell]:
-        """Every module of every stream in execution order."""
-        return [Cell(part.site, part.module) for part in self.parts()]
-
-    def cell_value(self, cell: Cell, output: Any) -> Tensor:
-        """The tokens of what a cell's module returned, `[B, n, D]`."""
+    def image_value(self, module: Module, output: Any) -> Tensor:
+        """The image rows of what a gated module returned, `[B, N, D]`."""
         return output
 
-    def cell_output(self, cell: Cell, value: Tensor) -> Any:
+    def module_value(self, module: Module, output: Any) -> Tensor:
+        """The tokens of what a module returned, `[B, n, D]`."""
+        return output
+
+    def module_output(self, module: Module, value: Tensor) -> Any:
         """What the module would return for this value; the attention of a single block may be given fewer rows."""
         return value
 
@@ -162,6 +136,11 @@ class Adapter(ABC):
     def featured_block(self) -> int:
         """The block by whose output tokens are told apart: the last one that keeps the streams apart."""
         return len(self.model.transformer_blocks) - 1
+
+    def image_tokens(self, call: Call) -> tuple[int, int]:
+        """Rows of the batch and image tokens of a call."""
+        batch, tokens = call["hidden_states"].shape[:2]
+        return batch, tokens
 
     # -- what an estimated step evaluates ----------------------------------------------------------------------
 
@@ -182,22 +161,22 @@ class Adapter(ABC):
         return self.model.transformer_blocks[0].norm1(hidden, emb=self.condition(call, hidden))[0]
 
     def gates(self, call: Call, hidden: Tensor) -> Tensor:
-        """The gate of each part, `[S, B, D]`."""
+        """The gate of each gated module, `[S, B, D]`."""
         condition = F.silu(self.condition(call, hidden))
-        return torch.stack([gate_rows(part, condition, hidden.shape[-1]) for part in self.parts()])
+        return torch.stack([gate_rows(module, condition, hidden.shape[-1]) for module in self.gated()])
 
     def live(self, call: Call, hidden: Tensor, forecast: Callable[[Site], Tensor]) -> Tensor:
-        """The image hidden state with what an estimated step at scope `modules` computes beside the parts: nothing.
+        """The image hidden state with what an estimated step at scope `modules` computes beside the modules: nothing.
 
         Args:
             call: the arguments of the model call.
             hidden: the image hidden state before the first block.
-            forecast: the forecast of a part, by its site.
+            forecast: the forecast of a gated module, by its site.
         """
         del call, forecast
         return hidden
 
-    # -- output, examples, counts ------------------------------------------------------------------------------
+    # -- output, examples --------------------------------------------------------------------------------------
 
     def output(self, call: Call, result: Any) -> Tensor:
         """The part of the model's result that the sampler uses."""
@@ -223,153 +202,35 @@ class Adapter(ABC):
     def example(self, batch: int, device: torch.device, **shape: int) -> dict[str, Any]:
         """Arguments of a call of `batch` rows for counting FLOPs; `shape` overrides the published size."""
 
-    @abstractmethod
-    def published_estimate(self, call: dict[str, Any]) -> float:
-        """FLOPs of an estimated step at module scope as the papers' tables count it."""
-
-    def published_full(self, call: dict[str, Any], counted: float) -> float:
-        """FLOPs of a computed step as the papers' tables count it: those of the code that runs, `counted`."""
-        del call
-        return counted
-
     # -- scopes ------------------------------------------------------------------------------------------------
 
     def sites(self, scope: str) -> list[Site]:
         """The sites of `scope`, in the order of the indices given to a sink."""
         if scope == "modules":
-            return [part.site for part in self.parts()]
+            return [module.image_site for module in self.gated()]
         if scope == "blocks":
             return [Site(i, "block") for i in range(len(self.blocks()))]
         if scope == "front_back":
             return [Site(-1, "back"), Site(-1, "front")]
         return [Site(-1, scope)]
 
+    def attach(self, scope: str, sink: Sink) -> list[RemovableHandle] | None:
+        """Hooks of its own that give the values of a scope to `sink`; None = the common ones."""
+        del scope, sink
+        return None
+
     def channel(self, scope: str) -> int:
         """The feature axis of a site's value."""
         return self.output_channel if scope == "output" else -1
 
-    def attach(self, scope: str, spans: Sequence[tuple[int, int]], sink: Sink) -> list[RemovableHandle]:
-        """Hooks that give every site's value of a computed step to `sink`."""
-        blocks = self.blocks()
-        if any(getattr(block, "_compiled_call_impl", None) for block in blocks):
-            see_hooks()
-        if scope == "modules":
-            return [
-                part.module.register_forward_hook(self._observer(part, index, sink))
-                for index, part in enumerate(self.parts())
-            ]
-        if scope == "blocks":
-            return [hook for i in range(len(blocks)) for hook in self._residual(i, i + 1, i, sink, text=False)]
-        if scope in ("span", "front_back"):
-            return [hook for i, span in enumerate(spans) for hook in self._residual(*span, i, sink, text=True)]
-        if scope == "stack":
-            return self._residual(0, len(blocks), 0, sink, text=False)
-        if scope == "final_hidden":
 
-            @eager
-            def leave(module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
-                sink(0, self.unpack(result)[0])
-
-            return [blocks[-1].register_forward_hook(leave)]
-        return []
-
-    def _observer(self, part: Part, index: int, sink: Sink) -> Callable[..., None]:
-        @eager
-        def observe(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            sink(index, self.value(part, output))
-
-        return observe
-
-    def _residual(self, start: int, stop: int, index: int, sink: Sink, text: bool) -> list[RemovableHandle]:
-        """Hooks that report out - in of blocks [start, stop), with the text rows in front if `text`."""
-        entry: list[Streams] = []
-
-        @eager
-        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            entry[:] = [self.streams(args, kwargs)]
-
-        @eager
-        def leave(module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
-            residual = join(self.unpack(result), text) - join(entry.pop(), text)
-            valid = self.valid("txt") if text else None
-            if valid is not None:
-                residual[:, : valid.shape[1]].masked_fill_(~valid[..., None], 0)
-            sink(index, residual)
-
-        blocks = self.blocks()
-        return [
-            blocks[start].register_forward_pre_hook(enter, with_kwargs=True),
-            blocks[stop - 1].register_forward_hook(leave),
-        ]
-
-    @contextmanager
-    def guarded(self, span: tuple[int, int], choose: Callable[[Streams], Tensor | None]) -> Iterator[None]:
-        """Inside, `choose` decides at the entry of blocks [start, stop) what they do.
-
-        It is given the hidden states there and returns None, and the blocks run (uncompiled), or their residual with
-        the text rows in front, which is added instead.
-        """
-        start, stop = span
-        running: list[bool] = [True]
-        saved: list[tuple[dict[str, Any], dict[str, Any]]] = []
-
-        def guard(block: nn.Module, first: bool) -> Callable[..., Any]:
-            original = block.forward
-
-            def forward(*args: Any, **kwargs: Any) -> Any:
-                streams = self.streams(args, kwargs)
-                residual = choose(streams) if first else None
-                if first:
-                    running[0] = residual is None
-                if running[0]:
-                    return original(*args, **kwargs)
-                return self.pack(streams if residual is None else shifted(streams, residual))
-
-            return forward
-
-        try:
-            for position, block in enumerate(self.blocks()[start:stop]):
-                slots = vars(block)
-                forward = guard(block, position == 0)
-                saved.append((slots, {k: slots[k] for k in ("forward", "_compiled_call_impl") if k in slots}))
-                slots["forward"], slots["_compiled_call_impl"] = forward, None
-            yield
-        finally:
-            for slots, before in saved:
-                slots.pop("forward", None)
-                slots.pop("_compiled_call_impl", None)
-                slots.update(before)
-
-
-def see_hooks() -> None:
-    """Make compiled blocks notice hooks: by default a graph compiled before a hook was added never calls it."""
-    import torch._dynamo
-
-    if torch._dynamo.config.skip_nnmodule_hook_guards:
-        torch._dynamo.config.skip_nnmodule_hook_guards = False
-        torch._dynamo.reset()
-
-
-def shifted(streams: Streams, residual: Tensor) -> Streams:
-    """Hidden states plus a residual whose first rows belong to the text."""
-    image, text = streams
-    tokens = 0 if text is None else text.shape[1]
-    return image + residual[:, tokens:], None if text is None else text + residual[:, :tokens]
-
-
-def join(streams: Streams, text: bool) -> Tensor:
-    """Image rows, with the text rows in front of them if asked for and there are any."""
-    image, words = streams
-    return image if words is None or not text else torch.cat([words, image], dim=1)
-
-
-def gate_rows(part: Part, condition: Tensor, width: int) -> Tensor:
-    """The gate of one part: the rows of its modulation that give it, and only those.
+def gate_rows(module: Module, condition: Tensor, width: int) -> Tensor:
+    """The gate of one module: the rows of its modulation that give it, and only those.
 
     A layer that an offload hook or a quantiser has wrapped is called as a whole.
     """
-    layer: Any = part.modulation
-    rows = slice(part.chunk * width, (part.chunk + 1) * width)
+    layer: Any = module.modulation
+    rows = slice(module.chunk * width, (module.chunk + 1) * width)
     if type(layer) is not nn.Linear or hasattr(layer, "_hf_hook"):
         return layer(condition)[:, rows]
     return F.linear(condition, layer.weight[rows], None if layer.bias is None else layer.bias[rows])

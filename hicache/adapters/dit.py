@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hicache.adapters.base import Adapter, Call, Part, Streams, gate_rows
+from hicache.adapters.base import Adapter, Call, Streams, gate_rows
+from hicache.adapters.modules import Module
 from hicache.tree import Site
 
 __all__ = ["DiTAdapter"]
@@ -29,9 +30,9 @@ class DiTAdapter(Adapter):
     def blocks(self) -> list[nn.Module]:
         return list(self.model.transformer_blocks)
 
-    def parts(self) -> list[Part]:
+    def modules(self) -> list[Module]:
         return [
-            Part(Site(i, name), module, block.norm1.linear, chunk)
+            Module(Site(i, name), module, block.norm1.linear, chunk)
             for i, block in enumerate(self.model.transformer_blocks)
             for name, module, chunk in (("attn", block.attn1, 2), ("mlp", block.ff, 5))
         ]
@@ -60,11 +61,11 @@ class DiTAdapter(Adapter):
     def gates(self, call: Call, hidden: Tensor) -> Tensor:
         first = self.model.transformer_blocks[0].norm1.emb
         waves = first.time_proj(call["timestep"]).to(hidden.dtype)
-        found, parts = [], self.parts()
+        found, modules = [], self.gated()
         for i, block in enumerate(self.model.transformer_blocks):
             embedder = block.norm1.emb
             condition = F.silu(embedder.timestep_embedder(waves) + embedder.class_embedder(call["class_labels"]))
-            found += [gate_rows(part, condition, hidden.shape[-1]) for part in parts[2 * i : 2 * i + 2]]
+            found += [gate_rows(module, condition, hidden.shape[-1]) for module in modules[2 * i : 2 * i + 2]]
         return torch.stack(found)
 
     def head(self, call: Call, hidden: Tensor) -> Tensor:
@@ -102,11 +103,3 @@ class DiTAdapter(Adapter):
             "timestep": torch.zeros(batch, device=device, dtype=torch.long),
             "class_labels": torch.zeros(batch, device=device, dtype=torch.long),
         }
-
-    def published_estimate(self, call: dict[str, Any]) -> float:
-        """The hand-written count behind the published DiT tables: modulations only, a multiply-add counted as one.
-
-        `L B (C + 6 C^2)`: 0.446 G for the guided pair of DiT-XL/2.
-        """
-        width, batch = self.model.inner_dim, call["hidden_states"].shape[0]
-        return float(len(self.model.transformer_blocks) * batch * (width + 6 * width**2))

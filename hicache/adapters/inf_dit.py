@@ -8,14 +8,11 @@ published counts, or forecast like the others where the model's configuration sa
 The network's output is the raw prediction, not the denoised image: that is what scope `output` forecasts.
 
 Two calls of a Heun step have the same noise level, so time is the index of the call.
-
-The published FLOPs are those of one block of 64 pixels in a patch of 2 x 2 of them, where missing neighbours are not
-charged: 9 of 16 pairs of blocks, 2.25 per block. A cached step is charged the modulations of all layers too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,13 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from hicache.adapters.base import Adapter, Call, Part, Sink, Streams, eager
+from hicache.adapters.base import Adapter, Call, Sink, Streams
+from hicache.adapters.hooks import eager
+from hicache.adapters.modules import Module
 from hicache.tree import Site
 
 __all__ = ["InfDiTAdapter"]
-
-NEIGHBOURS = 2.25
-"""Mean number of blocks that a block of a 2 x 2 patch attends to, itself included."""
 
 
 def normalised(x: Tensor) -> Tensor:
@@ -52,13 +48,13 @@ class InfDiTAdapter(Adapter):
     def blocks(self) -> list[nn.Module]:
         return list(self.model.transformer_blocks)
 
-    def parts(self) -> list[Part]:
+    def modules(self) -> list[Module]:
         found = []
         for i, layer in enumerate(self.model.transformer_blocks):
-            found.append(Part(Site(i, "attn"), layer.attn, layer.adaln, 0))
+            found.append(Module(Site(i, "attn"), layer.attn, layer.adaln, 0))
             if layer.cross is not None and self.model.config.cache_cross:
-                found.append(Part(Site(i, "cross"), layer.cross, layer.adaln, 0))
-            found.append(Part(Site(i, "mlp"), layer.mlp, layer.adaln, 0))
+                found.append(Module(Site(i, "cross"), layer.cross, layer.adaln, 0))
+            found.append(Module(Site(i, "mlp"), layer.mlp, layer.adaln, 0))
         return found
 
     def streams(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Streams:
@@ -83,7 +79,7 @@ class InfDiTAdapter(Adapter):
 
     def gates(self, call: Call, hidden: Tensor) -> Tensor:
         """Ones: there are no gates."""
-        return hidden.new_ones(len(self.parts()), hidden.shape[0], hidden.shape[-1])
+        return hidden.new_ones(len(self.gated()), hidden.shape[0], hidden.shape[-1])
 
     def live(self, call: Call, hidden: Tensor, forecast: Callable[[Site], Tensor]) -> Tensor:
         """The cross-attention of layer 0, behind the forecast of the attention before it."""
@@ -97,8 +93,8 @@ class InfDiTAdapter(Adapter):
         patches = self.model.head(hidden, self.condition(call, hidden))
         return self.model.pixels(patches, self.model.grid(*call["hidden_states"].shape[-2:]))
 
-    def attach(self, scope: str, spans: Sequence[tuple[int, int]], sink: Sink) -> list[RemovableHandle]:
-        """As everywhere; the whole stack is watched as one module, however many rows of blocks it runs at a time.
+    def attach(self, scope: str, sink: Sink) -> list[RemovableHandle] | None:
+        """As everywhere, but the whole stack is watched as one module, however many rows of blocks it runs at a time.
 
         Raises:
             ValueError: for a scope that reaches into the stack while it runs some rows of blocks at a time.
@@ -106,7 +102,7 @@ class InfDiTAdapter(Adapter):
         if scope not in ("stack", "final_hidden"):
             if self.model.block_rows is not None and scope != "output":
                 raise ValueError(f"scope: must be stack, final_hidden or output with rows of blocks, got {scope!r}")
-            return super().attach(scope, spans, sink)
+            return None
 
         @eager
         def leave(module: nn.Module, args: tuple[Any, ...], result: Tensor) -> None:
@@ -124,25 +120,3 @@ class InfDiTAdapter(Adapter):
             "image_vector": torch.zeros(batch, config.vector_size, **options),
             "low_resolution": torch.zeros(batch, 3, height // config.scale, width // config.scale, **options),
         }
-
-    def published_estimate(self, call: dict[str, Any]) -> float:
-        """One block: embeddings, cross-attention, all modulations and the head."""
-        c, (tokens, windows) = self.model.config, self._published_sizes()
-        width = c.hidden_size
-        patches = 2 * (6 + 3) * c.patch_size**2 * width * tokens + 2 * 3 * c.lr_patch_size**2 * width * windows / 9
-        vectors = 2 * width * (192 + c.vector_size + 2 * width) + 2 * width**2 * (4 * c.num_layers + 2)
-        cross = 4 * tokens * width**2 + 4 * windows * width**2 + 4 * tokens * windows * width
-        return float(patches + vectors + cross)
-
-    def published_full(self, call: dict[str, Any], counted: float) -> float:
-        """One block: what an estimate has, and the attention and MLP of every layer."""
-        del call, counted
-        c, (tokens, _) = self.model.config, self._published_sizes()
-        layer = 24 * tokens * c.hidden_size**2 + 4 * NEIGHBOURS * tokens**2 * c.hidden_size
-        return self.published_estimate({}) + c.num_layers * layer
-
-    def _published_sizes(self) -> tuple[int, int]:
-        """Tokens of a block of half the size, and of the low-resolution image in the 3 x 3 blocks around it."""
-        c = self.model.config
-        side = c.block_size // 2
-        return (side // c.patch_size) ** 2, (3 * side // c.scale // c.lr_patch_size) ** 2

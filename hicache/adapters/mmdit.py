@@ -20,8 +20,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from hicache.adapters.base import Adapter, Call, Part, Streams
-from hicache.adapters.cells import Cell
+from hicache.adapters.base import Adapter, Call, Streams
+from hicache.adapters.modules import Module
 from hicache.tree import Site
 
 __all__ = ["FluxAdapter", "HunyuanVideoAdapter", "QwenImageAdapter", "StreamsAdapter"]
@@ -48,7 +48,7 @@ class StreamsAdapter(Adapter):
         self._valid = {}
         mask = self.text_mask(call)
         if mask is not None:
-            image = mask.new_ones(len(mask), self._image_tokens(call)[1])
+            image = mask.new_ones(len(mask), self.image_tokens(call)[1])
             self._valid = {"txt": mask, "joint": torch.cat([mask, image] if self.text_first else [image, mask], dim=1)}
         return call
 
@@ -67,46 +67,35 @@ class StreamsAdapter(Adapter):
         """The linear layer behind a double block's image modulation."""
         return block.norm1.linear
 
-    def parts(self) -> list[Part]:
-        double = self.model.transformer_blocks
-        parts = [
-            Part(Site(i, name), module, self.modulation(block), chunk)
-            for i, block in enumerate(double)
-            for name, module, chunk in (("attn", block.attn, 2), ("mlp", getattr(block, self.mlp_name), 5))
-        ]
-        return parts + [
-            Part(Site(len(double) + i, "fused", "joint"), block.proj_out, block.norm.linear, 2)
-            for i, block in enumerate(getattr(self.model, "single_transformer_blocks", ()))
-        ]
-
-    def cells(self) -> list[Cell]:
-        cells: list[Cell] = []
+    def modules(self) -> list[Module]:
+        modules: list[Module] = []
         for i, block in enumerate(self.model.transformer_blocks):
-            cells += [
-                Cell(Site(i, "attn", "joint"), block.attn),
-                Cell(Site(i, "mlp", "img"), getattr(block, self.mlp_name)),
-                Cell(Site(i, "mlp", "txt"), getattr(block, self.text_mlp_name)),
+            gate = self.modulation(block)
+            modules += [
+                Module(Site(i, "attn", "joint"), block.attn, gate, 2),
+                Module(Site(i, "mlp", "img"), getattr(block, self.mlp_name), gate, 5),
+                Module(Site(i, "mlp", "txt"), getattr(block, self.text_mlp_name)),
             ]
         single = getattr(self.model, "single_transformer_blocks", ())
         for i, block in enumerate(single, len(self.model.transformer_blocks)):
             fused = Site(i, "fused", "joint")
-            cells += [
-                Cell(Site(i, "attn", "joint"), block.attn, feeds=fused),
-                Cell(fused, block.proj_out, up=block.proj_mlp),
+            modules += [
+                Module(Site(i, "attn", "joint"), block.attn, feeds=fused),
+                Module(fused, block.proj_out, block.norm.linear, 2, up=block.proj_mlp),
             ]
-        return cells
+        return modules
 
-    def cell_value(self, cell: Cell, output: Any) -> Tensor:
+    def module_value(self, module: Module, output: Any) -> Tensor:
         value = output
         if not isinstance(output, Tensor):
             value = torch.cat(output[::-1] if self.text_first else output, dim=1)
-        valid = self.valid(cell.site.stream)
+        valid = self.valid(module.site.stream)
         if valid is None or value.shape[1] != valid.shape[1]:  # a patched single block returns a few rows only
             return value
         return value.masked_fill(~valid[..., None], 0)
 
-    def cell_output(self, cell: Cell, value: Tensor) -> Any:
-        if cell.site.module != "attn" or cell.feeds:
+    def module_output(self, module: Module, value: Tensor) -> Any:
+        if module.site.module != "attn" or module.feeds:
             return value
         return value[:, self.rows("img")], value[:, self.rows("txt")]
 
@@ -118,10 +107,10 @@ class StreamsAdapter(Adapter):
             return slice(text, None) if stream == "img" else slice(0, text)
         return slice(0, -text) if stream == "img" else slice(-text, None)
 
-    def value(self, part: Part, output: Any) -> Tensor:
-        if part.site.module == "attn":
+    def image_value(self, module: Module, output: Any) -> Tensor:
+        if module.site.module == "attn":
             return output[0]
-        if part.site.stream == "joint":
+        if module.site.stream == "joint":
             return output[:, self._text_tokens :] if self.text_first else output[:, : -self._text_tokens]
         return output
 
@@ -147,31 +136,6 @@ class StreamsAdapter(Adapter):
 
     def head(self, call: Call, hidden: Tensor) -> Tensor:
         return self.model.proj_out(self.model.norm_out(hidden, self.condition(call, hidden)))
-
-    def published_estimate(self, call: dict[str, Any]) -> float:
-        """Embedders of both streams, the modulations of all blocks as a whole, and the head, 2 per multiply-add."""
-        batch, tokens = self._image_tokens(call)
-        model = self.model
-        rows = {
-            tokens: [self._image_embedder(), model.proj_out],
-            call["encoder_hidden_states"].shape[1]: [self._text_embedder()],
-            1: [model.time_text_embed, model.norm_out, *self._modulations()],
-        }
-        return float(sum(2 * batch * n * weights(module) for n, modules in rows.items() for module in modules))
-
-    def _image_tokens(self, call: Call) -> tuple[int, int]:
-        batch, tokens = call["hidden_states"].shape[:2]
-        return batch, tokens
-
-    def _image_embedder(self) -> nn.Module:
-        return self.model.x_embedder
-
-    def _text_embedder(self) -> nn.Module:
-        return self.model.context_embedder
-
-    def _modulations(self) -> list[nn.Module]:
-        double = [m for block in self.model.transformer_blocks for m in (block.norm1, block.norm1_context)]
-        return double + [block.norm for block in getattr(self.model, "single_transformer_blocks", ())]
 
 
 class FluxAdapter(StreamsAdapter):
@@ -214,14 +178,8 @@ class HunyuanVideoAdapter(StreamsAdapter):
     text_first = False
     output_channel = -4
 
-    @property
-    def discarded_flops(self) -> float:  # type: ignore[override]
-        """The published code projects queries, keys and values of patched rows and throws them away: 6 d^2."""
-        config = self.model.config
-        return 6.0 * (config.num_attention_heads * config.attention_head_dim) ** 2
-
-    def cell_output(self, cell: Cell, value: Tensor) -> Any:
-        return (value, value[:, :0]) if cell.feeds else super().cell_output(cell, value)
+    def module_output(self, module: Module, value: Tensor) -> Any:
+        return (value, value[:, :0]) if module.feeds else super().module_output(module, value)
 
     def text_mask(self, call: Call) -> Tensor | None:
         mask = call["encoder_attention_mask"]  # the model reads no more of it than how many tokens count
@@ -260,7 +218,7 @@ class HunyuanVideoAdapter(StreamsAdapter):
             "guidance": torch.zeros(batch, **kind) if config.guidance_embeds else None,
         }
 
-    def _image_tokens(self, call: Call) -> tuple[int, int]:
+    def image_tokens(self, call: Call) -> tuple[int, int]:
         config, (batch, _, frames, height, width) = self.model.config, call["hidden_states"].shape
         return batch, (frames // config.patch_size_t) * (height // config.patch_size) * (width // config.patch_size)
 
@@ -325,17 +283,3 @@ class QwenImageAdapter(StreamsAdapter):
             "encoder_hidden_states_mask": None,
             "img_shapes": [images] * batch,
         }
-
-    def _image_embedder(self) -> nn.Module:
-        return self.model.img_in
-
-    def _text_embedder(self) -> nn.Module:
-        return self.model.txt_in
-
-    def _modulations(self) -> list[nn.Module]:
-        return [m for block in self.model.transformer_blocks for m in (block.img_mod, block.txt_mod)]
-
-
-def weights(module: nn.Module) -> int:
-    """Values in the weight matrices of a module."""
-    return sum(p.numel() for p in module.parameters() if p.dim() > 1)

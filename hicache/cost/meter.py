@@ -26,9 +26,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hicache.adapters import Adapter, adapter_for
-from hicache.adapters.cells import Cell
-from hicache.executor import Branch, Executor
-from hicache.forecast import History
+from hicache.adapters.modules import Module
+from hicache.cost.published import discarded_flops, estimate_flops, full_flops
+from hicache.executor import Executor
+from hicache.forecast import Forecaster, History
+from hicache.generation import Branch
 from hicache.methods import CacheMethod, Knobs, method
 from hicache.policy import Clock, Policy
 from hicache.tree import Action, Site
@@ -153,28 +155,29 @@ class Scripted(Policy):
         """Nothing is planned."""
 
 
-class Rehearsal(Executor):
-    """An executor whose history can be filled and whose clock can be set."""
+def forecasters(branch: Branch) -> list[Forecaster]:
+    """Those of a branch that have an anchor."""
+    return [f for f in (branch.forecaster, *branch.histories.forecasters.values()) if f.ready]
 
-    def fill_history(self, anchors: int) -> list[History]:
-        """Repeat the only anchor so far until the histories are full or hold `anchors` (to count costs)."""
-        branch = self._branches[self.branch]
-        forecasters = [f for f in (branch.forecaster, *branch.ledger.forecasters.values()) if f.ready]
-        for forecaster in forecasters:
-            history = forecaster.history
-            start, frame = max(branch.clock.step + 1, history.warmup_steps or 0), history.frames[0]
-            for extra in range(min(anchors, history.basis.anchors(history.order))):
-                forecaster.commit(start + extra, forecaster.slot(frame.shape, frame.dtype, frame.device))
-        return [forecaster.history for forecaster in forecasters]
 
-    def rehearse(self, step: int, num_steps: int | None) -> Branch:
-        """Make the next call of this branch that of a step (to count costs)."""
-        branch = self._branches[self.branch]
-        for forecaster in (branch.forecaster, *branch.ledger.forecasters.values()):
-            times = forecaster.history.times
-            times[:] = range(-len(times), 0)
-        branch.clock.step, branch.clock.num_steps = step - 1, num_steps
-        return branch
+def fill_history(branch: Branch, anchors: int) -> list[History]:
+    """Repeat the only anchor of a branch until its histories are full or hold `anchors`."""
+    found = forecasters(branch)
+    for forecaster in found:
+        history = forecaster.history
+        start, frame = max(branch.clock.step + 1, history.warmup_steps or 0), history.frames[0]
+        for extra in range(min(anchors, history.basis.anchors(history.order))):
+            forecaster.commit(start + extra, forecaster.slot(frame.shape, frame.dtype, frame.device))
+    return [forecaster.history for forecaster in found]
+
+
+def rehearse(branch: Branch, step: int, num_steps: int | None) -> Branch:
+    """Make the next call of a branch that of `step`."""
+    for forecaster in forecasters(branch):
+        times = forecaster.history.times
+        times[:] = range(-len(times), 0)
+    branch.clock.step, branch.clock.num_steps = step - 1, num_steps
+    return branch
 
 
 class Meter:
@@ -189,8 +192,13 @@ class Meter:
         self.method = method
         self.example = self.adapter.example(batch, torch.device("meta"), **shape)
         scripted = replace(method, policy=Scripted(method.policy), knobs=any_step(method.knobs))
-        self.executor = Rehearsal(self.adapter, scripted, self.model.forward)
+        self.executor = Executor(self.adapter, scripted, self.model.forward)
         self._known: dict[Any, float] = {}
+
+    @property
+    def branch(self) -> Branch:
+        """The branch that the calls belong to."""
+        return self.executor.generation.branches[self.executor.branch]
 
     def cost(self, num_steps: int, full_steps: Sequence[int]) -> Cost:
         """The cost of a run."""
@@ -198,11 +206,11 @@ class Meter:
         full = self._count()
         common: dict[str, Any] = {"full": full, "num_steps": num_steps}
         if not self.method.caches:
-            common["full"] = self.adapter.published_full(self.example, full) if self.published else full
+            common["full"] = full_flops(self.adapter, full) if self.published else full
             return Cost(**common, estimated=0.0, overhead=0.0, full_steps=num_steps, cache_bytes=0)
         plan = self._plan(num_steps, full_steps)
         computed = [step for step, (action, _) in enumerate(plan) if action is Action.COMPUTE]
-        histories = self.executor.fill_history(len(computed))
+        histories = fill_history(self.branch, len(computed))
         mixed = [self._mixed(step, num_steps, actions) for step, (_, actions) in enumerate(plan) if actions]
         estimated = self._estimated() if len(computed) + len(mixed) < num_steps else 0.0
         if self.published:
@@ -218,7 +226,7 @@ class Meter:
         )
 
     def _plan(self, num_steps: int, full_steps: Sequence[int]) -> list[tuple[Action, dict[Site, Action]]]:
-        """The action of every step, and of every cell at the mixed ones."""
+        """The action of every step, and of every module at the mixed ones."""
         policy, clock, found = prepared(self.method.policy, self.adapter), Clock(num_steps=num_steps), []
         for clock.step in range(num_steps):
             action = policy.decide(clock)
@@ -226,19 +234,20 @@ class Meter:
             action = Action.COMPUTE if clock.step in full_steps else cached
             action = self.executor.settled(action, policy, clock)
             mixed = action is Action.MIXED
-            found.append((action, {c.site: policy.site_action(clock, c.site) for c in self.executor.cells if mixed}))
+            sites = [module.site for module in self.executor.setup.modules if mixed]
+            found.append((action, {site: policy.site_action(clock, site) for site in sites}))
             if action is Action.COMPUTE:
                 clock.anchors.append(clock.step)
         return found
 
     def _mixed(self, step: int, num_steps: int, actions: dict[Site, Action]) -> float:
         """A mixed step: what runs whatever is patched, and the patched rows."""
-        branch = self.executor.rehearse(step, num_steps)
+        branch = rehearse(self.branch, step, num_steps)
         clock, patch, total = replace(branch.clock, step=step), branch.patch, self._unpatched(actions)
-        for cell in self.executor.cells:
-            if patch is not None and actions[cell.site] is Action.ESTIMATE and patch.covers(cell.site):
-                rows = patch.count(cell.site, clock, branch.ledger.newest(cell.site).shape[1])
-                total += rows * self._row(cell)
+        for module in self.executor.setup.modules:
+            if patch is not None and actions[module.site] is Action.ESTIMATE and patch.covers(module.site):
+                rows = patch.count(module.site, clock, branch.histories.newest(module.site).shape[1])
+                total += rows * self._row(module)
         return total
 
     def _unpatched(self, actions: dict[Site, Action]) -> float:
@@ -247,12 +256,12 @@ class Meter:
         if not self.published or self.method.patch is None:
             return counted
         beside = self._unpatched_count(dict.fromkeys(actions, Action.ESTIMATE))
-        return counted - beside + self.adapter.published_estimate(self.example)
+        return counted - beside + estimate_flops(self.adapter, self.example)
 
     def _unpatched_count(self, actions: dict[Site, Action]) -> float:
         key = tuple(actions.items())
         if key not in self._known:
-            branch = self.executor.rehearse(1, None)
+            branch = rehearse(self.branch, 1, None)
             assert isinstance(branch.policy, Scripted)
             branch.policy.action, branch.policy.actions = Action.MIXED, actions
             patch, branch.patch = branch.patch, None
@@ -260,29 +269,29 @@ class Meter:
             branch.patch = patch
         return self._known[key]
 
-    def _row(self, cell: Cell) -> float:
+    def _row(self, module: Module) -> float:
         """One patched row of a module, in every sample."""
-        branch = self.executor.rehearse(1, None)
-        value = branch.ledger.newest(cell.site)
-        row, module = value[:, :1], cell.module
-        key = (cell.site.module, cell.site.stream)
+        branch = rehearse(self.branch, 1, None)
+        value = branch.histories.newest(module.site)
+        row, layer = value[:, :1], module.module
+        key = (module.site.module, module.site.stream)
         if key not in self._known:
             with FlopCounterMode(display=False) as counter:
-                if cell.up is not None:
-                    cell.up(row)
-                    row = row.new_empty(len(row), 1, int(module.in_features))  # type: ignore[arg-type]
-                module(row)
+                if module.up is not None:
+                    module.up(row)
+                    row = row.new_empty(len(row), 1, int(layer.in_features))  # type: ignore[arg-type]
+                layer(row)
             self._known[key] = float(counter.get_total_flops())
-        discarded = self.published and cell.up is not None
-        return self._known[key] + (self.adapter.discarded_flops * len(row) if discarded else 0.0)
+        discarded = self.published and module.up is not None
+        return self._known[key] + (discarded_flops(self.adapter) * len(row) if discarded else 0.0)
 
     def _estimated(self) -> float:
         """An estimated step."""
         if self.published and self.method.scope in ("modules", "final_hidden"):
-            return self.adapter.published_estimate(self.example)
+            return estimate_flops(self.adapter, self.example)
         if self.published and self.method.scope == "stack":
             return 0.0
-        branch = self.executor.rehearse(1, None)
+        branch = rehearse(self.branch, 1, None)
         assert isinstance(branch.policy, Scripted)
         branch.policy.action = Action.ESTIMATE
         return self._count()
@@ -291,8 +300,8 @@ class Meter:
         """A computed step as the tables count it."""
         if self.method.patch is not None:
             full = count(Executor(self.adapter, method("none"), self.model.forward), self.example)
-        full = self.adapter.published_full(self.example, full)
-        return full - self.adapter.published_estimate(self.example) if self.method.scope == "stack" else full
+        full = full_flops(self.adapter, full)
+        return full - estimate_flops(self.adapter, self.example) if self.method.scope == "stack" else full
 
     def _count(self) -> float:
         return count(self.executor, self.example)

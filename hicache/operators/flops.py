@@ -17,9 +17,9 @@ from collections.abc import Callable
 from typing import Any
 
 from hicache.adapters.base import Adapter
-from hicache.adapters.cells import Cell
+from hicache.adapters.modules import Module
 from hicache.operators.chipmunk import Chipmunk
-from hicache.operators.install import sparse_cells
+from hicache.operators.install import sparse_modules
 
 __all__ = ["saved", "saved_by"]
 
@@ -28,7 +28,7 @@ def saved(
     adapter: Adapter,
     config: Chipmunk,
     call: dict[str, Any],
-    executions: Callable[[Cell], int],
+    executions: Callable[[Module], int],
     mlp_share: float | None = None,
 ) -> float:
     """FLOPs that the operators save in a run.
@@ -42,11 +42,11 @@ def saved(
     """
     counted: dict[tuple[str, str, int], float] = {}
     total = 0.0
-    for cell in sparse_cells(adapter, config):
-        times = executions(cell)
-        key = (cell.site.module, cell.site.stream, times)
+    for module in sparse_modules(adapter, config):
+        times = executions(module)
+        key = (module.site.module, module.site.stream, times)
         if key not in counted:
-            steps = (saved_by(adapter, config, call, cell, executed, mlp_share) for executed in range(times))
+            steps = (saved_by(adapter, config, call, module, executed, mlp_share) for executed in range(times))
             counted[key] = sum(steps)
         total += counted[key]
     return total
@@ -56,22 +56,22 @@ def saved_by(
     adapter: Adapter,
     config: Chipmunk,
     call: dict[str, Any],
-    cell: Cell,
+    module: Module,
     executed: int,
     mlp_share: float | None = None,
 ) -> float:
     """FLOPs that one module saves at its executed step."""
     batch, image = call["hidden_states"].shape[:2]
     joint = image + call["encoder_hidden_states"].shape[1]
-    module: Any = cell.module
-    if cell.site.module == "attn":
+    layer: Any = module.module
+    if module.site.module == "attn":
         if config.attention_dense(executed):
             return 0.0
-        return 4.0 * batch * joint * (joint - config.keys(joint)) * module.inner_dim
+        return 4.0 * batch * joint * (joint - config.keys(joint)) * layer.inner_dim
     if config.mlp_dense(executed):
         return 0.0
-    opening: Any = module.net[0].proj if cell.up is None else cell.up
-    tokens, width, units = (image if cell.up is None else joint), opening.in_features, opening.out_features
+    opening: Any = layer.net[0].proj if module.up is None else module.up
+    tokens, width, units = (image if module.up is None else joint), opening.in_features, opening.out_features
     kept = config.hidden(units) if mlp_share is None else mlp_share * units
     groups = tokens / config.token_group if config.mlp_chooses(executed) else 0.0
     return batch * width * (4.0 * tokens * (units - kept) - 2.0 * groups * units)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hicache.adapters.base import Adapter
-from hicache.adapters.cells import Cell, compiled
+from hicache.adapters.modules import Module, compiled
 from hicache.operators.attention import AttentionState, attend
 from hicache.operators.chipmunk import Chipmunk
 from hicache.operators.kernels import Kernels
@@ -29,7 +29,7 @@ from hicache.operators.mlp import Layers, MlpState, correct, renew
 from hicache.operators.order import hooked
 from hicache.operators.providers import kernels_of
 
-__all__ = ["FAMILIES", "Operators", "sparse_cells"]
+__all__ = ["FAMILIES", "Operators", "sparse_modules"]
 
 FAMILIES = ("flux",)
 """Model families whose blocks are laid out as this module expects."""
@@ -57,8 +57,8 @@ class Operators:
         self._mlps: dict[tuple[int, str], MlpState] = {}
         self._patched: list[tuple[nn.Module, Callable[..., Any], Any]] = []
         self._hooks = [] if config.order is None else hooked(adapter.model, adapter.bind, config.order)
-        for cell in sparse_cells(adapter, config):
-            self._exchange(cell)
+        for module in sparse_modules(adapter, config):
+            self._exchange(module)
 
     # -- life --------------------------------------------------------------------------------------------------
 
@@ -115,14 +115,14 @@ class Operators:
 
     # -- the exchange ------------------------------------------------------------------------------------------
 
-    def _exchange(self, cell: Cell) -> None:
-        """Give a cell's modules their new forwards."""
-        layer, module = cell.site.layer, cell.module
+    def _exchange(self, module: Module) -> None:
+        """Give a module its new forward."""
+        layer, inner = module.site.layer, module.module
         block: Any = self.adapter.blocks()[layer]
-        if cell.site.module == "attn":
-            return self._patch(module, self._attention(layer, module))
-        if cell.up is None:
-            return self._patch(module, self._mlp(layer, module))
+        if module.site.module == "attn":
+            return self._patch(inner, self._attention(layer, inner))
+        if module.up is None:
+            return self._patch(inner, self._mlp(layer, inner))
         self._patch(block.proj_out, self._fused(layer, block))
         for name in ("proj_mlp", "act_mlp"):
             self._patch(getattr(block, name), handed_on)
@@ -234,13 +234,13 @@ class AttentionMode(TorchFunctionMode):
         return self.sparse(given["query"], given["key"], given["value"], given.get("scale"))
 
 
-def sparse_cells(adapter: Adapter, config: Chipmunk) -> list[Cell]:
-    """The cells that the configuration makes sparse: text MLPs and the first layers stay dense."""
+def sparse_modules(adapter: Adapter, config: Chipmunk) -> list[Module]:
+    """The modules that the configuration makes sparse: text MLPs and the first layers stay dense."""
     found = []
-    for cell in adapter.cells():
-        share = config.attention if cell.site.module == "attn" else config.mlp
-        if share is not None and cell.site.layer >= config.dense_layers and cell.site.stream != "txt":
-            found.append(cell)
+    for module in adapter.modules():
+        share = config.attention if module.site.module == "attn" else config.mlp
+        if share is not None and module.site.layer >= config.dense_layers and module.site.stream != "txt":
+            found.append(module)
     return found
 
 

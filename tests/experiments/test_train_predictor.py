@@ -206,7 +206,7 @@ def test_mixing_is_the_routed_forward(small):
     hook = model.register_forward_pre_hook(lambda m, a, k: calls.append((a, k)), with_kwargs=True)
     backend.generate(item, sampling_of(settings))
     hook.remove()
-    rows, modules = len(calls[0][0][0]), len(adapter.parts())
+    rows, modules = len(calls[0][0][0]), len(adapter.gated())
     with torch.no_grad():
         with mixing(adapter, cached, None):
             model(*calls[0][0], **calls[0][1])
@@ -214,7 +214,7 @@ def test_mixing_is_the_routed_forward(small):
         for name, beta in (("skip", betas * 0), ("all", betas * 0 + 1), ("some", betas)):
             with mixing(adapter, cached, beta):
                 found[name] = model(*calls[1][0], **calls[1][1])[0]
-        sites = [str(part.site) for part in adapter.parts()]
+        sites = [str(module.image_site) for module in adapter.gated()]
         routed = {"logits": [[-9.0, 9.0, 9.0, -9.0]], "sites": sites}
         for name, options in (("skip", {}), ("all", {"threshold": 0.0}), ("some", routed)):
             with hicache.cached(model, hicache.method("l2c", policy_options=options)) as handle:

@@ -318,7 +318,7 @@ def test_gates_from_slices_equal_the_whole_modulation():
     adapter, condition = adapter_for(model), torch.randn(2, 32)
     whole = [
         part.modulation(F.silu(condition)).chunk(6 if part.site.module != "fused" else 3, dim=1)[part.chunk]
-        for part in adapter.parts()
+        for part in adapter.gated()
     ]
     adapter.condition = lambda call, hidden: condition
     torch.testing.assert_close(adapter.gates({}, torch.zeros(2, 1, 32)), torch.stack(whole))

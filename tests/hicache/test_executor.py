@@ -244,7 +244,7 @@ def test_plan_errors(dit_pipeline):
                     torch.zeros(1, 4, 8, 8), timestep=torch.tensor([900 - s]), class_labels=torch.tensor([5])
                 )
             cache.finish()
-        cache.executor._branches[""].clock.anchors.append(3)
+        cache.executor.generation.branches[""].clock.anchors.append(3)
         with pytest.raises(hicache.PlanError, match=r"planned full steps not executed \[\], not planned \[3\]"):
             for s in range(2, 5):
                 dit_pipeline.transformer(

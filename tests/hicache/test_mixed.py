@@ -213,11 +213,11 @@ def test_scores_reach_every_stream(model_name, select):
         handle.begin(3)
         call = inputs(model, model_name)
         denoise(model, dict(call), 3)
-        patch = handle.executor._branches[""].patch
+        patch = handle.executor.generation.branches[""].patch
         adapter = handle.executor.adapter
-    for cell in adapter.cells():
-        if cell.site.module != "attn":
-            assert (patch.scores[cell.site.layer, cell.site.stream].std(1) > 0).all()
+    for module in adapter.modules():
+        if module.site.module != "attn":
+            assert (patch.scores[module.site.layer, module.site.stream].std(1) > 0).all()
 
 
 def test_other_attention_backends_are_refused():

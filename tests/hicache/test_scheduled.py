@@ -39,8 +39,8 @@ def test_constant_curves_give_a_periodic_schedule(alpha, period):
 
 
 def schedule_of(adapter, **steps):
-    kinds = {kind_of(cell.site) for cell in adapter.cells()}
-    fused = [cell.site.layer for cell in adapter.cells() if cell.site.module == "fused"]
+    kinds = {kind_of(module.site) for module in adapter.modules()}
+    fused = [module.site.layer for module in adapter.modules() if module.site.module == "fused"]
     table = {kind: steps.get(kind.partition(".")[0], list(range(8))) for kind in kinds}
     return {"table": table, "fused_from": min(fused, default=None)}
 
@@ -64,22 +64,22 @@ def test_every_kind_runs_at_the_steps_of_its_table(name):
     options = schedule_of(adapter, attn=[0, 3, 7], mlp=[0, 1, 3, 5, 7], fused=[0, 2, 3, 7])
     with hicache.cached(model, hicache.method("smoothcache", policy_options=options)) as handle:
         ran: dict = {}
-        for cell in adapter.cells():
-            original = cell.module.forward
+        for module in adapter.modules():
+            original = module.module.forward
 
-            def forward(*args, original=original, site=cell.site, **kwargs):
-                step = handle.executor._branches[""].clock.step
+            def forward(*args, original=original, site=module.site, **kwargs):
+                step = handle.executor.generation.branches[""].clock.step
                 ran.setdefault(site, []).append(step)
                 return original(*args, **kwargs)
 
-            cell.module.forward = forward
+            module.module.forward = forward
         handle.begin(8)
         outputs, _ = denoise(model, inputs(model, name), 8)
     assert all(torch.isfinite(output).all() for output in outputs)
     assert handle.report.full_steps == [0, 3, 7]
-    for cell in adapter.cells():
-        kind = "fused.joint" if cell.feeds is not None else kind_of(cell.site)
-        assert ran[cell.site] == list(options["table"][kind]), cell.site
+    for module in adapter.modules():
+        kind = "fused.joint" if module.feeds is not None else kind_of(module.site)
+        assert ran[module.site] == list(options["table"][kind]), module.site
 
 
 def test_a_reused_output_is_the_last_computed_one():

@@ -156,7 +156,7 @@ def test_a_pipeline_gives_the_clock_of_its_scheduler_at_every_generation(dit_pip
         with hicache.cached(pipe, hicache.method("hicache", time=time, interval=3, scope="output")) as handle:
             for steps in (6, 10):
                 images[time, steps] = generate(pipe, steps)
-                clock = next(iter(handle.executor._branches.values())).forecaster.history.clock
+                clock = next(iter(handle.executor.generation.branches.values())).forecaster.history.clock
                 assert (clock is None) == (time == "index")
                 assert clock is None or len(clock) == steps
     assert not torch.equal(images["index", 10], images["log_snr", 10])
