@@ -2,8 +2,8 @@
 
 The tables charge an estimated step at module scope for embedders and modulations as a whole, though only the gates'
 rows of the modulations are needed; DiT's count a multiply-add as one and leave the embedders out. Inf-DiT's are those
-of one block of 64 pixels in a patch of 2 x 2 of them, where missing neighbours are not charged: 9 of 16 pairs of blocks,
-2.25 per block; a cached step is charged the modulations of all layers too.
+of one block of 64 pixels in a patch of 2 x 2 of them, where missing neighbours are not charged: 9 of 16 pairs of
+blocks, 2.25 per block; a cached step is charged the modulations of all layers too.
 """
 
 from __future__ import annotations
