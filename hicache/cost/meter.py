@@ -9,6 +9,8 @@ of `total`.
 
     total = n_full * full + sum of the mixed steps + n_estimated * estimated,      speedup = num_steps * full / total
 
+Sparse operators below the method save what `hicache.operators.flops` counts at each execution of a module.
+
 The published tables leave out what their authors did not charge: the attention maps and clusterings that a patch needs
 at full steps, and everything outside the blocks for methods that skip the stack. HunyuanVideo's do charge a product
 that the published code computes and throws away.
@@ -17,7 +19,7 @@ that the published code computes and throws away.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +34,8 @@ from hicache.executor import Executor
 from hicache.forecast import Forecaster, History
 from hicache.generation import Branch
 from hicache.methods import CacheMethod, Knobs, method
+from hicache.operators import Chipmunk
+from hicache.operators.flops import saved
 from hicache.policy import Clock, Policy
 from hicache.tree import Action, Site
 
@@ -51,6 +55,7 @@ class Cost:
         cache_bytes: memory of the histories once they are full.
         mixed: all mixed steps together.
         mixed_steps: number of mixed steps.
+        saved: what sparse operators save in all steps together.
     """
 
     full: float
@@ -61,12 +66,13 @@ class Cost:
     cache_bytes: int
     mixed: float = 0.0
     mixed_steps: int = 0
+    saved: float = 0.0
 
     @property
     def total(self) -> float:
         """FLOPs of the run."""
         estimated = self.num_steps - self.full_steps - self.mixed_steps
-        return self.full_steps * self.full + self.mixed + estimated * self.estimated
+        return self.full_steps * self.full + self.mixed + estimated * self.estimated - self.saved
 
     @property
     def baseline(self) -> float:
@@ -96,6 +102,8 @@ def measure(
     batch: int = 1,
     full_steps: Sequence[int] | None = None,
     convention: str = "executed",
+    operators: Chipmunk | None = None,
+    mlp_share: float | None = None,
     **shape: int,
 ) -> Cost:
     """Cost of running `model` for `num_steps` steps under `method`.
@@ -108,6 +116,8 @@ def measure(
         full_steps: the executed full steps, for policies whose plan depends on the data.
         convention: `executed` counts the code that runs; `published` counts an estimated step at module scope as
             the papers' tables do, where they differ.
+        operators: sparse operators below the method.
+        mlp_share: share of the hidden units that their sparse steps recomputed; None = the expected one.
         **shape: overrides of the adapter's published size, such as `height`, `width`, `frames`, `text`.
 
     Raises:
@@ -120,7 +130,11 @@ def measure(
     if full_steps is None:
         raise ValueError("full_steps: the plan of this policy depends on the data, must be given, got None")
     with torch.no_grad():
-        return meter.cost(num_steps, full_steps)
+        cost = meter.cost(num_steps, full_steps)
+        if operators is None:
+            return cost
+        count = meter.executions(num_steps, full_steps)
+        return replace(cost, saved=saved(meter.adapter, operators, meter.example, count, mlp_share))
 
 
 def prepared(policy: Policy, adapter: Adapter) -> Policy:
@@ -128,6 +142,10 @@ def prepared(policy: Policy, adapter: Adapter) -> Policy:
     own = copy.deepcopy(policy)
     own.prepare(adapter.family, len(adapter.blocks()))
     return own
+
+
+RUNNING = (Action.COMPUTE, Action.VERIFY)
+"""What a module does at a mixed step when it runs."""
 
 
 class Scripted(Policy):
@@ -224,6 +242,24 @@ class Meter:
             mixed=sum(mixed),
             mixed_steps=len(mixed),
         )
+
+    def executions(self, num_steps: int, full_steps: Sequence[int]) -> Callable[[Cell], int]:
+        """How many times a module runs in a run."""
+        if not self.method.caches:
+            return lambda cell: num_steps
+        plan, policy = self._plan(num_steps, full_steps), prepared(self.method.policy, self.adapter)
+
+        def runs(cell: Cell, step: int) -> bool:
+            action, actions = plan[step]
+            if action is Action.MIXED:
+                own, fed = (actions.get(site, Action.COMPUTE) for site in (cell.site, cell.feeds or cell.site))
+                return own in RUNNING and fed is not Action.ESTIMATE
+            if action is Action.ESTIMATE and self.method.scope in ("span", "front_back"):
+                start, stop = self.executor.spans[policy.stage(Clock(num_steps=num_steps, step=step))]
+                return not start <= cell.site.layer < stop
+            return action is Action.COMPUTE
+
+        return lambda cell: sum(runs(cell, step) for step in range(num_steps))
 
     def _plan(self, num_steps: int, full_steps: Sequence[int]) -> list[tuple[Action, dict[Site, Action]]]:
         """The action of every step, and of every module at the mixed ones."""

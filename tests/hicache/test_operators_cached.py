@@ -8,6 +8,9 @@ import torch
 import hicache
 from experiments.backends.tiny import flux
 from hicache import Chipmunk
+from hicache.adapters import adapter_for
+from hicache.cost.meter import Meter
+from hicache.operators.install import sparse_cells
 from tests.hicache.models import build, denoise
 from tests.hicache.test_operators import SMALL, distance, grid_call
 
@@ -185,3 +188,72 @@ def test_true_guidance_has_a_state_per_branch(pipe):
         one, two = (next(s for (_, b), s in states.items() if b == name) for name in ("cond", "uncond"))
         assert not torch.equal(one.columns, two.columns)
     assert 0 < distance([found], [plain]) < 0.5
+
+
+# -- what it costs -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def true_size():
+    """FLUX.1 [dev] without weights."""
+    from diffusers import FluxTransformer2DModel
+
+    with torch.device("meta"):
+        return FluxTransformer2DModel(guidance_embeds=True)
+
+
+@pytest.mark.slow
+def test_flops_of_the_release(true_size):
+    """A sparse step is half of a full one, whatever of the MLP's range of densities is taken."""
+    none, config = hicache.method("none"), Chipmunk()
+    for share, part, pure, ratio in (
+        (0.3, 0.494, 2034.8, 1.83),
+        (0.335, 0.511, 2093.0, 1.78),
+        (0.355, 0.521, 2126.3, 1.75),
+    ):
+        more, less = (
+            hicache.cost.measure(true_size, none, steps, operators=config, mlp_share=share) for steps in (6, 5)
+        )
+        assert (more.total - less.total) / more.full == pytest.approx(part, abs=6e-4)
+        run = hicache.cost.measure(true_size, none, 50, operators=config, mlp_share=share)
+        assert run.total / 1e12 == pytest.approx(pure, abs=0.1) and round(run.speedup, 2) == ratio
+    above = hicache.cost.measure(true_size, hermite(), 50, convention="published", operators=config, mlp_share=0.335)
+    assert above.full_steps == 12
+    assert above.total / 1e12 == pytest.approx(541.9, abs=0.1) and round(above.speedup, 2) == 6.86
+
+
+def test_saved_flops_are_those_of_the_reference(model, call):
+    """The formula against PyTorch's counter over what ran, module for module; gathering costs none."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = replace(SMALL, order=None, mlp=0.3, random=0.0)
+    counts = {}
+    for operators in (None, config):
+        with hicache.cached(model, hicache.method("none"), operators=operators) as handle:
+            denoise(model, call, 2)
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                model(**{**call, "timestep": torch.full((1,), 0.1)})
+            counts[operators] = counter.get_total_flops()
+            facts = handle.report.operators
+    kind = {"height": 128, "width": 128, "text": 8}
+    shares = {"operators": config, "mlp_share": facts["mlp"]}  # that of steps 1 and 2 together
+    three, two = (hicache.cost.measure(model, hicache.method("none"), n, **shares, **kind) for n in (3, 2))
+    assert counts[None] == three.full
+    assert counts[config] == pytest.approx(three.total - two.total, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["pab", "delta_dit", "hicache", "speca"])
+def test_executions_are_those_that_happened(model, call, name):
+    method = hicache.method(name, **({"interval": 4} if name == "hicache" else {}))
+    with hicache.cached(model, method, operators=SMALL) as handle:
+        handle.begin(STEPS)
+        denoise(model, call, STEPS)
+        states = {**{(n, "attn"): s for (n, _), s in handle.operators._attentions.items()},
+                  **{(n, "mlp"): s for (n, _), s in handle.operators._mlps.items()}}  # fmt: skip
+        full = handle.report.full_steps
+    meter = Meter(model, method, 1, False, {"height": 128, "width": 128, "text": 8})
+    meter.executor.begin(2)
+    count = meter.executions(STEPS, full)
+    for cell in sparse_cells(adapter_for(model), SMALL):
+        kind = "attn" if cell.site.module == "attn" else "mlp"
+        assert states[cell.site.layer, kind].executed + 1 == count(cell), cell.site
