@@ -243,23 +243,23 @@ class Meter:
             mixed_steps=len(mixed),
         )
 
-    def executions(self, num_steps: int, full_steps: Sequence[int]) -> Callable[[Cell], int]:
+    def executions(self, num_steps: int, full_steps: Sequence[int]) -> Callable[[Module], int]:
         """How many times a module runs in a run."""
         if not self.method.caches:
-            return lambda cell: num_steps
+            return lambda module: num_steps
         plan, policy = self._plan(num_steps, full_steps), prepared(self.method.policy, self.adapter)
 
-        def runs(cell: Cell, step: int) -> bool:
+        def runs(module: Module, step: int) -> bool:
             action, actions = plan[step]
             if action is Action.MIXED:
-                own, fed = (actions.get(site, Action.COMPUTE) for site in (cell.site, cell.feeds or cell.site))
+                own, fed = (actions.get(site, Action.COMPUTE) for site in (module.site, module.feeds or module.site))
                 return own in RUNNING and fed is not Action.ESTIMATE
             if action is Action.ESTIMATE and self.method.scope in ("span", "front_back"):
-                start, stop = self.executor.spans[policy.stage(Clock(num_steps=num_steps, step=step))]
-                return not start <= cell.site.layer < stop
+                start, stop = self.executor.setup.spans[policy.stage(Clock(num_steps=num_steps, step=step))]
+                return not start <= module.site.layer < stop
             return action is Action.COMPUTE
 
-        return lambda cell: sum(runs(cell, step) for step in range(num_steps))
+        return lambda module: sum(runs(module, step) for step in range(num_steps))
 
     def _plan(self, num_steps: int, full_steps: Sequence[int]) -> list[tuple[Action, dict[Site, Action]]]:
         """The action of every step, and of every module at the mixed ones."""

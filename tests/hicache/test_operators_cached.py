@@ -10,7 +10,7 @@ from experiments.backends.tiny import flux
 from hicache import Chipmunk
 from hicache.adapters import adapter_for
 from hicache.cost.meter import Meter
-from hicache.operators.install import sparse_cells
+from hicache.operators.install import sparse_modules
 from tests.hicache.models import build, denoise
 from tests.hicache.test_operators import SMALL, distance, grid_call
 
@@ -254,6 +254,6 @@ def test_executions_are_those_that_happened(model, call, name):
     meter = Meter(model, method, 1, False, {"height": 128, "width": 128, "text": 8})
     meter.executor.begin(2)
     count = meter.executions(STEPS, full)
-    for cell in sparse_cells(adapter_for(model), SMALL):
-        kind = "attn" if cell.site.module == "attn" else "mlp"
-        assert states[cell.site.layer, kind].executed + 1 == count(cell), cell.site
+    for module in sparse_modules(adapter_for(model), SMALL):
+        kind = "attn" if module.site.module == "attn" else "mlp"
+        assert states[module.site.layer, kind].executed + 1 == count(module), module.site
