@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import cache
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig
@@ -24,28 +26,26 @@ from experiments.config.compose import set_up
 outcome = Exit()
 
 
-def jobs(config: DictConfig) -> None:
-    """The runs of one composed configuration, in turn."""
-    from experiments.runs.launch import settings_of
-    from experiments.runs.runner import execute
-    from experiments.runs.summary import print_outcome
-    from experiments.settings.describe import announcement
+@cache
+def sweep() -> Any:
+    """The runs of this command (imported late: composing needs no torch)."""
+    from experiments.reports.sweep import Sweep
 
-    for settings in settings_of(config):
-        if (line := announcement(settings)) is not None:
-            print(line, flush=True)
-        outcome.guard(lambda settings=settings: print_outcome(execute(settings)))
+    return Sweep()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(config: DictConfig) -> None:
-    """Hydra composes; errors become a line and an exit code."""
-    outcome.guard(lambda: jobs(config))
+def main(config: DictConfig) -> float | None:
+    """Hydra composes; errors become a line and an exit code. The value is what a sweeper optimises."""
+    outcome.guard(lambda: sweep().run(config, outcome))
     outcome.hand_over()
+    return sweep().objective
 
 
 if __name__ == "__main__":
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors of composition reach us, who say them in one line
     set_up()
     outcome.guard(main)
+    if {"-m", "--multirun"} & set(sys.argv):
+        outcome.guard(lambda: sweep().rank())
     sys.exit(outcome.code)

@@ -20,6 +20,8 @@ class MetricsConfig:
     names: list[str] = MISSING
     reference: str | None = None
     """Real images for fid, sfid, precision and recall: a folder, or their statistics as .npz."""
+    objective: str | None = None
+    """The metric whose mean run.py returns to a sweeper of Hydra (Optuna and its kin)."""
     level: float = 0.95
     resamples: int = 2000
     bootstrap_seed: int = 0
@@ -28,6 +30,8 @@ class MetricsConfig:
     latency_warmup: int = 1
 
     def __post_init__(self) -> None:
+        if self.objective is not None:
+            check(self.objective in self.names, "metrics.objective", "must be one of metrics.names", self.objective)
         check(0 < self.level < 1, "metrics.level", "must be between 0 and 1", self.level)
         for name in ("resamples", "latency_batch", "latency_repeats"):
             check(getattr(self, name) >= 1, f"metrics.{name}", "must be an integer >= 1", getattr(self, name))

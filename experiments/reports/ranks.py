@@ -2,8 +2,8 @@
 
 Ranks are over the rows of a block that have a number; un-cached rows take no part. Best are the row with the best
 number and all that the items do not tell from it (Friedman's test, then Wilcoxon's, Holm's correction; of a statistic
-of whole sets: those whose intervals meet the best one's); where that is every row, there is no best. Numbers from
-shapes are exact. Wall-clock has no rank: nobody knows its error. The test is Wilcoxon's signed-rank
+of whole sets: those whose intervals meet the best one's, or that have none); where that is every row, there is no best.
+Numbers from shapes are exact. Wall-clock has no rank: nobody knows its error. The test is Wilcoxon's signed-rank
 test on the values per item, paired with the baseline's, corrected over the rows of the block (Holm).
 
 An item equal to the reference has an infinite PSNR, which no mean can hold. Where a block has such items its rows are
@@ -40,6 +40,9 @@ DIRECTIONS: dict[str, int] = {
     **dict.fromkeys(("lpips", "fid", "sfid", "chamfer"), -1),
 }
 """Column -> 1 where more is better, -1 where less is."""
+
+EXACT = ("flops_t", "flops_g", "flops_speedup")
+"""Columns that come from shapes and have no error."""
 
 
 def judged(table: Table, results: Path) -> Table:
@@ -108,7 +111,7 @@ def rank(rows: list[Row], places: list[int], name: str, direction: int, results:
     values = {i: values_of(results / "runs" / rows[i].run, name) for i in known}
     left = dict(known)
     for mark in (1, 2):
-        chosen = leaders(left, {i: rows[i].ours[name] for i in left}, values)
+        chosen = leaders(left, {i: rows[i].ours[name] for i in left}, values, exact=name in EXACT)
         if len(chosen) == len(left) and (mark == 1 or len(left) != 1):
             return
         for i in chosen:
@@ -117,23 +120,26 @@ def rank(rows: list[Row], places: list[int], name: str, direction: int, results:
 
 
 def leaders(
-    known: Mapping[int, Standing], cells: Mapping[int, Cell], values: Mapping[int, Mapping[str, float]]
+    known: Mapping[int, Standing],
+    cells: Mapping[int, Cell],
+    values: Mapping[int, Mapping[str, float]],
+    exact: bool,
 ) -> set[int]:
     """The best of the rows, and those that nothing tells from it."""
     if not known:
         return set()
     best = max(known, key=lambda i: known[i])
     if values[best] and all(set(values[i]) == set(values[best]) for i in known):
-        apart = {str(i): differences(values[i], values[best]) for i in known}
-        return {int(i) for i in tied_with_best(apart, str(best))}
-    return {i for i in known if known[i] == known[best] or meets(cells[i], cells[best])}
+        beyond = {str(i): differences(values[i], values[best]) for i in known}
+        return {int(i) for i in tied_with_best(beyond, str(best))}
+    return {i for i in known if known[i] == known[best] or not (exact or apart(cells[i], cells[best]))}
 
 
-def meets(a: Cell, b: Cell) -> bool:
-    """Whether two intervals overlap; numbers without one are exact."""
+def apart(a: Cell, b: Cell) -> bool:
+    """Whether two intervals do not meet; of numbers without one nobody knows."""
     if a.low is None or a.high is None or b.low is None or b.high is None:
         return False
-    return a.low <= b.high and b.low <= a.high
+    return a.low > b.high or b.low > a.high
 
 
 def test(rows: list[Row], places: list[int], name: str, direction: int, baseline: str, results: Path) -> None:

@@ -1,12 +1,13 @@
 """A table of any runs: those of folders, by name, or by the digits of their identity.
 
-A word names a run folder, a folder of runs or results (all runs in it), or a run of the results folder by its whole
-name or by the beginning of its twelve digits. Rows are labelled by the method and by the settings in which the runs
-differ. The same run in two places is one row.
+A word names a run folder, a folder of runs or results (all runs in it), a sweep's folder, or a run of the results
+folder by its whole name, by a pattern (`digits-hicache-*`) or by the beginning of its twelve digits. Rows are labelled
+by the method and by the settings in which the runs differ. The same run in two places is one row.
 """
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from experiments.reports.ranks import DIRECTIONS
 __all__ = ["build_runs", "found_runs"]
 
 RECORD = "config.yaml"
+METHOD_TITLES = {name: spec.title for name, spec in hicache.METHODS.items()}
 
 
 def found_runs(words: list[str], results: Path) -> dict[str, Path]:
@@ -42,7 +44,13 @@ def folders_of(word: str, results: Path) -> list[Path]:
     for path in (Path(word) / "runs", Path(word)):
         if runs := sorted(record.parent for record in path.glob(f"*/{RECORD}")):
             return [run.resolve() for run in runs]
+    if (Path(word) / "runs.json").is_file():
+        return [run for name in read_json(Path(word) / "runs.json") for run in folders_of(name, Path(word).parents[1])]
     names = [record.parent.name for record in sorted((results / "runs").glob(f"*/{RECORD}"))]
+    if "*" in word:
+        matching = fnmatch.filter(names, word)
+        check(bool(matching), "run", f"must match one of {', '.join(names)}", word)
+        return [(results / "runs" / name).resolve() for name in matching]
     named = [name for name in names if len(word) >= 4 and name.rpartition("-")[2].startswith(word)]
     check(len(named) < 2, "run", f"must begin one name ({', '.join(named)})", word)
     name = named[0] if named else choose("run", word, names)
@@ -78,12 +86,13 @@ def labels_of(said: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     flat = {name: dict(leaves(identity)) for name, identity in said.items()}
     keys = dict.fromkeys(key for of in flat.values() for key in of if key != "method.name")
     telling = [key for key in keys if len({repr(of[key]) for of in flat.values() if key in of}) > 1]
-    titles = {name: spec.title for name, spec in hicache.METHODS.items()}
     found = {}
     for name, of in flat.items():
         method = str(of["method.name"])
         details = ", ".join(f"{key.rpartition('.')[2]}={of[key]}" for key in telling if key in of)
-        found[name] = f"{titles.get(method, method)} ({details})" if details else titles.get(method, method)
+        found[name] = (
+            f"{METHOD_TITLES.get(method, method)} ({details})" if details else METHOD_TITLES.get(method, method)
+        )
     return {name: label if list(found.values()).count(label) == 1 else name for name, label in found.items()}
 
 

@@ -5,6 +5,8 @@
     python -m experiments tables table=3 columns=flops          FLOPs of Table 3 from shapes: no weights, no runs
     python -m experiments tables table=all seed=1               every preset, other runs
     python -m experiments tables plan=results/plans/NAME        the rows of a plan; columns=flops works here too
+    python -m experiments tables runs=results/sweeps/3f0c...       a sweep of run.py -m; also runs, by folder, name,
+    python -m experiments tables runs=digits-hicache-*,98ab12     digits or pattern
     python -m experiments tables table=digits embedded=true     also to results/embedded, which is committed
 
 Rows that were not run are shown as such; `experiments plan` and `experiments execute` run them. Further key=value
@@ -26,6 +28,7 @@ from experiments.reports.costs import build_costs, build_plan_costs
 from experiments.reports.plot import plot
 from experiments.reports.ranks import judged
 from experiments.reports.render import to_csv, to_latex, to_markdown
+from experiments.reports.runs import build_runs
 
 __all__ = ["main", "overrides_of", "parse", "presets_of"]
 
@@ -35,10 +38,11 @@ def main(arguments: list[str]) -> None:
     if {"--help", "-h"} & set(arguments):
         return print(__doc__)
     given = dict(parse(argument) for argument in arguments)
-    names, plan = given.pop("table", ""), given.pop("plan", "")
+    names, plan, runs = given.pop("table", ""), given.pop("plan", ""), given.pop("runs", "")
     results = Path(given.pop("results", "results"))
     embedded, columns = given.pop("embedded", "false"), given.pop("columns", "all")
-    check(bool(names) != bool(plan), "table", f"must be all or one of {', '.join(options('experiment'))}", names)
+    known = f"must be all or one of {', '.join(options('experiment'))} (or plan=, or runs=; one of the three)"
+    check([bool(names), bool(plan), bool(runs)].count(True) == 1, "table", known, names)
     check(embedded in ("true", "false"), "embedded", "must be true or false", embedded)
     check(columns in ("all", "flops"), "columns", "must be all or flops", columns)
     if plan:
@@ -49,6 +53,12 @@ def main(arguments: list[str]) -> None:
         if columns == "flops":
             return show(build_plan_costs(opened), [opened.results / "tables"], "_flops")
         return show(judged(build_plan(opened), opened.results), [opened.results / "tables"])
+    if runs:
+        check(not given, "argument", "must not stand beside runs=", sorted(given))
+        check(embedded == "false" and columns == "all", "runs", "must stand alone, or with results=", runs)
+        table, roots = build_runs(runs.split(","), results)
+        ensure_writable(results)
+        return show(judged(table, roots[0].parent), [results / "tables"])
     folders = [results / "tables"] + ([Path("results/embedded")] if embedded == "true" else [])
     overrides = overrides_of(given)
     ensure_writable(results)

@@ -50,6 +50,8 @@ class Outcome:
     folder: RunFolder
     metrics: dict[str, Any]
     reference: Outcome | None
+    found: bool = False
+    """Whether it was finished before."""
 
 
 def check(settings: Settings) -> None:
@@ -96,7 +98,8 @@ def execute(settings: Settings) -> Outcome:
     """Run what is missing of a run and of its reference; a finished run is only read."""
     reference = execute(settings.reference()) if not settings.plain else None
     folder = folder_of(settings)
-    if not finished(settings, folder):
+    found = finished(settings, folder)
+    if not found:
         try:
             work(settings, folder, reference)
         except KeyboardInterrupt:
@@ -106,7 +109,7 @@ def execute(settings: Settings) -> Outcome:
             if isinstance(error, ConfigError) and not folder.entered:
                 raise
             record_failure(folder, error)
-    return Outcome(settings=settings, folder=folder, metrics=folder.metrics(), reference=reference)
+    return Outcome(settings=settings, folder=folder, metrics=folder.metrics(), reference=reference, found=found)
 
 
 def record_failure(folder: RunFolder, error: Exception) -> NoReturn:

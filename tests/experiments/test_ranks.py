@@ -33,7 +33,14 @@ def table(tmp_path):
             values = {item: 30 + index / 7 + SHIFTS[name] * (1 + index / 50) for index, item in enumerate(ITEMS)}
             write_json(folder / "psnr.json", values)
             cell = Cell(value=sum(values.values()) / len(values))
-            row = dataclasses.replace(row, ours={**row.ours, "psnr": cell, "digits_fid": Cell(value=9 - SHIFTS[name])})
+            row = dataclasses.replace(
+                row,
+                ours={
+                    **row.ours,
+                    "psnr": cell,
+                    "digits_fid": Cell(value=(v := 9 - SHIFTS[name]), low=v - 0.1, high=v + 0.1),
+                },
+            )
         rows.append(row)
     return judged(Table(preset=made.preset, rows=rows), tmp_path), tmp_path
 
@@ -98,6 +105,9 @@ def test_of_sets_those_whose_intervals_meet_are_alike(table):
     rows = [dataclasses.replace(row, ours={"digits_fid": cell}) for row, cell in zip(rows, cells, strict=True)]
     again = judged(Table(preset=table[0].preset, rows=rows), table[1])
     assert [row.ours["digits_fid"].rank for row in again.rows] == [1, 1, 2]
+    rows = [dataclasses.replace(row, ours={"digits_fid": Cell(value=row.ours["digits_fid"].value)}) for row in rows]
+    again = judged(Table(preset=table[0].preset, rows=rows), table[1])
+    assert [row.ours["digits_fid"].rank for row in again.rows] == [0, 0, 0], "nobody knows their error"
 
 
 def test_wall_clock_has_no_rank(table):

@@ -1,0 +1,186 @@
+"""A sweep ranked: one table of the runs that a command with `-m` made, best first.
+
+Rows are labelled by the method and by the swept keys alone. Where a metric is kept per item, the column beside it has
+the paired difference to the best row, the mean over items of `value - best` with its bootstrap interval. The table
+lies in results/sweeps/<digits>, with the list of its runs; the digits are a hash of them, so the same sweep is one
+folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from evaluation.statistics import bootstrap_mean
+from experiments.cli import Exit
+from experiments.config.preset import PresetConfig
+from experiments.config.run import Settings
+from experiments.files import write_json
+from experiments.reports.build import COSTS, Cell, Row, Table, cells_of
+from experiments.reports.ranks import DIRECTIONS, differences, judged, values_of
+from experiments.reports.render import HEADS
+from experiments.reports.runs import METHOD_TITLES
+from experiments.reports.tables import show
+from experiments.runs.launch import settings_of
+from experiments.runs.metrics.evidence import finite_or_none
+from experiments.runs.runner import Outcome, execute
+from experiments.runs.summary import print_outcome
+from experiments.settings.describe import announcement
+from experiments.settings.identity import run_id
+
+__all__ = ["Sweep"]
+
+
+@dataclass
+class Sweep:
+    """What the jobs of one command ran, by run id."""
+
+    settings: dict[str, Settings] = field(default_factory=dict)
+    references: dict[str, Settings] = field(default_factory=dict)
+    jobs: dict[str, list[list[str]]] = field(default_factory=dict)
+    """Run id -> the overrides of every job that meant it."""
+    found: set[str] = field(default_factory=set)
+    """Runs that were finished before."""
+    objective: float | None = None
+    """The last run's mean of `metrics.objective`."""
+
+    def run(self, config: DictConfig, outcome: Exit) -> None:
+        """The runs of one composed configuration, in turn; one that this command did already is not done again."""
+        overrides = list(HydraConfig.get().overrides.task)
+        for settings in settings_of(config):
+            if self.knows(run_id(settings), overrides):
+                continue
+            if (line := announcement(settings)) is not None:
+                print(line, flush=True)
+            outcome.guard(lambda settings=settings: self.execute(settings, overrides))
+
+    def execute(self, settings: Settings, overrides: list[str]) -> None:
+        """Do one run and show it."""
+        done = execute(settings)
+        print_outcome(done)
+        self.add(done, overrides)
+        if (name := settings.metrics.objective) is not None and done.metrics:
+            self.objective = done.metrics[name]["mean"]
+
+    def rank(self) -> None:
+        """Print and write the table of a sweep, and how to get it again."""
+        if len(self.settings) < 2:
+            return
+        results = next(iter(self.settings.values())).results
+        folder = self.keep(results)
+        print(*self.remarks(), sep="\n")
+        show(self.table(results), [folder])
+        print(f"again: python -m experiments tables runs={folder}")
+
+    def knows(self, run: str, overrides: list[str]) -> bool:
+        """Whether the run was done by an earlier job of this command; the job is noted if so."""
+        if run in self.settings:
+            self.jobs[run].append(overrides)
+        return run in self.settings
+
+    def add(self, outcome: Outcome, overrides: list[str]) -> None:
+        """Note a run that is done."""
+        run = outcome.folder.path.name
+        self.settings[run] = outcome.settings
+        self.jobs[run] = [overrides]
+        if outcome.found:
+            self.found.add(run)
+        if outcome.reference is not None:
+            self.references[outcome.reference.folder.path.name] = outcome.reference.settings
+
+    def swept(self) -> list[str]:
+        """The keys that differ between the jobs."""
+        return varied([job for of in self.jobs.values() for job in of])
+
+    def remarks(self) -> list[str]:
+        """Keys without effect, and runs that were there."""
+        lines = []
+        for run, jobs in self.jobs.items():
+            if keys := varied(jobs):
+                verb = "has" if len(keys) == 1 else "have"
+                method = self.settings[run].method.name
+                lines.append(f"{' and '.join(keys)} {verb} no effect on {method}: 1 run instead of {len(jobs)}")
+        if self.found:
+            lines.append(f"{len(self.found)} of {len(self.settings)} runs were finished before")
+        return list(dict.fromkeys(lines))
+
+    def label(self, run: str) -> str:
+        """The method and the swept values that it reads."""
+        method, jobs = self.settings[run].method.name, self.jobs[run]
+        telling = [key for key in self.swept() if key != "method" and key not in varied(jobs)]
+        details = [f"{key}={value}" for key, value in assigned(jobs[0]).items() if key in telling]
+        title = METHOD_TITLES.get(method, method)
+        return f"{title} ({', '.join(details)})" if details else title
+
+    def table(self, results: Path) -> Table:
+        """The rows best first by the first metric that is kept per item, and the un-cached run."""
+        runs = {**self.references, **self.settings}
+        metrics = list(dict.fromkeys(name for of in runs.values() for name in of.metrics.names if name in DIRECTIONS))
+        rows = [self.row(results, run, settings, metrics) for run, settings in runs.items()]
+        config = PresetConfig(name="sweep", title=f"Sweep of {len(self.settings)} runs", columns=metrics)
+        objective = next((m for m in metrics if any(values_of(results / "runs" / r.run, m) for r in rows)), None)
+        made = judged(Table(preset=dataclasses.replace(config, sort=objective), rows=rows), results)
+        return with_differences(made, objective, results) if objective else made
+
+    def row(self, results: Path, run: str, settings: Settings, metrics: list[str]) -> Row:
+        """One run."""
+        ours = cells_of(results, run, settings.plain, [*COSTS, *metrics])
+        label, block = ("un-cached", "reference") if run in self.references else (self.label(run), "")
+        return Row(label=label, run=run, settings=settings, ours=ours, paper={}, block=block)
+
+    def folder(self, results: Path) -> Path:
+        """Where the table lies."""
+        digits = hashlib.sha256(" ".join(sorted(self.settings)).encode()).hexdigest()[:12]
+        return results / "sweeps" / digits
+
+    def keep(self, results: Path) -> Path:
+        """Write down which runs these are; returns the folder."""
+        folder = self.folder(results)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "runs.json", {run: self.label(run) for run in self.settings})
+        return folder
+
+
+def assigned(overrides: list[str]) -> dict[str, str]:
+    """Key -> value of a command line."""
+    return {key: value for key, _, value in (override.partition("=") for override in overrides)}
+
+
+def varied(jobs: list[list[str]]) -> list[str]:
+    """The keys whose values differ between command lines."""
+    values = [assigned(job) for job in jobs]
+    keys = dict.fromkeys(key for job in values for key in job)
+    return [key for key in keys if len({job.get(key) for job in values}) > 1]
+
+
+def with_differences(table: Table, name: str, results: Path) -> Table:
+    """The table with a column of paired differences to the best row of the main block."""
+    mine = [row for row in table.rows if row.block == "" and row.run]
+    values = {row.run: values_of(results / "runs" / row.run, name) for row in mine}
+    best = next((values[row.run] for row in mine if values[row.run]), None)
+    if best is None or len(mine) < 2:
+        return table
+    head = f"{HEADS.get(name, name).rstrip(' ↑↓')} − best"
+    rows = [dataclasses.replace(row, ours={**row.ours, head: beside(row, values, best)}) for row in table.rows]
+    return dataclasses.replace(table, rows=rows)
+
+
+def beside(row: Row, values: Mapping[str, Mapping[str, float]], best: Mapping[str, float]) -> Cell:
+    """The difference of one row."""
+    own = values.get(row.run, {})
+    if row.block or set(own) != set(best):
+        return Cell(why="is the reference" if row.block else "not the same items")
+    if own == best:
+        return Cell(why="is the best")
+    assert row.settings is not None
+    config = row.settings.metrics
+    shift = differences(own, best)
+    found = bootstrap_mean(shift, config.level, config.resamples, config.bootstrap_seed)
+    mean, low, high = (finite_or_none(value) for value in found)
+    return Cell(value=mean, low=low, high=high)

@@ -1,0 +1,103 @@
+"""A sweep ranked: labels by what was swept, keys without effect, differences to the best row."""
+
+import dataclasses
+import json
+
+import pytest
+
+from experiments.config.compose import compose
+from experiments.errors import ConfigError
+from experiments.files import write_json
+from experiments.reports import tables
+from experiments.reports.sweep import Sweep, varied
+from experiments.settings.identity import run_id
+from experiments.settings.resolve import resolve
+
+ITEMS = [f"{index:05d}" for index in range(20)]
+
+
+def measured(results, settings, shift):
+    """The files of a finished run whose PSNR is 30 dB and more."""
+    run = run_id(settings)
+    folder = results / "runs" / run
+    (folder / "values").mkdir(parents=True)
+    values = {item: 30 + index / 7 + shift * (1 + index / 50) for index, item in enumerate(ITEMS)}
+    mean = sum(values.values()) / len(values)
+    write_json(folder / "values" / "psnr.json", values)
+    write_json(folder / "status.json", {"state": "done", "pid": 1, "host": "x", "heartbeat": 0.0})
+    summary = {"mean": mean, "low": mean - 1, "high": mean + 1, "n": 20}
+    write_json(folder / "metrics.json", {"psnr": summary, "flops_speedup": 4.85, "num_full_steps": 10})
+    identity = {"method": {"name": settings.method.name}, "sigma": settings.sigma}
+    (folder / "config.yaml").write_text(json.dumps({"identity": identity}))
+    return run
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """`-m sigma=0.5,0.7 method=taylorseer,hicache` as its jobs leave it."""
+    made, shifts = Sweep(), iter((0.0, 1.0, -1.0))
+    for method in ("taylorseer", "hicache"):
+        for sigma in ("0.5", "0.7"):
+            overrides = ["seed=3", f"sigma={sigma}", f"method={method}"]
+            settings = resolve(compose([*overrides, f"results={tmp_path}"]))
+            if not made.knows(run_id(settings), overrides):
+                run = measured(tmp_path, settings, next(shifts))
+                made.settings[run], made.jobs[run] = settings, [overrides]
+    return made
+
+
+def test_keys_that_differ_are_the_swept_ones():
+    assert varied([["a=1", "b=2"], ["a=1", "b=3"], ["a=1"]]) == ["b"]
+    assert varied([["a=1"]]) == []
+
+
+def test_rows_stand_best_first_and_are_labelled_by_what_was_swept(sweep, tmp_path):
+    table = sweep.table(tmp_path)
+    assert [row.label for row in table.rows] == ["HiCache (sigma=0.5)", "TaylorSeer", "HiCache (sigma=0.7)"]
+    assert [row.ours["psnr"].rank for row in table.rows] == [1, 2, 0]
+
+
+def test_a_key_without_effect_is_said_once(sweep):
+    assert sweep.remarks() == ["sigma has no effect on taylorseer: 1 run instead of 2"]
+    sweep.found.add(next(iter(sweep.settings)))
+    assert sweep.remarks()[-1] == "1 of 3 runs were finished before"
+
+
+def test_the_difference_to_the_best_is_paired(sweep, tmp_path):
+    head = next(name for name in sweep.table(tmp_path).rows[0].ours if name.endswith("best"))
+    cells = [row.ours[head] for row in sweep.table(tmp_path).rows]
+    assert cells[0].why == "is the best"
+    expected = -sum(1 + index / 50 for index in range(20)) / 20
+    assert cells[1].value == pytest.approx(expected) and cells[2].value == pytest.approx(2 * expected)
+    assert cells[1].low < expected < cells[1].high < 0, "far narrower than the two intervals, which overlap"
+
+
+def test_the_table_is_found_again(sweep, tmp_path, capsys):
+    folder = sweep.keep(tmp_path)
+    assert folder == sweep.keep(tmp_path), "the same runs are the same sweep"
+    sweep.rank()
+    out = capsys.readouterr().out
+    assert f"again: python -m experiments tables runs={folder}" in out
+    assert {path.suffix for path in folder.iterdir()} >= {".md", ".csv", ".tex", ".json"}
+    tables.main([f"runs={folder}", f"results={tmp_path}"])
+    assert "HiCache" in capsys.readouterr().out
+    tables.main(["runs=digits-hicache-*", f"results={tmp_path}"])
+    shown = capsys.readouterr().out
+    assert "HiCache" in shown and "TaylorSeer" not in shown
+    with pytest.raises(ConfigError, match="run: must match one of"):
+        tables.main(["runs=flux-*", f"results={tmp_path}"])
+
+
+def test_one_run_is_no_sweep(tmp_path, capsys):
+    made = Sweep()
+    settings = resolve(compose([f"results={tmp_path}"]))
+    made.settings[run_id(settings)], made.jobs[run_id(settings)] = settings, [[]]
+    made.rank()
+    assert capsys.readouterr().out == "" and not list(tmp_path.iterdir())
+
+
+def test_the_objective_is_one_of_the_metrics():
+    with pytest.raises(ConfigError, match="metrics.objective: must be one of metrics.names"):
+        compose(["metrics.objective=speed"])
+    config = compose(["metrics.objective=psnr"])
+    assert dataclasses.replace(config.metrics).objective == "psnr"
