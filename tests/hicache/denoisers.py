@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 TABLE: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "denoisers.json").read_text())
 
-MOVING = ("hidden_states", "sample", "x", "vision_tokens")
+MOVING = ("hidden_states", "sample", "x", "vision_tokens", "decoder_input_tokens", "pooled_text_emb")
 """The inputs that change from step to step: the noisy sample under its names."""
 
 

@@ -60,7 +60,7 @@ class Oracle:
         self.read: list[torch.Tensor] = []
         self.given: list[torch.Tensor] | None = None
         self.position = 0
-        self.entry: dict[str, torch.Tensor] = {}
+        self.entered: dict[int, torch.Tensor] = {}
         self.opens = True
 
     def run(self, call, given=None):
@@ -95,7 +95,7 @@ class Oracle:
             bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments
             call = self.calls[self.position]
             if self.opens or self.tap.scope == "blocks":
-                self.entry = dict(bound)
+                self.entered = {}
             later = self.calls[self.position + 1 :]
             assert call.block == index
             self.position += 1
@@ -104,11 +104,14 @@ class Oracle:
                 self.opens = False
                 assert call.closes == (not later)
             outs = list(tensors_of(result))
+            given = [None if name is None else bound[name] for name in call.streams]
+            entries = [None if value is None else self.entered.get(id(value), value) for value in given]
+            self.entered = {id(out): entry for out, entry in zip(outs, entries, strict=True) if entry is not None}
             for i, name in enumerate(call.streams):
                 if name is None or (call.closes and self.tap.scope == "final_hidden"):
                     outs[i] = self.value(outs[i])
                 elif call.closes:
-                    outs[i] = self.entry[name] + self.value(outs[i] - self.entry[name])
+                    outs[i] = entries[i] + self.value(outs[i] - entries[i])
             left = iter(outs)
             if isinstance(result, torch.Tensor):
                 return outs[0]
