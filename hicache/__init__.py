@@ -7,7 +7,9 @@
 
 from hicache import cost
 from hicache.api import Handle, cached, disable, enable, forecaster
+from hicache.generic import register, scopes
 from hicache.guidance import AdaptiveGuidance
+from hicache.loop import Loop
 from hicache.methods import METHODS, CacheMethod, MethodSpec, method, reads
 from hicache.operators import Chipmunk
 from hicache.policy import full_steps
@@ -21,6 +23,7 @@ __all__ = [
     "CacheMethod",
     "Chipmunk",
     "Handle",
+    "Loop",
     "MethodSpec",
     "PlanError",
     "Report",
@@ -32,4 +35,6 @@ __all__ = [
     "full_steps",
     "method",
     "reads",
+    "register",
+    "scopes",
 ]
