@@ -86,6 +86,8 @@ class Metric(ABC):
     title: ClassVar[str]
     better: ClassVar[Literal["higher", "lower"]]
     needs: ClassVar[frozenset[Need]] = frozenset()
+    against: ClassVar[Literal["uncached", "truth"]] = "uncached"
+    """What the reference is in a run: the un-cached result, or what the media ought to be."""
     media: ClassVar[frozenset[Media]] = frozenset({"image"})
     modules: ClassVar[tuple[str, ...]] = ()
 

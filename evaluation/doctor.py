@@ -16,6 +16,10 @@ from evaluation.registry import METRICS
 __all__ = ["WeightStatus", "build", "check", "doctor", "problems"]
 
 
+EXTRAS = {"pyiqa": "pip install '.[iqa]' (PolyForm Noncommercial 1.0.0: research, no commercial use)"}
+"""What installs a library that is not part of the extra `eval`."""
+
+
 class WeightStatus(NamedTuple):
     """One weight in the doctor's report."""
 
@@ -48,7 +52,8 @@ def problems(metrics: Sequence[Metric], given: Mapping[str, Path]) -> list[str]:
     for metric in metrics:
         for module in metric.modules:
             if find_spec(module) is None:
-                lines[f"{metric.name}: needs the library {module}; get it with: pip install '.[eval]'"] = None
+                command = EXTRAS.get(module, "pip install '.[eval]'")
+                lines[f"{metric.name}: needs the library {module}; get it with: {command}"] = None
         if any(find_spec(module) is None for module in metric.modules):
             continue
         for name in metric.weights():
@@ -89,6 +94,10 @@ def doctor(given: Mapping[str, Path] | None = None) -> Iterator[WeightStatus]:
 def report(given: Mapping[str, Path] | None = None) -> str:
     """The doctor's findings as text: one block per weight, commands ready to paste."""
     lines = [f"weights are looked for in {root()}, torch hub's checkpoints and the Hugging Face cache", ""]
+    for module, command in EXTRAS.items():
+        readers = ", ".join(name for name, metric in METRICS.items() if module in metric.modules)
+        state = "found" if find_spec(module) else f"MISSING  {command}"
+        lines += [f"library {module:12} {state}", f"{'':20} for {readers}", ""]
     for line in doctor(given):
         size = f"{line.megabytes} MB" if line.megabytes else "size unknown"
         state = f"found    {line.found}" if line.found else "MISSING"

@@ -68,6 +68,12 @@ def list_media(folder: Path) -> tuple[Kind, list[Path]]:
     return first, files
 
 
+def matching(stem: str, stems: set[str]) -> str:
+    """The image that a reference belongs to: of its own name, or with the factor of enlargement, `0901x4` of `0901`."""
+    others = (re.sub(r"x[2348]$", "", stem), *(f"{stem}x{factor}" for factor in (2, 3, 4, 8)))
+    return stem if stem in stems else next((other for other in others if other in stems), stem)
+
+
 def pair_items(
     images: Path,
     reference: Path | None,
@@ -83,6 +89,7 @@ def pair_items(
             raise EvaluationError(f"{reference}: must hold {kind} files like {images}, got {other} files")
         partners = {path.stem: path for path in found}
         stems = {path.stem for path in files}
+        partners = {matching(stem, stems): path for stem, path in partners.items()}
         for path in files:
             if path.stem not in partners:
                 raise EvaluationError(f"{path}: has no partner named {path.stem}.* in {reference}")

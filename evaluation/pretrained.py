@@ -66,6 +66,8 @@ def hub(repository: str, files: tuple[str, ...] = _TRANSFORMERS_CLIP, megabytes:
 
 _TORCHVISION = "https://download.pytorch.org/models/"
 _FIDELITY = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+_CLIP = "https://openaipublic.azureedge.net/clip/models/"
+_IQA = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main/"
 _ROWS = (
     Weight(
         name="lpips_alex",
@@ -164,6 +166,41 @@ _ROWS = (
         megabytes=1,
         licence="Apache-2.0",
         url="https://raw.githubusercontent.com/Vchitect/VBench/master/vbench/VBench_full_info.json",
+    ),
+    Weight(
+        name="dists",
+        files=("DISTS_weights-f5e65c96.pth",),
+        megabytes=1,
+        licence="MIT",
+        url=_IQA + "DISTS_weights-f5e65c96.pth",
+    ),
+    Weight(
+        name="niqe",
+        files=("niqe_modelparameters.mat",),
+        megabytes=1,
+        licence="see the hub page",
+        url=_IQA + "niqe_modelparameters.mat",
+    ),
+    Weight(
+        name="musiq",
+        files=("musiq_koniq_ckpt-e95806b9.pth",),
+        megabytes=None,
+        licence="Apache-2.0",
+        url=_IQA + "musiq_koniq_ckpt-e95806b9.pth",
+    ),
+    Weight(
+        name="maniqa",
+        files=("ckpt_koniq10k.pt",),
+        megabytes=None,
+        licence="Apache-2.0",
+        url=_IQA + "ckpt_koniq10k.pt",
+    ),
+    Weight(
+        name="clip_rn50",
+        files=("RN50.pt",),
+        megabytes=None,
+        licence="MIT",
+        url=_CLIP + "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762/RN50.pt",
     ),
 )
 

@@ -6,8 +6,19 @@ from evaluation.alignment import ClipScore, HpsV2, ImageReward, PickScore
 from evaluation.base import Metric
 from evaluation.distribution import Fid, InceptionScore, Precision, Recall, SFid
 from evaluation.fidelity import Lpips, Psnr, PsnrU8Wrap, Ssim, SsimSkimage7
+from evaluation.perceptual import ClipIqa, Dists, Maniqa, Musiq, Niqe
 from evaluation.points import Chamfer, FScore
-from evaluation.super_resolution import PsnrRgb, PsnrY, SsimRgb, SsimY
+from evaluation.super_resolution import (
+    LpipsTruth,
+    PsnrRgb,
+    PsnrRgbUncached,
+    PsnrY,
+    PsnrYUncached,
+    SsimRgb,
+    SsimRgbUncached,
+    SsimY,
+    SsimYUncached,
+)
 from evaluation.vbench.total import OWN, VBench
 
 __all__ = ["METRICS"]
@@ -30,11 +41,22 @@ _CLASSES: tuple[type[Metric], ...] = (
     ClipScore,
     HpsV2,
     PickScore,
-    # super-resolution against ground truth
+    # super-resolution against the high-resolution image, and against the un-cached result
     PsnrY,
     SsimY,
     PsnrRgb,
     SsimRgb,
+    LpipsTruth,
+    Dists,
+    PsnrYUncached,
+    SsimYUncached,
+    PsnrRgbUncached,
+    SsimRgbUncached,
+    # quality of an image by itself
+    Niqe,
+    Musiq,
+    Maniqa,
+    ClipIqa,
     # video
     *OWN.values(),
     VBench,

@@ -3,7 +3,8 @@
 `psnr_y` and `ssim_y` compare the luma of 8-bit RGB pictures without a border of `crop` pixels (the scale
 factor, 4): `Y = (65.481 R + 128.553 G + 24.966 B) / 255 + 16` (BT.601, R, G, B in 0..255), on the scale
 0..255, not rounded. SSIM uses the 11x11 Gaussian window on the interior. `psnr_rgb`, `ssim_rgb` do the same
-on the three channels.
+on the three channels. In a run they and `lpips_truth` compare with the high-resolution image; the names with
+`_uncached` compare with the un-cached result of the same noise.
 """
 
 from __future__ import annotations
@@ -17,9 +18,21 @@ import torch
 from torch import Tensor
 
 from evaluation.base import Batch, ItemMetric, Scorer
-from evaluation.fidelity import psnr, ssim, to_u8
+from evaluation.fidelity import Lpips, psnr, ssim, to_u8
 
-__all__ = ["PsnrRgb", "PsnrY", "SsimRgb", "SsimY", "crop_border", "luma"]
+__all__ = [
+    "LpipsTruth",
+    "PsnrRgb",
+    "PsnrRgbUncached",
+    "PsnrY",
+    "PsnrYUncached",
+    "SsimRgb",
+    "SsimRgbUncached",
+    "SsimY",
+    "SsimYUncached",
+    "crop_border",
+    "luma",
+]
 
 
 def luma(images: Tensor) -> Tensor:
@@ -44,6 +57,7 @@ class _Cropped(ItemMetric):
     """A fidelity measure on the interior, after a colour transform."""
 
     needs = frozenset({"reference"})
+    against = "truth"
     measure: ClassVar[Callable[[Tensor, Tensor], Tensor]]
     transform: ClassVar[Callable[[Tensor], Tensor]]
     crop: int = 4
@@ -98,3 +112,39 @@ class SsimRgb(_Cropped):
     name, title, better = "ssim_rgb", "SSIM (RGB, cropped)", "higher"
     measure, transform = staticmethod(ssim), staticmethod(_same)
     modules = ("torchmetrics",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PsnrYUncached(PsnrY):
+    """The same against the un-cached result."""
+
+    name, title, against = "psnr_y_uncached", "PSNR (Y) to un-cached", "uncached"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SsimYUncached(SsimY):
+    """The same against the un-cached result."""
+
+    name, title, against = "ssim_y_uncached", "SSIM (Y) to un-cached", "uncached"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PsnrRgbUncached(PsnrRgb):
+    """The same against the un-cached result."""
+
+    name, title, against = "psnr_rgb_uncached", "PSNR (RGB, cropped) to un-cached", "uncached"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SsimRgbUncached(SsimRgb):
+    """The same against the un-cached result."""
+
+    name, title, against = "ssim_rgb_uncached", "SSIM (RGB, cropped) to un-cached", "uncached"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LpipsTruth(Lpips):
+    """LPIPS against the high-resolution image."""
+
+    name, title, against = "lpips_truth", "LPIPS to HR", "truth"
+    media = frozenset({"image"})

@@ -22,6 +22,8 @@ BACKENDS: dict[str, str] = {
     "hunyuan_video": "experiments.backends.hunyuan_video:HunyuanVideoBackend",
     "qwen_image": "experiments.backends.qwen_image:QwenImageBackend",
     "qwen_image_edit": "experiments.backends.qwen_image:QwenImageEditBackend",
+    "inf_dit": "experiments.backends.inf_dit.backend:InfDiTBackend",
+    "inf_dit_small": "experiments.backends.inf_dit.backend:InfDiTSmallBackend",
 }
 """Name -> module:class; imported on use, because a backend brings its libraries along."""
 

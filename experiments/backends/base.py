@@ -70,6 +70,9 @@ class Backend(ABC):
     max_batch: ClassVar[int | None] = None
     """Most items per pipeline call, where the pipeline has a limit."""
 
+    fixed_architecture: ClassVar[bool] = False
+    """Whether the class says what the transformer is, and not a file beside its weights."""
+
     pipe: Any
     """The diffusers pipeline, which `hicache.enable` is given."""
 
@@ -118,3 +121,9 @@ class Backend(ABC):
     @abstractmethod
     def load_media(cls, folder: Path, item: Item) -> Tensor:
         """The media that `save` wrote, exactly as the metrics are to see them."""
+
+    @classmethod
+    def truth(cls, config: BackendConfig, item: Item) -> Tensor | None:
+        """What the item's media ought to be, `[3, H, W]` in [0, 1]; None where nobody knows."""
+        del config, item
+        return None

@@ -43,6 +43,9 @@ def blueprint(config: BackendConfig) -> Backend:
         described: Any = DiTTransformer2DModel.load_config(str(folder_of(config) / "transformer"))
         with torch.device("meta"):
             backend.pipe = SimpleNamespace(transformer=DiTTransformer2DModel.from_config(described))
+    elif (skeleton_of := getattr(kind, "skeleton", None)) is not None:
+        with torch.device("meta"):
+            backend.pipe = SimpleNamespace(transformer=skeleton_of(config))
     else:
         raise TypeError(f"backend {config.name}: has no blueprint; its class must be a PipelineBackend")
     return backend

@@ -32,6 +32,7 @@ from experiments.config.sigma_schedule import (
     LinearScheduleConfig,
     SigmaScheduleConfig,
 )
+from experiments.config.super_resolution import InfDiTConfig, InfDiTSmallConfig
 from experiments.errors import check
 
 __all__ = ["GROUPS", "register", "schema_of"]
@@ -47,6 +48,8 @@ GROUPS: Groups = {
         "hunyuan_video": HunyuanVideoConfig,
         "qwen_image": QwenConfig,
         "qwen_image_edit": QwenEditConfig,
+        "inf_dit": InfDiTConfig,
+        "inf_dit_small": InfDiTSmallConfig,
     },
     "method": {
         "plain": MethodConfig,

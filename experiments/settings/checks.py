@@ -90,7 +90,8 @@ def check_fit(settings: Settings) -> None:
     if not built.caches and guidance is None:
         return
     kind = backend_class(config.name)
-    if issubclass(kind, PipelineBackend) and getattr(config, "weights", None) == "pretrained":
+    pretrained = getattr(config, "weights", None) == "pretrained" and not kind.fixed_architecture
+    if issubclass(kind, PipelineBackend) and pretrained:
         folder = locate(config.path, kind.hub(config), config.revision)
         model = skeleton(str(kind.transformer_class), folder)
     else:

@@ -118,12 +118,14 @@ def test_a_conversion_reads_tensors_and_nothing_else(model, golden, tmp_path, mo
     assert not (tmp_path / "no").exists()
 
 
-def test_euler_makes_any_number_of_calls_and_heun_an_odd_one():
-    scheduler = EDMScheduler(solver="euler")
-    scheduler.set_timesteps(40)
-    assert len(scheduler.timesteps) == 40 and scheduler.sigmas[-1] == 0
-    with pytest.raises(ValueError, match="num_steps: must be odd for Heun"):
-        EDMScheduler().set_timesteps(40)
+@pytest.mark.parametrize("calls", [1, 2, 3, 6, 39, 40])
+@pytest.mark.parametrize("solver", ["heun", "euler"])
+def test_a_run_makes_the_calls_it_announces(solver, calls):
+    scheduler, seen = EDMScheduler(solver=solver), []
+    scheduler.set_timesteps(calls)
+    scheduler.sample(lambda x, sigma: seen.append(float(sigma)) or x, torch.ones(1))
+    assert len(seen) == calls and seen == pytest.approx(scheduler.timesteps.tolist())
+    assert scheduler.sigmas[-1] == 0 and seen == sorted(seen, reverse=True)
 
 
 @pytest.mark.parametrize("solver", ["heun", "euler"])

@@ -10,7 +10,8 @@ The noise levels of `n` steps are `s_i = (s_max^(1/7) + i / (n - 1) (s_min^(1/7)
 
     x <- x + (s' - s) (d + (e - D(e, s')) / s') / 2    while s' > 0,    else x <- e:
 
-two calls a step and one in the last, `2 n - 1` altogether. Euler is `x <- e` throughout, one call a step.
+two calls a step and one in the last, `2 n - 1` altogether. For an even number of calls, `2 n - 2`, the first step is
+`x <- e` too. Euler is `x <- e` throughout, one call a step.
 
 With `residual`, the network sees and predicts what the upsampled image lacks:
 
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
@@ -87,26 +89,23 @@ class EDMScheduler(SchedulerMixin, ConfigMixin):
         self.set_timesteps(39)
 
     def set_timesteps(self, num_calls: int, device: str | torch.device | None = None) -> None:
-        """Choose the noise levels of a run of `num_calls` model calls.
-
-        Raises:
-            ValueError: if Heun is to make an even number of calls.
-        """
+        """Choose the noise levels of a run of `num_calls` model calls."""
         del device  # noise levels stay on the CPU: reading one waits for no GPU
-        config = self.config
-        heun = config.solver == "heun"  # type: ignore[attr-defined]
-        if heun and num_calls % 2 == 0:
-            raise ValueError(f"num_steps: must be odd for Heun (2 n - 1 calls in n steps), got {num_calls}")
-        self.sigmas = noise_levels((num_calls + 1) // 2 if heun else num_calls, config.sigma_min, config.sigma_max)  # type: ignore[attr-defined]
-        self.timesteps = self.sigmas[:-1].repeat_interleave(2)[1:] if heun else self.sigmas[:-1]
+        config: Any = self.config
+        heun = config.solver == "heun"
+        steps = num_calls // 2 + 1 if heun else num_calls
+        self.sigmas = noise_levels(steps, config.sigma_min, config.sigma_max)
+        self.corrected = [heun and i + 1 < steps and (i > 0 or num_calls % 2 == 1) for i in range(steps)]
+        pairs = zip(self.sigmas[:-1], self.sigmas[1:], self.corrected, strict=True)
+        self.timesteps = torch.stack([s for here, there, both in pairs for s in ((here, there) if both else (here,))])
 
     def sample(self, denoise: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> Tensor:
         """Integrate from `x` at the first noise level to 0; `denoise(x, sigma)` is `D`."""
-        heun = self.config.solver == "heun"  # type: ignore[attr-defined]
-        for here, there in zip(self.sigmas[:-1].to(x), self.sigmas[1:].to(x), strict=True):
+        levels = self.sigmas.to(x)
+        for here, there, both in zip(levels[:-1], levels[1:], self.corrected, strict=True):
             slope = (x - denoise(x, here)) / here
             moved = x + (there - here) * slope
-            if heun and there > 0:
+            if both:
                 slope = (slope + (moved - denoise(moved, there)) / there) / 2
                 moved = x + (there - here) * slope
             x = moved

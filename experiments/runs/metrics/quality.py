@@ -14,6 +14,7 @@ import torch
 import evaluation
 from evaluation.base import Metric, SetMetric
 from experiments.backends.base import Backend
+from experiments.backends.media import write_image
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
 from experiments.runs.metrics.evidence import Evidence
@@ -30,12 +31,18 @@ def is_paired(name: str) -> bool:
     """Whether a metric compares each item with the same item of the un-cached reference."""
     if name not in evaluation.METRICS:
         return False
-    return "reference" in metric_class(name).needs and not issubclass(metric_class(name), SetMetric)
+    kind = metric_class(name)
+    return "reference" in kind.needs and kind.against == "uncached" and not issubclass(kind, SetMetric)
+
+
+def against_truth(name: str) -> bool:
+    """Whether a metric compares each item with what it ought to be."""
+    return "reference" in metric_class(name).needs and metric_class(name).against == "truth"
 
 
 def against_real(name: str) -> bool:
     """Whether a metric compares with a set of real images."""
-    return "reference" in metric_class(name).needs and not is_paired(name)
+    return "reference" in metric_class(name).needs and not is_paired(name) and not against_truth(name)
 
 
 def check_quality(settings: Settings, backend: type[Backend], names: list[str]) -> None:
@@ -49,6 +56,12 @@ def check_quality(settings: Settings, backend: type[Backend], names: list[str]) 
         if against_real(name):
             given = real is not None and Path(real).exists()
             check(given, "metrics.reference", f"must be a folder of real images or an .npz for {name}", real)
+        if against_truth(name):
+            for item in backend.items(settings.backend, settings.num_items, settings.seed):
+                known = backend.truth(settings.backend, item)
+                check(
+                    known is not None, "metrics.names", f"must need no truth on backend {settings.backend.name}", name
+                )
     problems = evaluation.check(names) if names else []
     if problems:
         raise ConfigError(f"metrics.names: {problems[0]}")
@@ -60,6 +73,8 @@ def assess(evidence: Evidence, name: str) -> dict[str, Any]:
     reference = evidence.reference if is_paired(name) else None
     if against_real(name) and config.reference is not None:
         reference = Path(config.reference)
+    if against_truth(name):
+        reference = truth_of(evidence)
     prompts = None
     if "prompt" in metric_class(name).needs:
         prompts = {item.name: item.inputs["prompt"] for item in evidence.items}
@@ -73,3 +88,14 @@ def assess(evidence: Evidence, name: str) -> dict[str, Any]:
         level=config.level,
     )
     return results[name]
+
+
+def truth_of(evidence: Evidence) -> Path:
+    """The folder with what the items ought to be, written beside the run's media."""
+    folder = evidence.media.parent / "truth"
+    folder.mkdir(exist_ok=True)
+    for item in evidence.items:
+        found = evidence.backend.truth(evidence.settings.backend, item)
+        if found is not None and not (folder / f"{item.name}.png").is_file():
+            write_image(found, folder, item.name, "png")
+    return folder
