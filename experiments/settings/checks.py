@@ -52,6 +52,9 @@ def check_pair(chosen: CacheMethod, kind: str | None, backend: str) -> None:
         return
     check(kind in ADAPTERS, "method", f"must be none or steps: {kind} of backend {backend} has no adapter", chosen.name)
     pair, scopes = f"backend {backend} with method {chosen.name}", adapter_class(kind).scopes
+    patched = chosen.patch is not None and not adapter_class(kind).patchable
+    rule = f"must not patch tokens on backend {backend}, whose modules run on whole blocks"
+    check(not patched, "method", rule, chosen.name)
     check(chosen.scope in scopes, "scope", f"{pair} has {', '.join(scopes)}", chosen.scope)
     rule = f"must be span for {pair}, whose policy probes the blocks before it"
     check(not chosen.policy.probe or chosen.scope == "span", "scope", rule, chosen.scope)

@@ -33,6 +33,7 @@ def test_an_entry_says_its_parts_needs_and_where_it_runs():
     assert found.composition == "any scope · interval · hermite · sigma constant or another"
     assert found.reads[-1] == "scope" and {"interval", "order", "sigma"} <= set(found.reads) and not found.needs
     assert found.backends == list(BACKENDS) and found.later == []
+    assert entry("toca").backends == [name for name in BACKENDS if not name.startswith("inf_dit")]
     assert entry("dbcache").scopes == ["span"] and "full steps that depend on the data" in entry("dbcache").needs
     assert entry("none").composition == "the model as it is" and entry("none").scopes == []
 

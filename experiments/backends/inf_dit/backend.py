@@ -71,7 +71,7 @@ def read(path: Path) -> Tensor:
         image = open_picture(path)
     except EvaluationError as error:
         raise ConfigError(f"backend.images: {error}") from error
-    check(image.mode == "RGB", "backend.images", "must be 8-bit RGB", f"mode {image.mode} in {path}")
+    check(image.mode == "RGB", "backend.images", f"must be 8-bit RGB in {path}", image.mode)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
@@ -80,8 +80,8 @@ def check_image(path: Path, size: int, time: int, multiple: int) -> None:
     """A file must be an RGB image of at least one block; it is decoded once while it stays as it is."""
     del size, time
     height, width = read(path).shape[-2:]
-    rule = f"must be at least {multiple} x {multiple} pixels"
-    check(min(height, width) >= multiple, "backend.images", rule, f"{width} x {height} in {path}")
+    rule = f"must be at least {multiple} x {multiple} pixels in {path}"
+    check(min(height, width) >= multiple, "backend.images", rule, f"{width} x {height}")
 
 
 def stem_of(path: Path, scale: int) -> str:
