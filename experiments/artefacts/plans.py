@@ -58,7 +58,8 @@ def path_of(settings: Settings) -> Path:
     if config.plan is not None:
         return Path(config.plan)
     keys = keys_of(settings)
-    name = f"{settings.scope}-{keys['solver']}{keys['num_steps']}-g{keys['guidance'] or 0:g}-b{stored_budget(settings)}.json"
+    guided = f"g{keys['guidance'] or 0:g}-b{stored_budget(settings)}"
+    name = f"{settings.scope}-{keys['solver']}{keys['num_steps']}-{guided}.json"
     return artefacts(settings.backend) / "plans" / name
 
 
