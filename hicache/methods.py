@@ -94,7 +94,23 @@ METHODS: dict[str, MethodSpec] = {
     ),
     "newton": MethodSpec(title="Newton (not published)", paper="", uses=_LADDER, fixed={"basis": "newton"}),
     "foca": MethodSpec(title="FoCa", paper="arXiv 2508.16211", uses=_TIMED, fixed={"basis": "foca"}),
-    "chebyshev": MethodSpec(title="Spectrum", paper="arXiv 2603.01623", uses=_TIMED, fixed={"basis": "chebyshev"}),
+    "spectrum": MethodSpec(
+        title="Spectrum",
+        paper="arXiv 2603.01623",
+        uses=frozenset({"warmup_steps", "scope"}),
+        fixed={
+            "scope": "final_hidden",
+            "policy": "growing",
+            "policy_options": {"window": 2, "alpha": 0.75},
+            "warmup_steps": 5,
+            "basis": "chebyshev",
+            "basis_options": {"penalise_constant": True, "history": 100},
+        },
+        off={"policy_options": {"window": 1, "alpha": 0.0}},
+    ),
+    "chebyshev": MethodSpec(
+        title="Chebyshev ridge", paper="Spectrum's basis, arXiv 2603.01623", uses=_TIMED, fixed={"basis": "chebyshev"}
+    ),
     "pade": MethodSpec(title="Padé", paper="HiCache++, micro-benchmark", uses=_TIMED, fixed={"basis": "pade"}),
     "dmd": MethodSpec(title="HiCache++ (DMD)", paper="HiCache++", uses=_SCALED, fixed={"basis": "dmd"}),
     "auto": MethodSpec(title="HiCache++ (auto)", paper="HiCache++", uses=_SCALED, fixed={"basis": "auto"}),

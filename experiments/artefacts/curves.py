@@ -108,11 +108,15 @@ def curve_digest(settings: Settings) -> dict[str, str]:
     return {"curves": hashlib.sha256(path.read_bytes()).hexdigest()[:12]}
 
 
+PUBLISHED_AS = {("qwen_image_edit", "magcache"): {"curve": "qwen_image_edit"}}
+"""Published coefficients of a backend that shares its model's class with another."""
+
+
 def curve_options(settings: Settings) -> dict[str, Any]:
     """The options that the curves give to the run's policy."""
     config, name = settings.method, calibrated_by(settings)
     if name is None:
-        return {}
+        return dict(PUBLISHED_AS.get((settings.backend.name, config.policy or config.name), {}))
     curves = load_curves(settings, name)
     if isinstance(config, SmoothCacheConfig):
         table = {kind: greedy(errors, config.alpha) for kind, errors in curves["errors"].items()}

@@ -1,4 +1,9 @@
-"""DiT-XL/2 on ImageNet at 256 x 256: 28 blocks, classifier-free guidance in one doubled batch, DDIM."""
+"""DiT-XL/2 on ImageNet at 256 x 256: 28 blocks, classifier-free guidance in one doubled batch, DDIM.
+
+DiT embeds a timestep t with the cosines and sines of `10000^(-i/128) t`, i = 0..127; diffusers' class has i/127 in
+the place of i/128 (`downscale_freq_shift=1`). The released weights, diffusers' copy of them too, were trained with the
+former, and with `time_embedding=published` they get it: then forward and sampler are the published ones to rounding.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +20,7 @@ from experiments.backends.tiny import dit
 from experiments.backends.weights import DTYPES, Hub
 from experiments.config.backend import SOLVERS, BackendConfig, DiTConfig
 
-__all__ = ["DiTBackend"]
+__all__ = ["DiTBackend", "embed_time"]
 
 
 class DiTBackend(PipelineBackend):
@@ -24,6 +29,10 @@ class DiTBackend(PipelineBackend):
     transformer_class = "DiTTransformer2DModel"
     solvers = SOLVERS
     config: DiTConfig
+
+    def __init__(self, config: BackendConfig) -> None:
+        super().__init__(config)
+        embed_time(self.pipe.transformer, self.config.time_embedding or "diffusers")
 
     @classmethod
     def hub(cls, config: DiTConfig) -> Hub:
@@ -70,3 +79,9 @@ class DiTBackend(PipelineBackend):
 
     def model_batch(self, num_items: int) -> int:
         return num_items * (2 if self.config.guidance > 1 else 1)
+
+
+def embed_time(transformer: Any, kind: str) -> None:
+    """Set the frequencies of a `DiTTransformer2DModel`'s time embedding: `published` or `diffusers`."""
+    for block in transformer.transformer_blocks:
+        block.norm1.emb.time_proj.downscale_freq_shift = int(kind == "diffusers")

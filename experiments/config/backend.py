@@ -279,6 +279,9 @@ class DiTConfig(PipelineConfig):
     guidance: float = 1.5
     sampler: str = "official"
     """official: the published sampler; diffusers: DiTPipeline's. See `experiments.backends.dit_sampler`."""
+    time_embedding: str | None = None
+    """published: frequencies 10000^(-i/128), which the released weights were trained with; diffusers: 10000^(-i/127),
+    which its class has; null = published with sampler=official, else diffusers."""
     classes: list[int] = field(default_factory=list)
     """Classes to cycle through; empty = i.i.d. uniform over all 1000."""
     vae: str | None = None
@@ -288,5 +291,8 @@ class DiTConfig(PipelineConfig):
         super().__post_init__()
         check(self.guidance >= 1, "backend.guidance", "must be >= 1 (1 = no guidance)", self.guidance)
         choose("backend.sampler", self.sampler, ("official", "diffusers"))
+        if self.sampler == "official" and self.time_embedding is None:
+            self.time_embedding = "published"
+        choose("backend.time_embedding", self.time_embedding or "diffusers", ("published", "diffusers"))
         for label in self.classes:
             check(0 <= label < 1000, "backend.classes", "must be from 0 to 999", label)

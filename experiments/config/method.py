@@ -19,6 +19,7 @@ __all__ = [
     "LesaConfig",
     "MethodConfig",
     "SmoothCacheConfig",
+    "SpectrumConfig",
     "StepsConfig",
 ]
 
@@ -143,6 +144,14 @@ class LesaConfig(LearnedConfig):
 
     def defaults(self) -> dict[str, Any]:
         return {"scope": "final_hidden", "warmup_steps": 4}
+
+
+@dataclass(kw_only=True)
+class SpectrumConfig(MethodConfig):
+    """Spectrum: its site and warm-up."""
+
+    def defaults(self) -> dict[str, Any]:
+        return {"scope": "final_hidden", "warmup_steps": 5}
 
 
 @dataclass(kw_only=True)

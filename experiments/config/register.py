@@ -22,6 +22,7 @@ from experiments.config.method import (
     LesaConfig,
     MethodConfig,
     SmoothCacheConfig,
+    SpectrumConfig,
     StepsConfig,
 )
 from experiments.config.metrics import MetricsConfig
@@ -59,6 +60,7 @@ GROUPS: Groups = {
         "smoothcache": SmoothCacheConfig,
         "lesa": LesaConfig,
         "l2c": L2cConfig,
+        "spectrum": SpectrumConfig,
     },
     "sigma_schedule": {
         "plain": SigmaScheduleConfig,

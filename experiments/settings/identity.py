@@ -4,7 +4,8 @@
 
 Semantic are the settings that change what is computed, and only those that the method reads: sigma is no part
 of a TaylorSeer run, so a sweep over it executes that run once. A group's field that equals its schema default
-is left out, so that adding a field keeps old ids; changing a default therefore needs a new `VERSION`. Paths
+is left out, so that adding a field keeps old ids; changing a default therefore needs a new `VERSION`, and a part of a
+method that computes something else than before gets a new edition (`EDITIONS`). Paths
 of results, cluster, logging and shards are never included, and the batch size only where a policy decides for a batch
 as a whole.
 """
@@ -27,6 +28,25 @@ from hicache.policy import POLICIES
 __all__ = ["VERSION", "canonical", "depends_on_batch", "run_id", "slug"]
 
 VERSION = 1
+
+EDITIONS: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
+    ("policy", "verify"): (2, ()),
+    ("policy", "broadcast"): (2, ()),
+    ("policy", "kinds"): (2, ()),
+    ("policy", "magcache"): (2, ("hunyuan_video", "qwen_image", "qwen_image_edit")),
+    ("patch", "tokens"): (2, ("digits", "dit")),
+    ("patch", "clusters"): (2, ("digits", "dit")),
+}
+"""Parts whose results changed after runs were made with them: the edition now, and where (empty = everywhere)."""
+
+
+def editions(settings: Settings) -> dict[str, int]:
+    """The editions of the run's parts, where they are not the first."""
+    method, backend = settings.method, settings.backend.name
+    fixed = hicache.METHODS[method.name].fixed
+    parts = [(part, getattr(method, part) or fixed.get(part)) for part in ("policy", "patch")]
+    found = {name: EDITIONS[part, name] for part, name in parts if name and (part, name) in EDITIONS}
+    return {name: edition for name, (edition, where) in found.items() if not where or backend in where}
 
 
 def semantic(group: Any) -> dict[str, Any]:
@@ -60,6 +80,8 @@ def canonical(settings: Settings) -> dict[str, Any]:
     schedule = semantic(settings.sigma_schedule)
     if "sigma_schedule" in uses and schedule != {"name": "constant"}:
         described["sigma_schedule"] = schedule
+    if changed := editions(settings):
+        described["editions"] = changed
     if settings.guidance.name != "plain":
         described["guidance"] = semantic(settings.guidance)
     return described

@@ -11,7 +11,7 @@ With time mapped to `tau(s) = (2 s - span) / span`, the basis `phi(s) = [T_0(tau
 Published are M = 4, lambda = 0.1, `span` = 50 for every number of steps, mix = 1 in the paper and 0.5 to 1 in the later
 advice of its code. Two things differ here. The code rounds tau, phi and C to bfloat16, which is
 not done. And it penalises the constant too (`R = I`), which shrinks all forecasts towards zero, features that do not
-change included; the default leaves it free (`R = diag(0, 1, ..., 1)`), `penalise_constant=True` is as published.
+change included; the basis leaves it free (`R = diag(0, 1, ..., 1)`), method `spectrum` sets `penalise_constant=True`.
 
 All anchors since the first step are kept, up to `history`: at module scope that is the memory of that many frames. The
 code stops at 100; the default of 16 is more than its schedules compute (14 of 50).

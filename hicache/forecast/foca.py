@@ -30,7 +30,8 @@ whatever the gaps: FoCa is decided by its slope `f_n` alone. The variants:
     anchored   cache-dit's calibrator: F^ = F_n + min(k, 3)/2 (d_full + d_last), shrunk by 3/k beyond three steps;
                d_full = F_n - F_{n-1} (not divided by the gap) and d_last the difference of the last two values,
                forecasts among them. Each forecast is linear in the anchors, so the recursion is unrolled on the
-               weights, from the oldest anchor kept (`history`); it is right for gaps of one only.
+               weights, from the oldest anchor kept (`history`: fewer than all of them truncates the
+               recursion, by 6e-3 of the value with 6); it is right for gaps of one only.
 """
 
 from __future__ import annotations
@@ -51,10 +52,10 @@ CLAMP = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Foca(Basis):
-    """FoCa; `variant` as in the module docstring, `history` anchors for the anchored one."""
+    """FoCa; `variant` as in the module docstring, at most `history` anchors for the anchored one."""
 
     variant: str = "variable"
-    history: int = 6
+    history: int = 100
 
     def __post_init__(self) -> None:
         if self.variant not in VARIANTS:

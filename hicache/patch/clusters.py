@@ -9,10 +9,12 @@ newest remembered value `D_0` is amended before the forecast is made from it:
 So the derivative terms of the forecast are added to the fresh rows too, amendments pile up until the next computed
 step, and its differences are taken from the amended value: all three as published. Text rows are replaced without
 being propagated. Published, and what null stands for: 16 clusters and gamma 0.005 on FLUX and DiT, 32 and 0.01 on
-HunyuanVideo.
+HunyuanVideo; at most 100 iterations of K-means on DiT, 10 elsewhere.
 
 The first clustering starts from random tokens, later ones from the last centroids; a centroid that loses all its
-tokens keeps its place, and an empty cluster draws its representative from all tokens. Padding of texts joins no
+tokens keeps its place, and an empty cluster draws its representative from all tokens. (The published code draws the
+first tokens with replacement, sets a lost centroid to zero, and recomputes token 0 for an empty cluster, counting
+it once more; without empty clusters its tensors are ours.) Padding of texts joins no
 cluster and changes no random choice; a text with fewer tokens than clusters starts with the same centroid more
 than once.
 """
@@ -30,9 +32,9 @@ from hicache.tree import Site
 
 __all__ = ["ClusterPatch", "kmeans", "representatives"]
 
-CLUSTERS, GAMMA = 16, 0.005
-LARGER = {"hunyuan_video": (32, 0.01)}
-"""Published clusters and gamma of the model families where they differ."""
+CLUSTERS, GAMMA, ITERATIONS = 16, 0.005, 10
+PUBLISHED: dict[str, tuple[int, float, int]] = {"hunyuan_video": (32, 0.01, 10), "dit": (16, 0.005, 100)}
+"""Clusters, gamma and iterations of the model families where they differ."""
 
 
 @dataclass(kw_only=True)
@@ -42,20 +44,20 @@ class ClusterPatch(Patch):
     Attributes:
         clusters: K; fewer tokens than clusters make as many clusters as tokens; null: 16, on HunyuanVideo 32.
         gamma: how much of its cluster's fresh row an image row takes, 0 to 1; null: 0.005, on HunyuanVideo 0.01.
-        iterations: of K-means at most.
+        iterations: of K-means at most; null: 10, on DiT 100.
     """
 
     clusters: int | None = None
     gamma: float | None = None
-    iterations: int = 10
+    iterations: int | None = None
     centroids: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     labels: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        clusters = CLUSTERS if self.clusters is None else self.clusters
-        for key, value in (("clusters", clusters), ("iterations", self.iterations)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        for key in ("clusters", "iterations"):
+            value = getattr(self, key)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"{key}: must be an integer >= 1, got {value!r}")
         if self.gamma is not None and not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma: must be between 0 and 1, got {self.gamma}")
@@ -65,9 +67,10 @@ class ClusterPatch(Patch):
         return "hidden"
 
     def prepare(self, family: str, blocks: int, double: int) -> None:
-        clusters, gamma = LARGER.get(family, (CLUSTERS, GAMMA))
+        clusters, gamma, iterations = PUBLISHED.get(family, (CLUSTERS, GAMMA, ITERATIONS))
         self.clusters = clusters if self.clusters is None else self.clusters
         self.gamma = gamma if self.gamma is None else self.gamma
+        self.iterations = iterations if self.iterations is None else self.iterations
 
     def covers(self, site: Site) -> bool:
         return site.module == "mlp"
@@ -93,7 +96,8 @@ class ClusterPatch(Patch):
             priority = self.draw(stream, batch, length, tokens.device)
             priority, chosen = priority.topk(min(self.clusters or CLUSTERS, length))
             start = gather(tokens, chosen.where(priority >= 0, chosen[:, :1]))
-        self.centroids[stream], self.labels[stream] = kmeans(tokens, start, self.iterations, self.valid.get(stream))
+        iterations, valid = self.iterations or ITERATIONS, self.valid.get(stream)
+        self.centroids[stream], self.labels[stream] = kmeans(tokens, start, iterations, valid)
 
 
 def kmeans(tokens: Tensor, start: Tensor, iterations: int, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@ r"""Token-wise caching: the rows that change most are recomputed, the others are
 A module's tokens are scored, and the `int(ratio n)` best are recomputed:
 
     score_i = s1_i + age * (steps since row i was computed) / interval,
-    then the best token of every 2 x 2 tile of the image gains spread * max score,
+    then the best token of every 2 x 2 tile of the image gains spread * its own score,
 
 with `s1` the attention a token received at the last full step, averaged over heads and queries and divided by
 its L2 norm over the tokens of the module (`select=attention`), or minus the norm of its key, which needs no
@@ -18,7 +18,7 @@ down to 0, and l the layer within its stack of single or double blocks:
     mmdit      f (1.5 - l/27) (0.4 in double blocks, 1.6 in single ones)
     flat       f
 
-Published settings, which null stands for: DiT attention, age 0.25, profile dit_ddim, with f = 0.1 and spread 0.6
+Published settings, which null stands for: DiT attention, age 0.25, profile dit_ddim, with f = 0.07 and spread 0.6
 (ToCa; its tables set f = 0.02 and 0.05) or f = 0.05 and spread 0.8 (DuCa); FLUX f = 0.1, attention, no spread, age 0
 in the code behind the HiCache tables (0.25 in ToCa's own), profile mmdit; HunyuanVideo f = 0.1, random, mmdit.
 
@@ -46,7 +46,7 @@ SELECTORS = ("attention", "keys", "random")
 PROFILES = ("dit_ddim", "dit_ddpm", "mmdit", "flat")
 FRACTION = 0.1
 DEFAULTS: dict[str, dict[str, str | float]] = {
-    "dit": {"select": "attention", "age": 0.25, "spread": 0.6, "profile": "dit_ddim"},
+    "dit": {"fraction": 0.07, "select": "attention", "age": 0.25, "spread": 0.6, "profile": "dit_ddim"},
     "flux": {"select": "attention", "age": 0.0, "spread": 0.0, "profile": "mmdit"},
     "hunyuan_video": {"select": "random", "age": 0.0, "spread": 0.0, "profile": "mmdit"},
 }
@@ -176,7 +176,7 @@ def clamp(value: float) -> float:
 
 
 def spread(score: Tensor, bonus: float, tile: int) -> Tensor:
-    """Add `bonus * max score` to the best token of every tile of a square image.
+    """Add `bonus * its own score` to the best token of every tile of a square image.
 
     Raises:
         ValueError: if the tokens are no square of whole tiles.
@@ -186,6 +186,5 @@ def spread(score: Tensor, bonus: float, tile: int) -> Tensor:
     if side * side != tokens or side % tile:
         raise ValueError(f"spread: needs a square grid of tokens in tiles of {tile}, got {tokens} tokens")
     tiles = score.reshape(batch, side // tile, tile, side // tile, tile).transpose(2, 3).flatten(3)
-    best = torch.zeros_like(tiles).scatter(3, tiles.argmax(3, keepdim=True), 1.0)
-    best = best.unflatten(3, (tile, tile)).transpose(2, 3).reshape(batch, tokens)
-    return score + bonus * score.amax(1, keepdim=True) * best
+    best = torch.zeros_like(tiles).scatter(3, tiles.argmax(3, keepdim=True), bonus * tiles.amax(3, keepdim=True))
+    return score + best.unflatten(3, (tile, tile)).transpose(2, 3).reshape(batch, tokens)

@@ -10,9 +10,10 @@ they are, also where they are negative and make `acc` fall; coefficients that ar
 max(0, P).
 
 MagCache (Zehong-Ma/MagCache) needs no indicator but the curve `gamma_s = ||r_s|| / ||r_{s-1}||` of residual norms,
-measured once: after step `int(retention T + 0.5)` it accumulates `A *= gamma_s`, `E += |1 - A|` over skipped steps
-and computes once `E > threshold` or more than `max_skips` steps in a row were skipped. On FLUX every step whose nearest
-index among 28 steps is 11 is computed too (one of 28 or of 50).
+measured once: after step `int(retention T)` (FLUX: `int(retention T + 0.5)`) it accumulates `A *= gamma_s`,
+`E += |1 - A|` over skipped steps and computes once `E > threshold` (Qwen-Image: `>=`) or more than `max_skips` steps
+in a row were skipped. On FLUX every step whose nearest index among 28 steps is 11 is computed too (one of 28 or of
+50), unless `forced=False`. Curves and limits per model: `hicache.policy.magnitudes`.
 
 Both decide for the whole batch of a call: which steps are computed depends on what is generated together.
 """
@@ -21,12 +22,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hicache.policy.base import Clock, Policy
+from hicache.policy.magnitudes import LIMITS, MAGNITUDES, Limits
 from hicache.tree import Action
 
-__all__ = ["LIMITS", "MAGNITUDES", "POLYNOMIALS", "MagCache", "TeaCache"]
+__all__ = ["POLYNOMIALS", "MagCache", "TeaCache"]
 
 POLYNOMIALS: dict[str, tuple[float, ...]] = {  # published TeaCache fits, highest degree first
     "identity": (1.0, 0.0),
@@ -46,22 +48,6 @@ POLYNOMIALS: dict[str, tuple[float, ...]] = {  # published TeaCache fits, highes
     "wan2.1_14b": (-5784.54975374, 5449.50911966, -1811.16591783, 256.27178429, -13.02252404),
     "wan2.1_14b_retention": (-303318.725, 49053.7029, -2655.30556, 58.7365115, -0.315583525),
 }
-MAGNITUDES: dict[str, tuple[float, ...]] = {  # published MagCache curves
-    "flat": (1.0,),
-    "flux": (
-        1.0, 1.21094, 1.11719, 1.07812, 1.0625, 1.03906, 1.03125, 1.03906, 1.02344, 1.03125, 1.02344, 0.98047, 1.01562,
-        1.00781, 1.0, 1.00781, 1.0, 1.00781, 1.0, 1.0, 0.99609, 0.99609, 0.98047, 0.98828, 0.96484, 0.95703, 0.93359,
-        0.89062,
-    ),
-}  # fmt: skip
-LIMITS: dict[str, tuple[float, int, float]] = {
-    "flux": (0.24, 5, 0.1),
-    "hunyuan_video": (0.24, 6, 0.2),
-    "qwen_image": (0.06, 2, 0.2),
-}
-"""MagCache's threshold, max_skips and retention as published; other families have FLUX's (ours)."""
-FORCED: dict[str, tuple[int, int]] = {"flux": (11, 28)}
-"""MagCache: the index that is always computed, and of how many steps."""
 
 
 @dataclass(kw_only=True)
@@ -120,21 +106,22 @@ class MagCache(Policy):
     """Compute when the accumulated error of the magnitude curve exceeds `threshold`.
 
     Attributes:
-        threshold: delta; null, here and below: by model family (`LIMITS`). FLUX 0.24, HunyuanVideo 0.24 (for quality
-            0.12), Qwen-Image 0.06.
-        max_skips: K, steps skipped in a row at most; 5, 6 (4) and 2 for these.
-        retention: rho, leading share of the steps that is always computed; 0.1, 0.2 and 0.2.
+        threshold: delta; null, here and below: as published for the curve (`LIMITS`). FLUX 0.24, Kontext 0.05,
+            HunyuanVideo 0.24 (for quality 0.12), Qwen-Image 0.06.
+        max_skips: K, steps skipped in a row at most; 5, 4, 6 (4) and 2 for these.
+        retention: rho, leading share of the steps that is always computed; 0.1, 0.2, 0.2 and 0.2.
         curve: a ratio per step, or a key of `MAGNITUDES`, or `auto` for that of the model the method is enabled on;
             models without a published curve have `flat`. Resampled to the number of steps by nearest neighbour.
+        forced: whether the step of FLUX's script that is always computed is (diffusers' version has none).
     """
 
     threshold: float | None = None
     max_skips: int | None = None
     retention: float | None = None
     curve: str | Sequence[float] = "auto"
+    forced: bool = True
     ratios: tuple[float, ...] = field(default=(), init=False, repr=False)
-    limits: tuple[float, int, float] = field(default=LIMITS["flux"], init=False, repr=False)
-    forced: tuple[int, int] | None = field(default=None, init=False, repr=False)
+    limits: Limits = field(default=Limits(), init=False, repr=False)
     ratio: float = field(default=1.0, init=False, repr=False)
     error: float = field(default=0.0, init=False, repr=False)
     skipped: int = field(default=0, init=False, repr=False)
@@ -152,30 +139,34 @@ class MagCache(Policy):
     def prepare(self, family: str, blocks: int = 0) -> None:
         del blocks
         self.ratios = numbers(self.curve, family, MAGNITUDES, "flat")
-        threshold, max_skips, retention = LIMITS.get(family, LIMITS["flux"])
-        self.limits = (
-            threshold if self.threshold is None else self.threshold,
-            max_skips if self.max_skips is None else self.max_skips,
-            retention if self.retention is None else self.retention,
-        )
-        self.forced = FORCED.get(family)
+        model = self.curve if isinstance(self.curve, str) and self.curve in LIMITS else family
+        given = {key: getattr(self, key) for key in ("threshold", "max_skips", "retention")}
+        known = {key: value for key, value in given.items() if value is not None}
+        self.limits = replace(LIMITS.get(model, Limits()), **known)
 
     def decide(self, clock: Clock) -> Action:
         if clock.num_steps is None:
             raise ValueError("num_steps: magcache needs the number of steps; call begin(num_steps)")
         if clock.step == 0:
             self.reset()
-        threshold, max_skips, retention = self.limits
-        if clock.step == 0 or clock.step < int(retention * clock.num_steps + 0.5):
+        limits = self.limits
+        if clock.step == 0 or clock.step < int(limits.retention * clock.num_steps + limits.rounding):
             return Action.COMPUTE
         self.ratio *= resampled(self.ratios, clock.step, clock.num_steps)
         self.error += abs(1 - self.ratio)
         self.skipped += 1
-        forced = self.forced is not None and nearest(clock.step, clock.num_steps, self.forced[1]) == self.forced[0]
-        if not forced and self.error <= threshold and self.skipped <= max_skips:
+        small = self.error <= limits.threshold if limits.inclusive else self.error < limits.threshold
+        if small and self.skipped <= limits.max_skips and not self.is_forced(clock.step, clock.num_steps):
             return Action.ESTIMATE
         self.reset()
         return Action.COMPUTE
+
+    def is_forced(self, step: int, num_steps: int) -> bool:
+        """Whether a step is computed whatever the error."""
+        if not self.forced or self.limits.forced is None:
+            return False
+        index, length = self.limits.forced
+        return nearest(step, num_steps, length) == index
 
     def reset(self) -> None:
         self.ratio, self.error, self.skipped = 1.0, 0.0, 0

@@ -1,8 +1,10 @@
 r"""Pyramid Attention Broadcast (arXiv 2408.12588): attention is computed every few steps, everything else always.
 
-While the noise level is inside a window, a block's attention is computed every `range` steps and its last output is
-used in between; outside it is always computed. The paper has one range per kind of attention (spatial 2, temporal 4,
-cross 6); the models here have one kind each. Window: training timesteps 100 to 800 of 1000.
+While the noise level is inside a window, a block's attention is computed at the steps that are multiples of `range`,
+counted from the first step of the generation, and its last output is used in between; outside it is always computed.
+So the first step inside the window is computed only if it is such a multiple. The paper has one range per kind of
+attention (spatial 2, temporal 4, cross 6); the models here have one kind each. Window: training timesteps 100 to 800
+of 1000.
 """
 
 from __future__ import annotations
@@ -18,12 +20,12 @@ __all__ = ["Broadcast"]
 
 @dataclass(kw_only=True)
 class Broadcast(Policy):
-    """Compute attention every `range` steps inside the window.
+    """Compute attention at every `range`-th step inside the window.
 
     Attributes:
-        range: distance of the steps that compute attention; 1 computes all.
-        low: lower end of the window, as a share of the training timesteps.
-        high: upper end.
+        range: attention is computed where the step is a multiple of it; 1 computes all.
+        low: lower end of the window, as a share of the training timesteps, exclusive.
+        high: upper end, exclusive.
     """
 
     mixes: ClassVar[bool] = True
@@ -45,7 +47,7 @@ class Broadcast(Policy):
     def decide(self, clock: Clock) -> Action:
         if clock.step == 0 or clock.timestep is None or not self.low < clock.timestep < self.high:
             return Action.COMPUTE
-        return Action.COMPUTE if clock.step - clock.anchors[-1] >= self.range else Action.MIXED
+        return Action.MIXED if clock.step % self.range else Action.COMPUTE
 
     def plan(self, num_steps: int) -> list[int] | None:
         """Known only where nothing is broadcast: the window is one of timesteps."""

@@ -17,7 +17,8 @@ class Modulated(Policy):
 
     With t = T-1-s the remaining steps, a step is full if it is the first or `t mod n = 0`, and every full step sets
 
-        n = 2 for 0.2 T <= t < 0.4 T,        round(interval / (1.4 - 0.8 t/T)) elsewhere,        n = interval at first.
+        n = 2 for int(0.2 T) <= t < int(0.4 T),
+        n = round(interval / (1.4 - 0.8 t/T)) elsewhere,        n = interval at first.
 
     Attributes:
         interval: N.
@@ -47,7 +48,7 @@ class Modulated(Policy):
         self.partly = False
         if not first and left % self.current:
             return Action.MIXED
-        late = 0.2 * total <= left < 0.4 * total
+        late = int(0.2 * total) <= left < int(0.4 * total)
         self.current = 2 if late else max(round(self.interval / (1.4 - 0.8 * left / total)), 1)
         self.partly = self.per_layer and not first and left % self.current != 0
         return Action.MIXED if self.partly else Action.COMPUTE

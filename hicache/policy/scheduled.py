@@ -5,8 +5,9 @@ The curves are measured on un-cached runs, per kind (attention, MLP, ...) as a m
     E[s][k] = ||o_{s-k} - o_s||_1 / ||o_s||_1,        k = 1..K:
 
 how wrong it would be at step s to reuse the output of k steps before. A kind is computed at step 0, reused for the
-largest k with E[s + k][k] < alpha, computed at s + k + 1, and so on; first and last step are always computed.
-`alpha = 0` therefore never skips. A kind that the table lacks is always computed.
+largest k with E[s + k][k] < alpha, computed at s + k + 1, and so on; the last step is computed even where the skipped
+ones reach it. `alpha = 0` therefore never skips. (The published code accepts an error of exactly alpha.) A kind that
+the table lacks is always computed. A table may name single modules too (`3.mlp.img`), which then leave their kind.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def greedy(errors: Sequence[Sequence[float]], alpha: float) -> list[int]:
     last, step, computed = len(errors) - 1, 0, []
     while step < last:
         computed.append(step)
-        reach = range(1, min(len(errors[0]), last - 1 - step) + 1)
+        reach = range(1, min(len(errors[0]), last - step) + 1)
         step += 1 + max((k for k in reach if errors[step + k][k - 1] < alpha), default=0)
     return [*computed, last]
 
@@ -49,12 +50,11 @@ class KindSchedule(Policy):
     """Compute the modules of a kind at the steps of its table.
 
     Attributes:
-        table: steps that are computed, by kind (`kind_of`).
+        table: steps that are computed, by kind (`kind_of`) or by module (`str(site)`), which comes first.
         fused_from: the first layer whose attention belongs to the kind `fused.joint`, where the model has such blocks.
     """
 
     mixes: ClassVar[bool] = True
-    grouping: ClassVar[str] = "kind"
     table: Mapping[str, Sequence[int]] = field(default_factory=dict)
     fused_from: int | None = None
 
@@ -63,13 +63,22 @@ class KindSchedule(Policy):
             if not steps or steps[0] != 0 or any(b <= a for a, b in zip(steps, steps[1:], strict=False)):
                 raise ValueError(f"table: {kind} must have growing steps that start with 0, got {list(steps)}")
 
+    @property
+    def grouping(self) -> str:  # type: ignore[override]
+        """One history per kind, unless the table names modules."""
+        return "site" if any(key[:1].isdigit() for key in self.table) else "kind"
+
+    def steps(self, site: Site) -> Sequence[int] | None:
+        """The steps that compute a module; None = all."""
+        return self.table.get(str(site), self.table.get(kind_of(site)))
+
     def covers(self, site: Site) -> bool:
         inside = self.fused_from is not None and site.layer >= self.fused_from and site.module == "attn"
-        return kind_of(site) in self.table and not inside
+        return self.steps(site) is not None and not inside
 
     def decide(self, clock: Clock) -> Action:
         computed = all(clock.step in steps for steps in self.table.values())
         return Action.COMPUTE if computed else Action.MIXED
 
     def site_action(self, clock: Clock, site: Site) -> Action:
-        return Action.COMPUTE if clock.step in self.table[kind_of(site)] else Action.ESTIMATE
+        return Action.COMPUTE if clock.step in (self.steps(site) or ()) else Action.ESTIMATE

@@ -79,20 +79,20 @@ def test_the_executor_clears_ages_at_full_steps(monkeypatch):
 
 
 def test_the_bonus_competes_with_the_scores():
-    """Rows of a 4 x 4 image. The first tile has .9 and .7; the best of the last has .4, and with .45 beats .7."""
+    """Rows of a 4 x 4 image. The first tile has .9 and .7; the best of the last has .5, with the bonus .65 or .8."""
     scores = [0.0] * 16
-    scores[0], scores[1], scores[15] = 0.9, 0.7, 0.4
+    scores[0], scores[1], scores[15] = 0.9, 0.7, 0.5
     assert set(pick(scored(scores, 2, spread=0.0), 16)[0].tolist()) == {0, 1}
-    assert set(pick(scored(scores, 2, spread=0.3), 16)[0].tolist()) == {0, 1}  # .4 + .27 < .7
-    assert set(pick(scored(scores, 2, spread=0.5), 16)[0].tolist()) == {0, 15}  # .4 + .45 > .7
-    # The bonus is a share of the largest score with its age, here 4.2 instead of .7.
+    assert set(pick(scored(scores, 2, spread=0.3), 16)[0].tolist()) == {0, 1}  # .5 + .15 < .7
+    assert set(pick(scored(scores, 2, spread=0.6), 16)[0].tolist()) == {0, 15}  # .5 + .3 > .7
+    # The bonus is a share of the tile's best score with its age: (.5 / norm + .3) 1.3 > .7 / norm.
     patch = scored(scores, 2, spread=0.3, age=1.0)
-    patch.ages[IMAGE] = torch.tensor([[3.5] + [0.0] * 15])
+    patch.ages[IMAGE] = torch.tensor([[0.0] * 15 + [0.1]])
     assert set(pick(patch, 16)[0].tolist()) == {0, 15}
 
 
 PUBLISHED = {
-    ("toca", "dit"): (0.1, "attention", 0.25, 0.6, "dit_ddim"),
+    ("toca", "dit"): (0.07, "attention", 0.25, 0.6, "dit_ddim"),
     ("duca", "dit"): (0.05, "attention", 0.25, 0.8, "dit_ddim"),
     ("toca", "flux"): (0.1, "attention", 0.0, 0.0, "mmdit"),
     ("duca", "flux"): (0.1, "attention", 0.0, 0.0, "mmdit"),
@@ -184,18 +184,18 @@ def test_every_member_may_speak_for_its_cluster():
 
 
 @pytest.mark.parametrize(
-    ("family", "clusters", "gamma"),
-    [("flux", 16, 0.005), ("dit", 16, 0.005), ("qwen_image", 16, 0.005), ("hunyuan_video", 32, 0.01)],
+    ("family", "clusters", "gamma", "iterations"),
+    [("flux", 16, 0.005, 10), ("dit", 16, 0.005, 100), ("qwen_image", 16, 0.005, 10), ("hunyuan_video", 32, 0.01, 10)],
 )
-def test_published_choices_of_cluster_patches(family, clusters, gamma):
+def test_published_choices_of_cluster_patches(family, clusters, gamma, iterations):
     patch = ClusterPatch()
     patch.prepare(family, 57, 19)
-    assert (patch.clusters, patch.gamma, patch.iterations) == (clusters, gamma, 10)
+    assert (patch.clusters, patch.gamma, patch.iterations) == (clusters, gamma, iterations)
     assert patch.count(IMAGE, Clock(), 4096) == clusters and patch.count(TEXT, Clock(), 7) == 7
-    given = ClusterPatch(clusters=4, gamma=0.0)
+    given = ClusterPatch(clusters=4, gamma=0.0, iterations=3)
     given.prepare(family, 57, 19)
-    assert (given.clusters, given.gamma) == (4, 0.0)
-    for key, value in (("clusters", 0), ("iterations", None)):
+    assert (given.clusters, given.gamma, given.iterations) == (4, 0.0, 3)
+    for key, value in (("clusters", 0), ("iterations", 0), ("iterations", True)):
         with pytest.raises(ValueError, match=f"{key}: must be an integer >= 1, got {value}"):
             ClusterPatch(**{key: value})
 

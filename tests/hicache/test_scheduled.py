@@ -23,7 +23,14 @@ def test_a_schedule_keeps_its_ends_and_never_exceeds_alpha(errors, alpha):
     for before, after in zip(computed, computed[1:], strict=False):
         k = after - before - 1
         assert k <= 3
-        assert k == 0 or errors[before + k][k - 1] < alpha
+        cut = after == len(errors) - 1 and errors[after][k] < alpha if k < 3 else False
+        assert k == 0 or cut or errors[before + k][k - 1] < alpha
+
+
+def test_a_skip_may_reach_the_last_step():
+    """From step 1, only E[3][2] is small: steps 2 and 3 are to be skipped, but the last is computed all the same."""
+    errors = [[9.0, 9.0], [9.0, 9.0], [9.0, 9.0], [9.0, 0.1]]
+    assert greedy(errors, 0.2) == [0, 1, 3]
 
 
 @given(errors=CURVES)
@@ -92,6 +99,31 @@ def test_a_reused_output_is_the_last_computed_one():
     for step, source in enumerate([0, 0, 2, 2, 2, 2, 2, 7]):
         assert torch.equal(seen[step], seen[source])
     assert not torch.equal(seen[0], seen[2]) and not torch.equal(seen[2], seen[7])
+
+
+def test_a_table_of_single_modules():
+    """SmoothCache's schedules per layer: a module that is named leaves its kind; each has a history of its own."""
+    table = {"mlp.img": [0, 2, 4, 6], "1.mlp.img": [0, 3, 6], "2.attn.img": [0, 1, 5]}
+    policy = KindSchedule(table=table)
+    assert policy.grouping == "site" and KindSchedule(table={"mlp.img": [0]}).grouping == "kind"
+    model, ran = build("dit"), {}
+    with hicache.cached(model, hicache.method("smoothcache", policy_options={"table": table})) as handle:
+        for module, name in (
+            (getattr(block, part), f"{layer}.{kind}.img")
+            for layer, block in enumerate(model.transformer_blocks)
+            for part, kind in (("attn1", "attn"), ("ff", "mlp"))
+        ):
+            own = module.forward
+
+            def forward(*args, own=own, name=name, **kwargs):
+                ran.setdefault(name, []).append(len(ran.get("0.attn.img", [0])) - 1)
+                return own(*args, **kwargs)
+
+            module.forward = forward
+        handle.begin(8)
+        denoise(model, inputs(model, "dit"), 8)
+    assert ran["0.mlp.img"] == ran["2.mlp.img"] == [0, 2, 4, 6] and ran["1.mlp.img"] == [0, 3, 6]
+    assert ran["2.attn.img"] == [0, 1, 5] and len(ran["0.attn.img"]) == len(ran["1.attn.img"]) == 8
 
 
 @pytest.mark.parametrize("steps", [[], [1, 2], [0, 2, 2]])

@@ -1,13 +1,15 @@
 """TeaCache, MagCache, DBCache, First-Block Cache, SpeCa and Delta-DiT: published schedules, decisions, what is run."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 import hicache
 from hicache.policy import Clock, MagCache, Probe, Stages, TeaCache, Uniform, Verify
-from hicache.policy.accumulate import LIMITS, MAGNITUDES, POLYNOMIALS, resampled
+from hicache.policy.accumulate import POLYNOMIALS, resampled
+from hicache.policy.magnitudes import LIMITS, MAGNITUDES, Limits
 from hicache.tree import Action
 from tests.hicache.models import MODELS, build, denoise, inputs, method
 
@@ -100,7 +102,15 @@ def test_default_thresholds():
     assert executed(first_block, 5, [0.049, 0.05, 0.049, 0.051]) == [0, 2, 4]
 
 
-FINGERPRINTS = {"flat": (1, 1.0, 1.0), "flux": (28, 28.38278, 401.53837)}
+FINGERPRINTS = {
+    "flat": (1, 1.0, 1.0),
+    "flux": (28, 28.38278, 401.53837),
+    "flux_kontext": (28, 28.20309, 401.87848),
+    "hunyuan_video": (50, 50.72147, 1262.59478),
+    "hunyuan_video_720p": (50, 50.73865, 1263.11265),
+    "qwen_image": (50, 51.39845, 1218.52796),
+    "qwen_image_edit": (50, 50.25001, 1191.57485),
+}
 """Length, sum, and sum of the values times their places 1, 2, ..."""
 
 
@@ -125,41 +135,61 @@ def test_magcache_curves_are_resampled_to_the_nearest_index():
     assert resampled(curve, 0, 1) == 0
 
 
-def expected_magcache(curve, steps, threshold, max_skips, retention, forced=()):
+def expected_magcache(curve, steps, threshold, max_skips, retention, forced=(), rounding=0.5, inclusive=True):
     """The rule over a resampled curve, written as a search for the end of every run of skipped steps."""
     index = torch.linspace(0, len(curve) - 1, steps, dtype=torch.float64).round().long()
     gamma = torch.tensor(curve, dtype=torch.float64)[index]
-    full = list(range(max(1, int(retention * steps + 0.5))))
+    full = list(range(max(1, int(retention * steps + rounding))))
     while full[-1] < steps - 1:
         error = (1 - gamma[full[-1] + 1 :].cumprod(0)).abs().cumsum(0)
-        skipped = min(int((error <= threshold).sum()), max_skips, len(error))
+        small = error <= threshold if inclusive else error < threshold
+        skipped = min(int(small.sum()), max_skips, len(error))
         skipped = min([skipped, *[step - full[-1] - 1 for step in forced if step > full[-1]]])
         full.append(full[-1] + skipped + 1)
     return [step for step in full if step < steps]
 
 
-MAGCACHE = [  # family, steps, published limits, steps that are forced
-    ("flux", 28, (0.24, 5, 0.1), [11]),
-    ("flux", 50, (0.24, 5, 0.1), [20]),
-    ("flux", 100, (0.24, 5, 0.1), [39, 40, 41, 42]),
-    ("flux", 10, (0.24, 5, 0.1), []),
-    ("hunyuan_video", 50, (0.24, 6, 0.2), []),
-    ("qwen_image", 50, (0.06, 2, 0.2), []),
-    ("dit", 50, (0.24, 5, 0.1), []),
+MAGCACHE = [  # family, curve, steps, published limits, steps that are forced, full steps
+    ("flux", "auto", 28, (0.24, 5, 0.1), [11], 9),
+    ("flux", "auto", 50, (0.24, 5, 0.1), [20], 15),
+    ("flux", "auto", 100, (0.24, 5, 0.1), [39, 40, 41, 42], 33),
+    ("flux", "auto", 10, (0.24, 5, 0.1), [], 3),
+    ("flux", "flux_kontext", 28, (0.05, 4, 0.2), [11], 14),
+    ("hunyuan_video", "auto", 50, (0.24, 6, 0.2), [], 18),
+    ("hunyuan_video", "hunyuan_video_720p", 50, (0.24, 6, 0.2), [], 19),
+    ("hunyuan_video", "auto", 28, (0.24, 6, 0.2), [], 10),
+    ("qwen_image", "auto", 50, (0.06, 2, 0.2), [], 37),
+    ("qwen_image", "qwen_image_edit", 50, (0.06, 2, 0.2), [], 35),
+    ("dit", "auto", 50, (0.24, 5, 0.1), [], 12),
 ]
 
 
-@pytest.mark.parametrize(("family", "steps", "limits", "forced"), MAGCACHE)
-def test_magcache_as_published_for_the_family(family, steps, limits, forced):
-    policy = hicache.method("magcache").policy
+@pytest.mark.parametrize(("family", "curve", "steps", "limits", "forced", "count"), MAGCACHE)
+def test_magcache_as_published_for_the_family(family, curve, steps, limits, forced, count):
+    policy = MagCache(curve=curve)
     policy.prepare(family, 4)
-    assert policy.limits == limits == LIMITS.get(family, LIMITS["flux"])
-    curve = MAGNITUDES.get(family, (1.0,))
-    assert policy.plan(steps) == expected_magcache(curve, steps, *limits, forced)
-    own = MagCache(threshold=math.inf, max_skips=100, retention=0.0)
+    name = family if curve == "auto" else curve
+    flux = name in ("flux", "flux_kontext", "dit")
+    assert (policy.limits.threshold, policy.limits.max_skips, policy.limits.retention) == limits
+    rule = {"rounding": 0.5 if flux else 0.0, "inclusive": not name.startswith("qwen")}
+    assert policy.limits == replace(LIMITS.get(name, Limits()))
+    plan = policy.plan(steps)
+    assert plan == expected_magcache(MAGNITUDES.get(name, (1.0,)), steps, *limits, forced, **rule)
+    assert len(plan) == count
+    own = MagCache(threshold=math.inf, max_skips=100, retention=0.0, curve=curve)
     own.prepare(family)
-    assert own.limits == (math.inf, 100, 0.0) and own.plan(steps) == [0, *forced]
-    assert own.plan(steps) == executed(own, steps, None)
+    assert own.plan(steps) == [0, *forced] == executed(own, steps, None)
+    own = replace(own, forced=False)
+    own.prepare(family)
+    assert own.plan(steps) == [0]
+
+
+def test_magcache_an_error_of_exactly_the_threshold():
+    """FLUX's script skips it (`<=`), Qwen-Image's does not (`<`)."""
+    for family, plan in (("flux", [0, 3]), ("qwen_image", [0, 1])):
+        policy = MagCache(threshold=0.25, max_skips=2, retention=0.0, curve=[1.0, 1.25, 0.8, 1.25], forced=False)
+        policy.prepare(family)
+        assert policy.plan(4) == plan
 
 
 def test_magcache_decides_by_the_curve_that_is_given():
@@ -198,12 +228,20 @@ def test_dbcache_paper_rows_are_deterministic():
 
 
 @pytest.mark.parametrize(
-    ("step", "bound"),
-    [(2, 0.8 * 0.25**0.1), (4, 0.8 * 0.25**0.3), (5, 0.4594793), (6, 0.45), (8, 0.45)],
-)  # base decay^(s/T) of the step before: 0.6964, 0.5278 and 0.4595, which step 5's own 0.4 would be below the floor
-def test_speca_compares_an_error_with_the_threshold_of_its_own_step(step, bound):
+    ("family", "step", "bound"),
+    [
+        ("flux", 2, 0.8 * 0.25**0.2),
+        ("flux", 4, 0.4594793),  # 0.8 * 0.25^0.4
+        ("flux", 5, 0.45),  # 0.4 is below the floor
+        ("dit", 2, 0.8 * 0.25**0.3),
+        ("dit", 3, 0.4594793),
+        ("dit", 4, 0.45),
+    ],
+)
+def test_speca_compares_an_error_with_the_threshold_of_the_next_step(family, step, bound):
+    """base decay^(s/T), on DiT decay^((s+1)/T), with s the step that is to be decided."""
     policy = Verify(base=0.8, decay=0.25, floor=0.45, min_drafts=0, warmup_steps=1)
-    policy.prepare("flux", 4)
+    policy.prepare(family, 4)
     for error, action in ((bound - 1e-5, Action.MIXED), (bound + 1e-5, Action.COMPUTE)):
         clock = Clock(num_steps=10, step=step, anchors=[0], error=error)
         assert policy.decide(clock) is action
@@ -214,8 +252,25 @@ def test_speca_compares_an_error_with_the_threshold_of_its_own_step(step, bound)
 def test_speca_as_published(family):
     policy = hicache.method("speca").policy
     policy.prepare(family, 4)
-    published = (0.3, 0.05, 0.01, 3) if family == "dit" else (7.0, 0.3, 0.1, 2)
-    assert (policy.base, policy.decay, policy.floor, policy.min_drafts, policy.max_drafts) == (*published, 8)
+    published = (0.3, 0.05, 0.01, 3, "hidden") if family == "dit" else (7.0, 0.3, 0.1, 2, "modules")
+    assert (policy.base, policy.decay, policy.floor, policy.min_drafts, policy.compare) == published
+    assert policy.max_drafts == 8
+    with pytest.raises(ValueError, match="compare: must be one of modules, hidden, got 'x'"):
+        Verify(compare="x")
+
+
+def test_speca_drafts_after_every_full_step():
+    """Of the warm-up every second step is full; the first draft after a full step is never verified."""
+    for warmup, plan in ((1, "FsVVVFsVVVFs"), (3, "FsFsVVVFsVVV"), (4, "FsFsVVVFsVVV"), (5, "FsFsFsVVVFsV")):
+        policy = Verify(base=1.0, min_drafts=0, max_drafts=4, warmup_steps=warmup)
+        policy.prepare("flux", 4)
+        clock, found = Clock(num_steps=12), ""
+        for clock.step in range(12):
+            action = policy.decide(clock)
+            found += {Action.COMPUTE: "F", Action.ESTIMATE: "s", Action.MIXED: "V"}[action]
+            if action is Action.COMPUTE:
+                clock.anchors.append(clock.step)
+        assert found == plan, warmup
 
 
 def test_speca_s_error_is_relative_to_the_true_value(monkeypatch):
@@ -227,7 +282,7 @@ def test_speca_s_error_is_relative_to_the_true_value(monkeypatch):
         own = module.forward
         monkeypatch.setattr(module, "forward", lambda *a, own=own, v=values, **k: v.append(own(*a, **k)) or v[-1])
     monkeypatch.setattr(Verify, "decide", lambda self, clock: errors.append(clock.error) or decide(self, clock))
-    options = {"base": 1e9, "floor": 1e9, "min_drafts": 1, "max_drafts": 4}
+    options = {"base": 1e9, "floor": 1e9, "min_drafts": 1, "max_drafts": 4, "compare": "modules"}
     with hicache.cached(
         model, method("speca", basis="reuse", order=0, warmup_steps=1, policy_options=options)
     ) as cache:
