@@ -30,6 +30,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "study learned": ("studies.learned", "the learned methods"),
     "study scale": ("studies.scale", "sigma and order chosen from trajectories"),
     "study transfer": ("studies.transfer", "calibrated plans on other seeds and solvers"),
+    "compare": ("settings.compare", "what to set to compare with another program"),
     "methods": ("settings.zoo", "all methods, and which backend runs which"),
     "weights": ("backends.weights", "what the weights of a backend are, and where they are looked for"),
 }

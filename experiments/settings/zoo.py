@@ -30,6 +30,7 @@ from experiments.config.run import RunConfig
 from experiments.errors import ConfigError, choose
 from experiments.files import write_text
 from experiments.settings.checks import adapter_class, check_method, check_pair
+from experiments.settings.compared import METHODS as COMPARED
 from experiments.settings.resolve import resolve
 from hicache import CacheMethod
 from hicache.forecast import BASES
@@ -37,7 +38,7 @@ from hicache.patch import PATCHES
 from hicache.policy import POLICIES
 from hicache.tree import SCOPES
 
-__all__ = ["Entry", "entry", "main", "markdown", "text"]
+__all__ = ["Entry", "compared_table", "entry", "main", "markdown", "table", "text"]
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 STEPS = 50
@@ -255,6 +256,9 @@ def markdown() -> str:
                 "A backend with `*` takes the method once its artefact has been made for it; the others as shipped. "
                 "Methods refuse other pairs before a model is loaded.",
                 table(["`method=`", "reads", "needs", "scopes", "backends"], accepted),
+                "## Beside their authors' programs",
+                "Settings that make a run equal to another program: [compare.md](compare.md).",
+                compared_table(),
                 "## Parts",
                 "### `scope=`",
                 table(["name", "what is cached"], [[f"`{s.name}`", s.description] for s in SCOPES.values()]),
@@ -268,6 +272,14 @@ def markdown() -> str:
         )
         + "\n"
     )
+
+
+def compared_table() -> str:
+    """With which program each method was compared, how close it is, and what differs on purpose."""
+    found = [[f"`{name}`", COMPARED[name].program, COMPARED[name].found] for name in hicache.METHODS]
+    purposes = [COMPARED[name].purpose for name in hicache.METHODS]
+    rows = [[*row, purpose] for row, purpose in zip(found, purposes, strict=True)]
+    return table(["`method=`", "program", "compared", "differs on purpose"], rows)
 
 
 def same(words: list[str], whole: Iterable[str], short: str) -> str:
