@@ -208,7 +208,8 @@ def dit_method(name):
         return hicache.method(kind, interval=v["N"], patch_options={"fraction": v["fraction"]}, **knobs)
     if kind == "duca":
         options = {"modulated": True, "per_layer": True}
-        return hicache.method(kind, interval=v["N"], policy_options=options, patch_options={"fraction": v["fraction"]})
+        patch = {"fraction": v["fraction"]}
+        return hicache.method(kind, interval=v["N"], warmup_steps=2, policy_options=options, patch_options=patch)
     if kind == "clusca":
         options = {"gamma": v["gamma"], "clusters": v["clusters"]}
         return hicache.method(kind, interval=v["N"], order=v["order"], warmup_steps=2, patch_options=options)
