@@ -17,7 +17,8 @@ class Action(Enum):
 
     COMPUTE runs it and remembers its value. ESTIMATE replaces it by a forecast. MIXED is a step of the model's own
     forward in which every module has an action of its own: one of these two, PATCH (a forecast of which some token
-    rows are recomputed) or VERIFY (run it, measure how wrong its forecast is, and go on with the forecast).
+    rows are recomputed), VERIFY (run it, measure how wrong its forecast is, and go on with the forecast) or SKIP (from
+    its block on nothing runs, and the scope is estimated as a whole).
     """
 
     COMPUTE = "compute"
@@ -25,6 +26,7 @@ class Action(Enum):
     MIXED = "mixed"
     PATCH = "patch"
     VERIFY = "verify"
+    SKIP = "skip"
 
 
 @dataclass(frozen=True)

@@ -157,6 +157,14 @@ class Scripted(Policy):
         self.action = Action.COMPUTE
         self.actions: dict[Site, Action] = {}
 
+    @property
+    def whole_block(self) -> bool:  # type: ignore[override]
+        """As the policy has it."""
+        return self.policy.whole_block
+
+    def prepare(self, family: str, blocks: int) -> None:
+        self.policy.prepare(family, blocks)
+
     def covers(self, site: Site) -> bool:
         return self.policy.covers(site)
 
@@ -291,7 +299,8 @@ class Meter:
         counted = self._unpatched_count(actions)
         if not self.published or self.method.patch is None:
             return counted
-        beside = self._unpatched_count(dict.fromkeys(actions, Action.ESTIMATE))
+        skip = Action.SKIP
+        beside = self._unpatched_count({k: a if a is skip else Action.ESTIMATE for k, a in actions.items()})
         return counted - beside + estimate_flops(self.adapter, self.example)
 
     def _unpatched_count(self, actions: dict[Site, Action]) -> float:

@@ -50,6 +50,8 @@ class Policy(ABC):
     """Whether it decides from the values of a whole batch, so that an image depends on what it is generated with."""
     mixes: ClassVar[bool] = False
     grouping: ClassVar[str] = "all"
+    whole_block: ClassVar[bool] = False
+    """Whether VERIFY is about the hidden state after the block, and not about the values of its modules."""
     timed: ClassVar[bool] = False
     """Whether it reads `clock.timestep`, for which a GPU must be waited for."""
 
@@ -66,7 +68,7 @@ class Policy(ABC):
         return True
 
     def site_action(self, clock: Clock, site: Site) -> Action:
-        """What a module that is covered does at a MIXED step: COMPUTE, ESTIMATE or VERIFY."""
+        """What a module that is covered does at a MIXED step: COMPUTE, ESTIMATE, VERIFY or SKIP."""
         del clock, site
         return Action.ESTIMATE
 

@@ -65,7 +65,8 @@ class Modulated(Policy):
 class Alternate(Policy):
     """DuCa (arXiv 2412.18911): between full steps, skip the whole network and patch its modules in turn.
 
-    Skipped steps estimate the scope, patched ones are `MIXED`. The published codes differ in which comes first:
+    Skipped steps estimate the scope, patched ones are `MIXED`. Where only the first block of a full step is computed
+    (`per_layer`), the others are patched or left out by the same rule. The published codes differ in which comes first:
 
     Attributes:
         interval: N.
@@ -100,10 +101,16 @@ class Alternate(Policy):
         if action is Action.COMPUTE or (isinstance(inner, Modulated) and inner.partly):
             return action
         if isinstance(inner, Modulated):
-            patched = (clock.num_steps or 0) - 1 - clock.step
-            return Action.MIXED if patched % inner.current % 2 else Action.ESTIMATE
+            return Action.MIXED if self.odd(clock, inner) else Action.ESTIMATE
         since = clock.step - clock.anchors[-1] - 1
         return Action.MIXED if (since % 2 == 0) == (self.first == "patch") else Action.ESTIMATE
 
     def site_action(self, clock: Clock, site: Site) -> Action:
-        return self.inner.site_action(clock, site)
+        action, inner = self.inner.site_action(clock, site), self.inner
+        patched = action is Action.COMPUTE or not isinstance(inner, Modulated) or self.odd(clock, inner)
+        return action if patched else Action.SKIP
+
+    @staticmethod
+    def odd(clock: Clock, inner: Modulated) -> bool:
+        """Whether `t mod n` is odd."""
+        return ((clock.num_steps or 0) - 1 - clock.step) % inner.current % 2 == 1

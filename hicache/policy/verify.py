@@ -82,7 +82,7 @@ class Verify(Policy):
         self.last, self.ahead = blocks - 1, int(family == "dit")
 
     @property
-    def whole_block(self) -> bool:
+    def whole_block(self) -> bool:  # type: ignore[override]
         """Whether the block as a whole is compared, and not each of its modules."""
         return self.compare == "hidden"
 

@@ -7,7 +7,9 @@ The model's own forward runs, embedders, norms and gates included, with the modu
     PATCH      it runs on some rows; those are merged into its newest value, from which the forecast is made
                (`amend=before`), or into the forecast (`amend=after`)
     VERIFY     it runs, its value y is compared with the forecast, e = mean |y - y^| / (|y| + 1e-10), and the
-               forecast is returned
+               forecast is returned; or (`Policy.whole_block`) its block runs once with forecasts and once without,
+               both outputs are compared, and the first is returned
+    SKIP       its block and all later ones do not run, and the result is that of an estimated step
 
 In a single block attention and MLP share one output projection. Where the fusion is estimated neither half runs; where
 it is patched, the MLP half runs on the picked rows and is fused with the remembered attention of these rows.
@@ -22,7 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hicache.adapters.base import Adapter, Call
+from hicache.adapters.base import Adapter, Call, Streams
+from hicache.adapters.hooks import guarded, join
 from hicache.adapters.modules import Module, replaced, uncompiled
 from hicache.generation import Branch
 from hicache.observe import observed
@@ -30,6 +33,7 @@ from hicache.patch import Patch
 from hicache.patch.base import gather
 from hicache.policy import Clock, Policy
 from hicache.report import PlanError
+from hicache.steps.estimated import EstimatedStep
 from hicache.steps.setup import Setup
 from hicache.tree import Action, Site
 
@@ -41,6 +45,7 @@ class MixedStep:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
+        self.estimated = EstimatedStep(setup)
 
     @torch.no_grad()
     def run(self, branch: Branch, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -57,10 +62,26 @@ class MixedStep:
             if patch is not None and patch.needs != "hidden" and Action.COMPUTE in actions.actions.values():
                 stack.enter_context(observed(setup.adapter, patch))
             stack.enter_context(actions.installed())
-            result = setup.run(branch, call, args, kwargs)
+            if actions.end is None:
+                result = setup.run(branch, call, args, kwargs)
+            else:
+                self._begin(branch, actions.end, args, kwargs)
+                result = self.estimated.run(branch, call, args, kwargs)
         measured = actions.errors and not actions.errors[0].is_meta
         clock.error = float(torch.stack(actions.errors).mean()) if measured else None
         return result
+
+    def _begin(self, branch: Branch, end: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Run the blocks before `end`, for what is remembered of them."""
+        setup = self.setup
+
+        def nothing(streams: Streams) -> Tensor:
+            return torch.zeros_like(join(streams, text=True))
+
+        with setup.observers.anchor(branch) as anchor:
+            anchor.wanted = False
+            with guarded(setup.adapter, (end, len(setup.adapter.blocks())), nothing):
+                setup.forward(*args, **kwargs)
 
 
 class ModuleActions:
@@ -70,6 +91,12 @@ class ModuleActions:
         self.adapter, self.modules = adapter, modules
         self.histories, self.patch, self.clock = branch.histories, branch.patch, branch.clock
         self.actions = site_actions(modules, branch.policy, branch.patch, branch.clock)
+        self.end = min((site.layer for site, action in self.actions.items() if action is Action.SKIP), default=None)
+        self.verified: set[int] = set()
+        if branch.policy.whole_block:
+            self.verified = {site.layer for site, action in self.actions.items() if action is Action.VERIFY}
+            estimated = {site: Action.ESTIMATE for site in self.actions if site.layer in self.verified}
+            self.actions.update(estimated)
         self.errors: list[Tensor] = []
         self._rows: dict[Site, Tensor] = {}
 
@@ -86,6 +113,7 @@ class ModuleActions:
         for module in self.adapter.modules():
             if module.feeds is not None and (module.feeds in fused or module.site in self.actions):
                 forwards.append((module.module, self._feeding(module)))
+        forwards += [(self.adapter.blocks()[layer], self._block(layer)) for layer in self.verified]
         self.histories.open(self.actions)
         with uncompiled(self.adapter.blocks()), replaced(forwards):
             yield
@@ -155,6 +183,21 @@ class ModuleActions:
 
         return forward
 
+    def _block(self, layer: int) -> Callable[..., Any]:
+        """A block that is verified as a whole: its modules' forecasts against the modules themselves."""
+        block = self.adapter.blocks()[layer]
+        parts = [part for m in self.adapter.modules() if m.site.layer == layer for part in (m.module, m.up)]
+        original, own = block.forward, [(part, part.forward) for part in parts if part is not None]
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            drafted = original(*args, **kwargs)
+            with replaced(own):
+                true = original(*args, **kwargs)
+            self._compare(self.adapter.unpack(true)[0], self.adapter.unpack(drafted)[0], "img")
+            return drafted
+
+        return forward
+
     def _pick(self, site: Site, x: Tensor) -> Tensor:
         assert self.patch is not None
         return self.patch.pick(site, self.clock, x.shape[1], len(x), x.device)
@@ -178,10 +221,14 @@ class ModuleActions:
                 self.patch.renew(module.site)
             return output
         drafted = self._forecast(module.site)
-        error = ((value - drafted).abs() / (value.abs() + 1e-10)).float().mean(-1)
-        valid = self.adapter.valid(module.site.stream)
-        self.errors.append(error.mean() if valid is None else (error * valid).sum() / valid.sum())
+        self._compare(value, drafted, module.site.stream)
         return self.adapter.module_output(module, drafted)
+
+    def _compare(self, value: Tensor, drafted: Tensor, stream: str) -> None:
+        """Note how wrong a forecast is."""
+        error = ((value - drafted).abs() / (value.abs() + 1e-10)).float().mean(-1)
+        valid = self.adapter.valid(stream)
+        self.errors.append(error.mean() if valid is None else (error * valid).sum() / valid.sum())
 
     def _forecast(self, site: Site) -> Tensor:
         return self.histories.predict(site, self.clock.step)

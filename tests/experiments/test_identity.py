@@ -38,7 +38,7 @@ def test_golden_ids(command):
 @pytest.mark.parametrize("name", options("method"))
 def test_only_what_the_method_reads_is_part_of_it(name):
     settings = resolve(compose([*FIXED, f"method={name}"]))
-    other = {"interval": 3, "order": 1, "sigma": 0.9, "warmup_steps": 5, "scope": "stack"}
+    other = {"interval": 3, "order": 1, "sigma": 0.9, "warmup_steps": 7, "scope": "stack"}
     for key, value in other.items():
         changed = run_id(dataclasses.replace(settings, **{key: value})) != run_id(settings)
         assert changed == (key in hicache.METHODS[name].uses), key

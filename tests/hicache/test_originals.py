@@ -13,10 +13,6 @@ ALLOWED = {"dit": 3e-6, "flux": 3e-6, "spectrum": 2e-5}
 A mistake is larger by two orders: order 2 for 1 gives 1e-2."""
 
 
-PENDING = "duca|T=50|N=3|fraction=0.07"
-"""Steps at which only the first block runs are not left out as a whole yet."""
-
-
 def slow_if_long(names):
     return [pytest.param(name, marks=[pytest.mark.slow] if "T=50" in name else []) for name in names]
 
@@ -32,7 +28,7 @@ def test_flux_is_the_original(name):
         assert list(report.full_steps) == stored[f"{name}|steps"].tolist()
 
 
-@pytest.mark.parametrize("name", slow_if_long(n for n in originals.settings("dit") if n != PENDING))
+@pytest.mark.parametrize("name", slow_if_long(originals.settings("dit")))
 def test_dit_is_the_original(name, monkeypatch):
     stored, (kind, values) = originals.golden("dit"), originals.read(name)
     method = None if kind == "plain" else originals.dit_method(name)

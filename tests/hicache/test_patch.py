@@ -127,6 +127,30 @@ def test_duca_on_dit_patches_odd_steps():
     assert "".join(short[action] for action in found) == "FspFpFpspF"
 
 
+def test_duca_leaves_the_later_blocks_out_where_only_the_first_is_full():
+    """N = 3 of 12, per layer: 10 mod 4 and 8 mod 3 are even, at steps 1 and 3; at step 8 3 mod 2 is odd."""
+    options = {"modulated": True, "per_layer": True}
+    chosen = hicache.method("duca", interval=3, policy_options=options, patch_options={"fraction": 0.3})
+    policy, clock, found = chosen.policy, Clock(num_steps=12), {}
+    for clock.step in range(12):
+        if policy.decide(clock) is Action.MIXED:
+            found[clock.step] = [policy.site_action(clock, Site(layer, "mlp")).value for layer in (0, 1)]
+    assert [step for step, actions in found.items() if actions == ["compute", "skip"]] == [1, 3]
+    assert [step for step, actions in found.items() if actions == ["compute", "estimate"]] == [8]
+    model, ran = build("dit"), {}
+    with hicache.cached(model, chosen) as handle:
+        for layer, block in enumerate(model.transformer_blocks):
+            block.ff.register_forward_hook(lambda *_, layer=layer: ran.setdefault(step_of(handle), []).append(layer))
+        handle.begin(12)
+        denoise(model, inputs(model, "dit"), 12)
+    assert ran.pop(1) == ran.pop(3) == [0] and all(layers == [0, 1, 2] for layers in ran.values())
+    assert {1, 3, 8} <= set(handle.report.mixed_steps)
+
+
+def step_of(handle):
+    return handle.executor.generation.branches[""].clock.step
+
+
 @pytest.mark.parametrize("model_name", ["flux", "dit"])
 def test_duca_skips_to_the_hidden_state_of_the_last_patched_step(model_name):
     model, seen = build(model_name), []

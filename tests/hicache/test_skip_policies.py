@@ -298,6 +298,33 @@ def test_speca_s_error_is_relative_to_the_true_value(monkeypatch):
     assert len(found[0][1]) == 3
 
 
+@pytest.mark.parametrize("name", ["dit", "flux", "qwen_image"])
+@torch.no_grad()
+def test_speca_compares_the_hidden_state_after_the_last_block(name, monkeypatch):
+    """The block's output with reused modules, which goes on, against its own output on the same input."""
+    model = build(name)
+    adapter = hicache.adapters.adapter_for(model)
+    block, given, after, errors, decide = adapter.blocks()[-1], [], [], [], Verify.decide
+    monkeypatch.setattr(Verify, "decide", lambda self, clock: errors.append(clock.error) or decide(self, clock))
+    hooks = [
+        block.register_forward_pre_hook(lambda m, args, kwargs: given.append((args, kwargs)), with_kwargs=True),
+        block.register_forward_hook(lambda m, args, result: after.append(adapter.unpack(result)[0].clone())),
+    ]
+    options = {"base": 1e9, "floor": 1e9, "min_drafts": 1, "max_drafts": 4, "compare": "hidden"}
+    chosen = method("speca", basis="reuse", order=0, warmup_steps=1, policy_options=options)
+    with hicache.cached(model, chosen) as cache:
+        cache.begin(6)
+        denoise(model, inputs(model, name), 6)
+        assert cache.report.full_steps == [0, 5] and cache.report.mixed_steps[-3:] == [2, 3, 4]
+    for hook in hooks:
+        hook.remove()
+    found = [error for error in errors if error is not None]
+    assert len(found) == 3
+    for error, (args, kwargs), drafted in zip(found, given[-4:-1], after[-4:-1], strict=True):
+        true = adapter.unpack(block(*args, **kwargs))[0]
+        assert error == pytest.approx(float(((true - drafted).abs() / (true.abs() + 1e-10)).mean()), rel=1e-4)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_dbcache_runs_the_probe_and_reuses_the_span(name):
     """Estimated steps add the residual of the last computed one; checked against hooks on the blocks."""
