@@ -136,3 +136,21 @@ def test_the_identity_is_plain_data():
         "name": "linear",
         "sigma_end": 0.2,
     }
+
+
+def test_parts_that_changed_have_an_edition_and_others_keep_their_ids():
+    def edition(*overrides):
+        return canonical(resolve(compose([*FIXED, *overrides]))).get("editions")
+
+    assert edition("method=hicache") is edition("method=magcache") is edition("method=duca", "patch=none") is None
+    assert edition("method=toca") == edition("method=duca") == {"tokens": 2}
+    assert (
+        edition("method=hi_clusca") == edition("method=hicache", "patch=clusters", "scope=modules") == {"clusters": 2}
+    )
+    assert [edition(f"method={name}") for name in ("speca", "pab", "smoothcache")] == [
+        {"verify": 2},
+        {"broadcast": 2},
+        {"kinds": 2},
+    ]
+    assert edition("backend=hunyuan_video", "backend.size=tiny", "method=magcache") == {"magcache": 2}
+    assert edition("backend=flux", "backend.size=tiny", "method=toca") is None
