@@ -28,6 +28,7 @@ class ImageReward(ItemMetric):
     """Human-preference reward; `backend=package` runs the published package with the interpreter `python`."""
 
     name, title, better = "image_reward", "ImageReward", "higher"
+    decimals = 4
     needs = frozenset({"prompt"})
     media = frozenset({"image", "video"})
     modules = ("transformers",)

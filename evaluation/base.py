@@ -18,10 +18,11 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from evaluation.errors import EvaluationError
-from evaluation.statistics import bootstrap_mean
+from evaluation.statistics import Bootstrap
 
 __all__ = ["Batch", "Context", "MediaItem", "ItemMetric", "Metric", "Scorer", "SetMetric", "summarise"]
 
+DEFAULT = Bootstrap()
 Need = Literal["reference", "prompt"]
 Media = Literal["image", "video", "points"]
 
@@ -80,16 +81,35 @@ Scorer = Callable[[Batch], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Metric(ABC):
-    """Common part of both kinds; `weights` are names in `evaluation.pretrained.WEIGHTS`."""
+    """Common part of both kinds; the class is the one place that knows how its values are called and shown.
+
+    Attributes:
+        name: key in `evaluation.METRICS` and in a run's metrics.
+        title: as a reader sees it; `unit` and `better` stand beside it in `heading`.
+        decimals: that its values are rounded to in tables.
+        needs: beside the media themselves.
+        media: that it reads.
+        smallest: pixels of the shorter side of a picture that it can read.
+        modules: packages that it imports.
+    """
 
     name: ClassVar[str]
     title: ClassVar[str]
     better: ClassVar[Literal["higher", "lower"]]
+    unit: ClassVar[str] = ""
+    decimals: ClassVar[int] = 2
+    smallest: ClassVar[int] = 1
     needs: ClassVar[frozenset[Need]] = frozenset()
     against: ClassVar[Literal["uncached", "truth"]] = "uncached"
     """What the reference is in a run: the un-cached result, or what the media ought to be."""
     media: ClassVar[frozenset[Media]] = frozenset({"image"})
     modules: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def heading(cls) -> str:
+        """Title, unit and direction, such as `PSNR (dB) ↑`."""
+        unit = f" ({cls.unit})" if cls.unit else ""
+        return f"{cls.title}{unit} {'↑' if cls.better == 'higher' else '↓'}"
 
     def weights(self) -> tuple[str, ...]:
         """Names of the weight files this metric reads with its present options."""
@@ -124,9 +144,9 @@ class ItemMetric(Metric):
     def load(self, device: str, weights: Mapping[str, Path]) -> Scorer:
         """Load what is needed once and return the scorer."""
 
-    def reduce(self, values: list[float], level: float) -> dict[str, Any]:
+    def reduce(self, values: list[float], bootstrap: Bootstrap) -> dict[str, Any]:
         """Mean over items with its interval."""
-        return summarise(values, level)
+        return summarise(values, bootstrap)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,13 +161,13 @@ class SetMetric(Metric):
         """Results of all requested members of the family, by metric name."""
 
 
-def summarise(values: list[float], level: float = 0.95) -> dict[str, Any]:
+def summarise(values: list[float], bootstrap: Bootstrap = DEFAULT) -> dict[str, Any]:
     """Flat summary; infinite values (PSNR of identical images) are counted and kept out of the mean."""
     finite = [value for value in values if math.isfinite(value)]
     counts = {"n": len(finite), "infinite": len(values) - len(finite)}
     if not finite:
         return {"mean": None, "low": None, "high": None, **counts}
-    mean, low, high = bootstrap_mean(finite, level)
+    mean, low, high = bootstrap.mean(finite)
     if math.isnan(low):
         return {"mean": mean, "low": None, "high": None, **counts}
     return {"mean": mean, "low": low, "high": high, **counts}

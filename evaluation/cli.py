@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.errors import EvaluationError
+from evaluation.statistics import Bootstrap
 
 __all__ = ["main", "parse"]
 
@@ -124,7 +125,7 @@ def _evaluate(words: Sequence[str]) -> int:
         out=out,
         options=options,
         weights=weights,
-        level=request.level,
+        bootstrap=Bootstrap(level=request.level),
         subset=request.subset,
     )
     item_values.merge_json(out / "metrics.json", results)

@@ -166,6 +166,7 @@ class Precision(_Distribution):
     """Share of samples near the reference set."""
 
     name, title, better = "precision", "precision", "higher"
+    decimals = 3
     needs = frozenset({"reference"})
     needs_features = True
 
@@ -175,5 +176,6 @@ class Recall(_Distribution):
     """Share of the reference set near the samples."""
 
     name, title, better = "recall", "recall", "higher"
+    decimals = 3
     needs = frozenset({"reference"})
     needs_features = True

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from evaluation import item_values, media_files, pictures
-from evaluation.base import Context, ItemMetric, MediaItem, Metric, SetMetric
+from evaluation.base import DEFAULT, Context, ItemMetric, MediaItem, Metric, SetMetric
 from evaluation.doctor import build, problems
 from evaluation.errors import EvaluationError
 from evaluation.pretrained import fingerprint, locate
 from evaluation.scoring import iterate_scores
+from evaluation.statistics import Bootstrap
 
 __all__ = ["evaluate"]
 
@@ -32,7 +33,7 @@ def evaluate(
     out: Path | None = None,  # where values are kept; default: `<images>-evaluation`
     options: Mapping[str, Mapping[str, Any]] | None = None,  # metric name -> its options
     weights: Mapping[str, Path] | None = None,  # weight name -> file or folder, instead of searching
-    level: float = 0.95,
+    bootstrap: Bootstrap = DEFAULT,
     subset: bool = False,  # allow references that have no image
     progress: bool | None = None,  # None: a bar when stderr is a terminal
 ) -> dict[str, dict[str, Any]]:
@@ -41,8 +42,8 @@ def evaluate(
     reference = Path(reference) if reference else None
     if batch_size < 1:
         raise EvaluationError(f"batch_size: must be at least 1, got {batch_size}")
-    if not 0 < level < 1:
-        raise EvaluationError(f"level: must lie strictly between 0 and 1, got {level}")
+    if not 0 < bootstrap.level < 1:
+        raise EvaluationError(f"level: must lie strictly between 0 and 1, got {bootstrap.level}")
     given = {name: Path(path) for name, path in (weights or {}).items()}
     chosen = build(metrics, options or {})
     found = problems(chosen, given)
@@ -61,7 +62,7 @@ def evaluate(
         progress=sys.stderr.isatty() if progress is None else progress,
     )
     try:
-        results = _item_results([m for m in chosen if isinstance(m, ItemMetric)], context, level)
+        results = _item_results([m for m in chosen if isinstance(m, ItemMetric)], context, bootstrap)
         results |= _set_results([m for m in chosen if isinstance(m, SetMetric)], context)
     except pictures.PictureError as error:
         raise EvaluationError("\n".join(_unreadable(images, reference) or [str(error)])) from error
@@ -113,7 +114,7 @@ def _sha(path: Path | None) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _item_results(chosen: list[ItemMetric], context: Context, level: float) -> dict[str, dict[str, Any]]:
+def _item_results(chosen: list[ItemMetric], context: Context, bootstrap: Bootstrap) -> dict[str, dict[str, Any]]:
     if not chosen:
         return {}
     values = item_values.ValueStore(context.out / "values.jsonl")
@@ -128,7 +129,7 @@ def _item_results(chosen: list[ItemMetric], context: Context, level: float) -> d
             _score(metric, todo, keys, values, context)
         columns[metric.name] = [_read_stored(values, keys[item.name]) for item in context.items]
     item_values.write_csv(context.out / "values.csv", [item.name for item in context.items], columns)
-    return {metric.name: metric.reduce(columns[metric.name], level) for metric in chosen}
+    return {metric.name: metric.reduce(columns[metric.name], bootstrap) for metric in chosen}
 
 
 def _read_stored(values: item_values.ValueStore, key: str) -> float:

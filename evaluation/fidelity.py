@@ -176,6 +176,7 @@ class Psnr(_Pairwise):
     """PSNR in float, mean over images."""
 
     name, title, better, function = "psnr", "PSNR", "higher", staticmethod(psnr)
+    unit = "dB"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +184,7 @@ class PsnrU8Wrap(_Pairwise):
     """PSNR with 8-bit wrap-around; a record of the published convention, not a measure of quality."""
 
     name, title, better, function = "psnr_u8wrap", "PSNR (8-bit wrap)", "higher", staticmethod(psnr_u8wrap)
+    unit = "dB"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +192,7 @@ class Ssim(_Pairwise):
     """SSIM with the Gaussian window."""
 
     name, title, better, function = "ssim", "SSIM", "higher", staticmethod(ssim)
+    decimals, smallest = 4, _WINDOW
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +200,7 @@ class SsimSkimage7(_Pairwise):
     """SSIM with the uniform 7x7 window."""
 
     name, title, better = "ssim_skimage7", "SSIM (7x7 uniform)", "higher"
+    decimals, smallest = 4, 7
     function = staticmethod(ssim_skimage7)
     modules = ("skimage",)
 
@@ -206,6 +210,7 @@ class Lpips(ItemMetric):
     """LPIPS on `net`, alex or vgg."""
 
     name, title, better = "lpips", "LPIPS", "lower"
+    decimals, smallest = 4, 32
     needs = frozenset({"reference"})
     media = frozenset({"image", "video"})
     modules = ("lpips", "torchvision")

@@ -94,6 +94,7 @@ class Chamfer(_PointMetric):
     """Chamfer distance."""
 
     name, title, better = "chamfer", "Chamfer distance", "lower"
+    decimals = 4
     squared: bool = True
 
     def load(self, device: str, weights: Mapping[str, Path]) -> Scorer:
@@ -105,6 +106,7 @@ class FScore(_PointMetric):
     """F-score at `tau`, in the clouds' unit (after normalisation)."""
 
     name, title, better = "f_score", "F-score", "higher"
+    decimals = 4
     tau: float = 0.01
 
     def __post_init__(self) -> None:

@@ -13,12 +13,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Difference", "PairedTest", "bootstrap_mean", "holm", "paired_difference", "tied_with_best", "wilcoxon_holm"]
+__all__ = [
+    "Bootstrap",
+    "Difference",
+    "PairedTest",
+    "bootstrap_mean",
+    "holm",
+    "paired_difference",
+    "tied_with_best",
+    "wilcoxon_holm",
+]
 
 _DRAWS_IN_MEMORY = 4_000_000  # resampled values held at once, about 32 MB
 
@@ -86,6 +96,19 @@ def bootstrap_mean(
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return mean, float(interval.low), float(interval.high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bootstrap:
+    """How uncertain a mean is said to be: `level` of the intervals, and the draws that they come from."""
+
+    level: float = 0.95
+    resamples: int = 5000
+    seed: int = 0
+
+    def mean(self, values: Sequence[float] | npt.ArrayLike) -> tuple[float, float, float]:
+        """Mean and interval, see `bootstrap_mean`."""
+        return bootstrap_mean(values, self.level, self.resamples, self.seed)
 
 
 def paired_difference(

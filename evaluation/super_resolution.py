@@ -85,6 +85,7 @@ class PsnrY(_Cropped):
     """PSNR of the luma."""
 
     name, title, better = "psnr_y", "PSNR (Y)", "higher"
+    unit = "dB"
     measure, transform = staticmethod(psnr), staticmethod(luma)
 
 
@@ -93,6 +94,7 @@ class SsimY(_Cropped):
     """SSIM of the luma."""
 
     name, title, better = "ssim_y", "SSIM (Y)", "higher"
+    decimals = 4
     measure, transform = staticmethod(ssim), staticmethod(luma)
     modules = ("torchmetrics",)
 
@@ -102,6 +104,7 @@ class PsnrRgb(_Cropped):
     """PSNR of the three channels together."""
 
     name, title, better = "psnr_rgb", "PSNR (RGB, cropped)", "higher"
+    unit = "dB"
     measure, transform = staticmethod(psnr), staticmethod(_same)
 
 
@@ -110,6 +113,7 @@ class SsimRgb(_Cropped):
     """SSIM averaged over the three channels."""
 
     name, title, better = "ssim_rgb", "SSIM (RGB, cropped)", "higher"
+    decimals = 4
     measure, transform = staticmethod(ssim), staticmethod(_same)
     modules = ("torchmetrics",)
 

@@ -105,6 +105,7 @@ class _VideoMetric(ItemMetric):
 
     media = frozenset({"video"})
     better = "higher"
+    decimals = 4
     framewise = False
 
 

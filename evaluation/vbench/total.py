@@ -67,7 +67,8 @@ def ingest(folder: Path) -> dict[str, float]:
 class VBench(SetMetric):
     """VBench's total; `results` is the folder of the package's results, `own` what is computed here."""
 
-    name, title, better = "vbench", "VBench (%)", "higher"
+    name, title, better = "vbench", "VBench", "higher"
+    unit = "%"
     family = "vbench"
     media = frozenset({"video"})
     own: tuple[str, ...] = tuple(OWN)

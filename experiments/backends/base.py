@@ -61,8 +61,8 @@ class Backend(ABC):
     """A loaded model. `items` works on the class, before anything is loaded."""
 
     media: ClassVar[Literal["image", "video"]]
-    metrics: ClassVar[tuple[str, ...]] = ()
-    """Names in `experiments.runs.metrics.registry` or `evaluation.METRICS` that make sense besides psnr and ssim."""
+    side: ClassVar[int | None] = None
+    """Pixels of the shorter side of its media, where that is fixed."""
     transformer_class: ClassVar[str | None] = None
     """Class name of the denoiser, so that a method it does not support is refused before it is loaded."""
     solvers: ClassVar[tuple[str, ...]] = SOLVERS

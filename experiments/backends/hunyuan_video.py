@@ -28,7 +28,6 @@ class HunyuanVideoBackend(PromptedBackend):
     """Text to video."""
 
     media = "video"
-    metrics = ("psnr_u8wrap", "ssim_skimage7", "lpips", "image_reward", "clip_score", "vbench")
     transformer_class = "HunyuanVideoTransformer3DModel"
     config: HunyuanVideoConfig
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,9 +24,6 @@ from experiments.errors import check
 
 __all__ = ["PipelineBackend", "PromptedBackend", "generators"]
 
-IMAGE_METRICS = ("psnr_u8wrap", "ssim_skimage7", "lpips", "fid", "sfid", "inception_score", "precision", "recall")
-TEXT_METRICS = ("image_reward", "clip_score", "hpsv2", "pickscore")
-
 
 def generators(items: Sequence[Item]) -> list[torch.Generator]:
     """The source of each item's noise."""
@@ -37,7 +34,6 @@ class PipelineBackend(Backend):
     """A pretrained pipeline, or a random one of the same classes."""
 
     media = "image"
-    metrics = IMAGE_METRICS
     solvers = ()
     config: Any
 
@@ -110,8 +106,6 @@ class PipelineBackend(Backend):
 
 class PromptedBackend(PipelineBackend):
     """Items are the prompts of a set, `samples` of each, in their order."""
-
-    metrics: ClassVar[tuple[str, ...]] = IMAGE_METRICS + TEXT_METRICS
 
     @classmethod
     def items(cls, config: BackendConfig, num_items: int, seed: int) -> list[Item]:

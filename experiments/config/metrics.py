@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
+from evaluation.statistics import Bootstrap
 from experiments.errors import check
 
 __all__ = [
@@ -28,6 +29,11 @@ class MetricsConfig:
     latency_batch: int = 8
     latency_repeats: int = 3
     latency_warmup: int = 1
+
+    @property
+    def bootstrap(self) -> Bootstrap:
+        """What all metrics make their intervals with."""
+        return Bootstrap(level=self.level, resamples=self.resamples, seed=self.bootstrap_seed)
 
     def __post_init__(self) -> None:
         if self.objective is not None:

@@ -19,8 +19,7 @@ from experiments.errors import ConfigError, check, choose
 from experiments.files import read_json
 from experiments.plans.manifest import Plan, thaw
 from experiments.plans.status import State, state_of
-from experiments.runs.metrics.quality import is_paired
-from experiments.runs.metrics.registry import PAIRED
+from experiments.runs.metrics.registry import paired_with_reference
 from experiments.settings.identity import run_id
 from experiments.settings.resolve import resolve
 from experiments.settings.rows import split_rows
@@ -170,7 +169,7 @@ def cells_of(results: Path, run: str, is_reference: bool, names: list[str]) -> d
     found: dict[str, Cell] = {}
     for name in names:
         value = metrics.get(name)
-        if is_reference and (name in PAIRED or is_paired(name)):
+        if is_reference and paired_with_reference(name):
             found[name] = Cell(why="is the reference")
         elif value is None:
             found[name] = Cell(why=why)
@@ -178,7 +177,7 @@ def cells_of(results: Path, run: str, is_reference: bool, names: list[str]) -> d
             found[name] = Cell(value=float(value))
         elif value["mean"] is None:
             equal = value.get("infinite", 0)
-            found[name] = Cell(why=f"equal in {equal} items" if equal else "no value", equal=equal)
+            found[name] = Cell(why=f"equal in {equal} items" if equal else value.get("why", "no value"), equal=equal)
         else:
             equal = value.get("infinite", 0)
             found[name] = Cell(value=value["mean"], low=value.get("low"), high=value.get("high"), equal=equal)

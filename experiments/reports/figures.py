@@ -25,9 +25,8 @@ from experiments.errors import check, choose
 from experiments.files import ensure_writable
 from experiments.plans.manifest import Plan
 from experiments.reports.build import Row, Table, build, build_plan
+from experiments.reports.columns import directions, head_of
 from experiments.reports.gallery import read_still, records_of, varied
-from experiments.reports.ranks import DIRECTIONS
-from experiments.reports.render import HEADS
 from experiments.reports.report import family, whole
 from experiments.reports.tables import overrides_of, parse, presets_of
 
@@ -76,12 +75,12 @@ def pareto(table: Table, speed: str, quality: str, stem: Path) -> list[Path]:
         mine = [(x, y) for row, x, y in found if family(row) == name]
         style: dict[str, Any] = {"marker": MARKERS[index % len(MARKERS)], "linestyle": "none", "markersize": 7}
         axis.plot(*zip(*mine, strict=True), label=name, color=f"C{index % 10}", **style)
-    best = front([(x, y) for _, x, y in found], DIRECTIONS[quality])
+    best = front([(x, y) for _, x, y in found], directions()[quality])
     axis.plot([found[i][1] for i in best], [found[i][2] for i in best], "--", color="0.5", linewidth=1, zorder=0)
     for i in best:
         row, x, y = found[i]
         axis.annotate(row.label, (x, y), fontsize=7, xytext=(5, 4), textcoords="offset points")
-    axis.set(xlabel=HEADS.get(speed, speed), ylabel=HEADS.get(quality, quality))
+    axis.set(xlabel=head_of(speed), ylabel=head_of(quality))
     axis.set_title(textwrap.fill(table.preset.title, 70), fontsize=10)
     axis.margins(x=0.15)
     axis.grid(alpha=0.3)
@@ -133,7 +132,7 @@ def grid(table: Table, results: Path, count: int, stem: Path) -> list[Path]:
 
 def quality_of(table: Table, wanted: str) -> str | None:
     """The quality on the vertical axis: as asked, or the table's first that is measured; None if it has no quality."""
-    columns = [name for name in table.preset.columns if name in DIRECTIONS]
+    columns = [name for name in table.preset.columns if name in directions()]
     if not columns:
         return None
     if wanted:

@@ -10,7 +10,7 @@ import matplotlib
 import hicache
 from experiments.config.method import StepsConfig
 from experiments.reports.build import Row, Table
-from experiments.runs.metrics.registry import TITLES
+from experiments.reports.columns import head_of
 
 __all__ = ["plot"]
 
@@ -62,7 +62,7 @@ def plot(table: Table, path: Path) -> bool:
                     continue
                 style = {"marker": marker, "capsize": 2, "linewidth": 1.2}
                 axis.errorbar(x, y, yerr=(below, above), label=title, color=colour, **style)
-        axis.set(xlabel=AXES.get(table.preset.axis, table.preset.axis), ylabel=TITLES.get(name, name))
+        axis.set(xlabel=AXES.get(table.preset.axis, table.preset.axis), ylabel=head_of(name))
         axis.grid(alpha=0.3)
     handles, titles = axes[0][0].get_legend_handles_labels()
     if len(handles) > NAMED:

@@ -25,24 +25,9 @@ import hicache
 from evaluation.statistics import tied_with_best, wilcoxon_holm
 from experiments.errors import choose
 from experiments.reports.build import Cell, Row, Table
-from experiments.runs.metrics.registry import TITLES
+from experiments.reports.columns import EXACT, directions
 
-__all__ = ["DIRECTIONS", "judged", "values_of"]
-
-DIRECTIONS: dict[str, int] = {
-    "flops_t": -1,
-    "flops_g": -1,
-    "flops_speedup": 1,
-    "wall_speedup": 1,
-    **{name: -1 if title.endswith("↓") else 1 for name, title in TITLES.items()},
-    **dict.fromkeys(("image_reward", "clip_score", "hpsv2", "pickscore", "vbench", "inception_score"), 1),
-    **dict.fromkeys(("psnr", "psnr_u8wrap", "psnr_y", "ssim", "ssim_skimage7", "ssim_y", "precision", "recall"), 1),
-    **dict.fromkeys(("lpips", "fid", "sfid", "chamfer"), -1),
-}
-"""Column -> 1 where more is better, -1 where less is."""
-
-EXACT = ("flops_t", "flops_g", "flops_speedup")
-"""Columns that come from shapes and have no error."""
+__all__ = ["judged", "values_of"]
 
 
 def judged(table: Table, results: Path) -> Table:
@@ -51,7 +36,7 @@ def judged(table: Table, results: Path) -> Table:
     if table.preset.baseline is not None:
         choose("preset.baseline", table.preset.baseline, hicache.METHODS)
     for places in blocks(rows):
-        for name, direction in DIRECTIONS.items():
+        for name, direction in directions().items():
             rank(rows, places, name, direction, results)
             if table.preset.baseline is not None:
                 test(rows, places, name, direction, table.preset.baseline, results)
@@ -62,7 +47,7 @@ def in_order(rows: list[Row], column: str | None, results: Path) -> list[Row]:
     """The rows of each block by their number in a column, best first; rows without one come last."""
     if column is None:
         return rows
-    direction = DIRECTIONS[choose("preset.sort", column, DIRECTIONS)]
+    direction = (known := directions())[choose("preset.sort", column, known)]
     ordered: list[Row] = []
     for block in dict.fromkeys(row.block for row in rows):
         mine = [row for row in rows if row.block == block]

@@ -10,19 +10,10 @@ import pandas
 
 import hicache
 from experiments.reports.build import Cell, Row, Table
-from experiments.runs.metrics.registry import TITLES
+from experiments.reports.columns import decimals_of, head_of
 
-__all__ = ["HEADS", "to_csv", "to_latex", "to_markdown"]
+__all__ = ["to_csv", "to_latex", "to_markdown"]
 
-DECIMALS = {"num_full_steps": 0, "ssim": 4, "class_accuracy": 3, "lpips": 4, "ssim_skimage7": 4, "image_reward": 4}
-HEADS = {
-    "num_full_steps": "full steps",
-    "flops_t": "TFLOPs",
-    "flops_g": "GFLOPs",
-    "flops_speedup": "FLOPs ×",
-    "wall_speedup": "wall ×",
-    **TITLES,
-}
 RELATIVE = ("flops_t", "flops_g", "flops_speedup", "wall_speedup")
 LEVEL = 0.05
 
@@ -38,7 +29,7 @@ def text(name: str, cell: Cell, style: Style) -> str:
     """A cell for a reader: value, interval and verdict, or the reason in its place."""
     if cell.value is None:
         return style.emphasis(style.plain(f"({cell.why})"), cell.rank)
-    decimals = DECIMALS.get(name, 2)
+    decimals = decimals_of(name)
     if name == "flops_t" and 0 < abs(cell.value) < 1:
         decimals = 5
     shown = style.emphasis(f"{cell.value:.{decimals}f}", cell.rank)
@@ -61,14 +52,14 @@ def difference(name: str, ours: Cell, theirs: Cell) -> str:
     gap = ours.value - theirs.value
     if name in RELATIVE:
         return f"{100 * gap / theirs.value:+.2f} %"
-    return f"{gap:+.{DECIMALS.get(name, 2)}f}"
+    return f"{gap:+.{decimals_of(name)}f}"
 
 
 def line(table: Table, row: Row, style: Style) -> dict[str, str]:
     """The readable cells of a row by column head."""
     beside = {theirs: ours for ours, theirs in table.preset.compare.items()}
     cells = {"method": style.plain(row.label)}
-    cells |= {HEADS.get(name, name): text(name, cell, style) for name, cell in row.ours.items()}
+    cells |= {head_of(name): text(name, cell, style) for name, cell in row.ours.items()}
     for name, cell in row.paper.items():
         cells[f"paper: {name}"] = style.plain(published_text(cell))
         if beside.get(name) in row.ours:

@@ -27,10 +27,11 @@ from experiments.errors import ConfigError, check
 from experiments.files import ASSETS, write_text
 from experiments.plans.manifest import Plan
 from experiments.reports.build import Cell, Row, Table, build, build_plan
+from experiments.reports.columns import decimals_of, directions, head_of
 from experiments.reports.costs import UNITS
 from experiments.reports.gallery import Gallery
-from experiments.reports.ranks import DIRECTIONS, judged
-from experiments.reports.render import DECIMALS, HEADS, LEVEL, facts, published_text
+from experiments.reports.ranks import judged
+from experiments.reports.render import LEVEL, facts, published_text
 from experiments.reports.runs import build_runs
 from experiments.reports.tables import overrides_of, parse, presets_of
 
@@ -38,14 +39,14 @@ __all__ = ["main", "page"]
 
 TEMPLATE = ASSETS / "report.html.j2"
 SPEEDS = ("flops_speedup", "wall_speedup")
-NAMES = {**HEADS, "num_full_steps": "full steps", "flops_speedup": "FLOPs speed-up", "wall_speedup": "wall speed-up"}
+NAMES = {"flops_speedup": "FLOPs speed-up", "wall_speedup": "wall speed-up"}
 
 
 def shown(name: str, cell: Cell) -> dict[str, Any]:
     """A cell of ours: text, interval, rank and verdict; `sort` is the number behind it."""
     if cell.value is None:
         return {"why": cell.why, "sort": "Infinity" if cell.equal else "", "rank": cell.rank}
-    decimals = DECIMALS.get(name, 2)
+    decimals = decimals_of(name)
     interval = ""
     if cell.low is not None and cell.high is not None:
         interval = f"[{cell.low:.{decimals}f}, {cell.high:.{decimals}f}]"
@@ -77,7 +78,7 @@ def described(table: Table) -> dict[str, Any]:
         ]
         for row in table.rows
     ]
-    heads = ["method", *(NAMES.get(name, name) for name in ours), *(f"paper: {name}" for name in theirs)]
+    heads = ["method", *(NAMES.get(name, head_of(name)) for name in ours), *(f"paper: {name}" for name in theirs)]
     said = [fact for fact in facts(table) if fact]
     return {"title": table.preset.title, "facts": said, "heads": heads, "rows": rows}
 
@@ -112,10 +113,10 @@ def page(tables: list[Table], roots: list[Path], title: str, items: int, side: i
     measured = [name for name in names if sum(point.get(name) is not None for point in made) > 1]
     data = {
         "points": made,
-        "qualities": [name for name in measured if name in DIRECTIONS and name not in (*SPEEDS, *UNITS)],
+        "qualities": [name for name in measured if name in directions() and name not in (*SPEEDS, *UNITS)],
         "speeds": [name for name in SPEEDS if name in measured],
-        "directions": DIRECTIONS,
-        "heads": {name: NAMES.get(name, name) for name in names},
+        "directions": directions(),
+        "heads": {name: NAMES.get(name, head_of(name)) for name in names},
         **gallery.chosen(items),
     }
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True)

@@ -19,7 +19,7 @@ from experiments.config.preset import PresetConfig
 from experiments.errors import check, choose
 from experiments.files import read_json
 from experiments.reports.build import COSTS, Row, Table, cells_of
-from experiments.reports.ranks import DIRECTIONS
+from experiments.reports.columns import directions
 
 __all__ = ["build_runs", "found_runs"]
 
@@ -63,7 +63,7 @@ def build_runs(words: list[str], results: Path) -> tuple[Table, list[Path]]:
     check(bool(found), "run", "must be a run, or a folder of runs", " ".join(words))
     said = {name: yaml.safe_load((folder / RECORD).read_text())["identity"] for name, folder in found.items()}
     metrics = {name: measured(folder) for name, folder in found.items()}
-    columns = [name for name in DIRECTIONS if name not in COSTS and any(name in of for of in metrics.values())]
+    columns = [name for name in directions() if name not in COSTS and any(name in of for of in metrics.values())]
     labels, rows = labels_of(said), []
     for name, folder in found.items():
         own = said[name]["method"]["name"] == "none" and "guidance" not in said[name]

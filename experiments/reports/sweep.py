@@ -17,14 +17,13 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from evaluation.statistics import bootstrap_mean
 from experiments.cli import Exit
 from experiments.config.preset import PresetConfig
 from experiments.config.run import Settings
 from experiments.files import write_json
 from experiments.reports.build import COSTS, Cell, Row, Table, cells_of
-from experiments.reports.ranks import DIRECTIONS, differences, judged, values_of
-from experiments.reports.render import HEADS
+from experiments.reports.columns import directions, head_of
+from experiments.reports.ranks import differences, judged, values_of
 from experiments.reports.runs import METHOD_TITLES
 from experiments.reports.tables import show
 from experiments.runs.launch import settings_of
@@ -121,7 +120,7 @@ class Sweep:
     def table(self, results: Path) -> Table:
         """The rows best first by the first metric that is kept per item, and the un-cached run."""
         runs = {**self.references, **self.settings}
-        metrics = list(dict.fromkeys(name for of in runs.values() for name in of.metrics.names if name in DIRECTIONS))
+        metrics = list(dict.fromkeys(name for of in runs.values() for name in of.metrics.names if name in directions()))
         rows = [self.row(results, run, settings, metrics) for run, settings in runs.items()]
         config = PresetConfig(name="sweep", title=f"Sweep of {len(self.settings)} runs", columns=metrics)
         objective = next((m for m in metrics if any(values_of(results / "runs" / r.run, m) for r in rows)), None)
@@ -166,7 +165,7 @@ def with_differences(table: Table, name: str, results: Path) -> Table:
     best = next((values[row.run] for row in mine if values[row.run]), None)
     if best is None or len(mine) < 2:
         return table
-    head = f"{HEADS.get(name, name).rstrip(' ↑↓')} − best"
+    head = f"{head_of(name).rstrip(' ↑↓')} − best"
     rows = [dataclasses.replace(row, ours={**row.ours, head: beside(row, values, best)}) for row in table.rows]
     return dataclasses.replace(table, rows=rows)
 
@@ -179,8 +178,7 @@ def beside(row: Row, values: Mapping[str, Mapping[str, float]], best: Mapping[st
     if own == best:
         return Cell(why="is the best")
     assert row.settings is not None
-    config = row.settings.metrics
     shift = differences(own, best)
-    found = bootstrap_mean(shift, config.level, config.resamples, config.bootstrap_seed)
+    found = row.settings.metrics.bootstrap.mean(shift)
     mean, low, high = (finite_or_none(value) for value in found)
     return Cell(value=mean, low=low, high=high)

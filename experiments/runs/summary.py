@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from experiments.runs.metrics.registry import TITLES
+from experiments.runs.metrics.registry import known_metrics
 from experiments.runs.runner import Outcome
 from experiments.settings.describe import describe_method
 
@@ -50,7 +50,7 @@ def comparison(outcome: Outcome) -> Table:
     table = Table(title=f"{title} ({settings.metrics.level:.0%} intervals)")
     table.add_column("")
     labels = ["full steps", "FLOPs speed-up", "wall speed-up", "ms per item", "cache, MB per batch"]
-    columns = [labels + [TITLES.get(name, name) for name in names]]
+    columns = [labels + [known_metrics()[name].heading() for name in names]]
     reference = outcome.reference
     if reference is not None:
         table.add_column(describe_method(reference.settings), justify="right")

@@ -6,12 +6,17 @@ import pytest
 import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+import evaluation
+from evaluation.statistics import Bootstrap
+from experiments.backends import backend_class
 from experiments.backends.digits.backend import DigitsBackend
 from experiments.backends.digits.data import digits
 from experiments.config.compose import compose
+from experiments.errors import ConfigError
+from experiments.reports.columns import decimals_of, directions, head_of
 from experiments.runs.metrics.digits import digits_fid, digits_is, digits_sfid, network
 from experiments.runs.metrics.evidence import Evidence, mean_over_items, over_set
-from experiments.runs.metrics.registry import METRICS
+from experiments.runs.metrics.registry import RUN_METRICS, RunMetric, check_metrics, compute, known_metrics
 from experiments.settings.resolve import resolve
 
 
@@ -30,7 +35,7 @@ def evidence(tiny, tmp_path):
 
 
 def test_psnr_of_a_constant_shift_is_twenty_decibels(evidence):
-    found = METRICS["psnr"](evidence)
+    found = RUN_METRICS["psnr"].value(evidence)
     for key in ("mean", "low", "high"):
         assert found[key] == pytest.approx(20, abs=1e-3)
     assert found["n"] == 40
@@ -38,8 +43,8 @@ def test_psnr_of_a_constant_shift_is_twenty_decibels(evidence):
 
 def test_equal_items_are_counted_and_not_averaged(evidence):
     same = Evidence(**{**vars(evidence), "reference": evidence.media})
-    assert METRICS["psnr"](same) == {"mean": None, "low": None, "high": None, "n": 0, "infinite": 40}
-    assert METRICS["ssim"](same)["mean"] == pytest.approx(1)
+    assert RUN_METRICS["psnr"].value(same) == {"mean": None, "low": None, "high": None, "n": 0, "infinite": 40}
+    assert RUN_METRICS["ssim"].value(same)["mean"] == pytest.approx(1)
 
 
 def test_metrics_read_the_saved_floats_not_the_rounded_picture(evidence):
@@ -92,24 +97,99 @@ def test_class_accuracy_compares_with_the_class_asked_for(evidence, monkeypatch)
     asked = torch.arange(40) % 10
     answers = torch.where(torch.arange(40) < 30, asked, (asked + 1) % 10)
     monkeypatch.setattr("experiments.runs.metrics.digits.network", lambda e: lambda images: torch.eye(10)[answers])
-    assert METRICS["class_accuracy"](evidence)["mean"] == pytest.approx(0.75)
+    assert RUN_METRICS["class_accuracy"].value(evidence)["mean"] == pytest.approx(0.75)
 
 
 def test_the_jackknife_of_a_mean_is_its_standard_error(evidence):
-    values = torch.randn(400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = over_set(lambda x: float(x.mean()), values, evidence.config)
+    values = 9 + torch.randn(400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = over_set(lambda x: float(x.mean()), values, evidence.bootstrap)
     half = 1.96 * float(values.std()) / math.sqrt(400)
     assert found["mean"] == pytest.approx(float(values.mean()))
     assert (found["high"] - found["low"]) / 2 == pytest.approx(half, rel=0.6)
-    centre = (found["high"] + found["low"]) / 2
-    assert centre == pytest.approx(found["mean"])
+    assert found["low"] * found["high"] == pytest.approx(found["mean"] ** 2), "as far down as up, in ratio"
+
+
+def test_an_interval_of_a_distance_is_never_negative(evidence):
+    values = torch.randn(200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = over_set(lambda x: float(x.mean() ** 2), values, evidence.bootstrap)
+    assert 0 <= found["low"] < found["mean"] < found["high"]
+    same = over_set(lambda x: 0.0, values, evidence.bootstrap)
+    assert (same["mean"], same["low"], same["high"]) == (0.0, 0.0, 0.0)
+    assert over_set(lambda x: -1e-9, values, evidence.bootstrap)["mean"] == 0.0, "rounding of a distance that is 0"
+
+
+def test_a_set_too_small_for_a_statistic_says_so(evidence, monkeypatch):
+    monkeypatch.setattr(Evidence, "samples", lambda self: digits()[0][:1] / 2 + 0.5)
+    found = digits_fid(evidence)
+    assert found["mean"] is None and found["why"] == "needs 2 items"
+
+
+def test_resamples_and_seed_reach_every_metric():
+    """ssim_skimage7 is a metric of the evaluation package: its interval follows the run's settings."""
+    values = [0.1, 0.5, 0.7, 0.2, 0.9, 0.4]
+    metric = evaluation.METRICS["ssim_skimage7"]()
+    few, many = (metric.reduce(values, Bootstrap(resamples=n, seed=1)) for n in (20, 4000))
+    assert few["mean"] == many["mean"] and few["low"] != many["low"]
+    assert metric.reduce(values, Bootstrap(resamples=20, seed=2))["low"] != few["low"]
+    assert metric.reduce(values, Bootstrap(resamples=20, seed=1)) == few
+
+
+def test_the_settings_hand_their_bootstrap_on():
+    config = compose(["metrics.level=0.9", "metrics.resamples=50", "metrics.bootstrap_seed=3"]).metrics
+    assert config.bootstrap == Bootstrap(level=0.9, resamples=50, seed=3)
+
+
+def test_every_metric_has_a_heading_a_direction_and_decimals():
+    for name, metric in known_metrics().items():
+        assert metric.name == name and head_of(name)[-1] in "↑↓" and decimals_of(name) >= 0
+        assert directions()[name] == (1 if head_of(name).endswith("↑") else -1)
+
+
+@pytest.mark.parametrize(
+    ("line", "metric", "refused"),
+    [
+        ("backend=hunyuan_video backend.path=tiny", "temporal_flickering", ""),
+        ("backend=hunyuan_video backend.path=tiny", "fid", "must read video, not image"),
+        ("backend=flux backend.path=tiny", "digits_fid", "must fit backend flux"),
+        ("backend=dit backend.path=tiny", "image_reward", "must need no prompts on dit"),
+        ("backend=digits", "lpips", "must read pictures of 16 pixels, not 32"),
+        ("backend=digits", "psnr_u8wrap", ""),
+    ],
+)
+def test_a_metric_may_be_named_wherever_it_fits(line, metric, refused):
+    settings = resolve(compose([*line.split(), f"metrics.names=[{metric}]"]))
+    backend = backend_class(settings.backend.name)
+    if refused:
+        with pytest.raises(ConfigError, match=f"metrics.names: {refused}"):
+            check_metrics(settings, backend)
+    else:
+        check_metrics(settings, backend)
+
+
+def test_a_metric_added_at_run_time_is_everywhere(monkeypatch, evidence):
+    """One entry: it may be asked for, is computed, and has a head, a direction and decimals in tables."""
+    entry = RunMetric(
+        name="brightness",
+        title="brightness",
+        better="higher",
+        unit="%",
+        decimals=1,
+        value=lambda given: mean_over_items([100.0 * float(x.mean()) for x in given.samples()], given.bootstrap),
+    )
+    monkeypatch.setitem(RUN_METRICS, "brightness", entry)
+    settings = resolve(compose(["metrics.names=[brightness]"]))
+    check_metrics(settings, DigitsBackend)
+    found = compute(Evidence(**{**vars(evidence), "settings": settings}), {})
+    assert 0 < found["brightness"]["low"] < found["brightness"]["mean"] < 100
+    assert head_of("brightness") == "brightness (%) ↑" and directions()["brightness"] == 1
+    assert decimals_of("brightness") == 1
 
 
 def test_too_few_items_have_no_interval(evidence):
-    assert over_set(lambda x: 1.0, torch.zeros(5), evidence.config) == {
+    assert over_set(lambda x: 1.0, torch.zeros(5), evidence.bootstrap) == {
         "mean": 1.0,
         "low": None,
         "high": None,
         "n": 5,
     }
-    assert mean_over_items([2.0], evidence.config) == {"mean": 2.0, "low": None, "high": None, "n": 1}
+    assert mean_over_items([2.0], evidence.bootstrap) == {"mean": 2.0, "low": None, "high": None, "n": 1}

@@ -10,7 +10,7 @@ from experiments.config.compose import compose, options
 from experiments.config.preset import PresetConfig, RowConfig
 from experiments.errors import ConfigError
 from experiments.reports.build import PAPER, published
-from experiments.reports.ranks import DIRECTIONS
+from experiments.reports.columns import directions
 from experiments.settings.cost import cost_of
 from experiments.settings.identity import run_id
 from experiments.settings.method import method_of
@@ -45,7 +45,7 @@ def test_published_rows_and_columns_exist(preset):
     table = published(config.paper)
     named = [row.paper for row in expand(config) if row.paper is not None]
     assert named and set(named) <= set(table)
-    assert set(config.compare) <= set(DIRECTIONS) and set(config.compare.values()) <= set(table[named[0]])
+    assert set(config.compare) <= set(directions()) and set(config.compare.values()) <= set(table[named[0]])
     if preset.startswith("table"):
         assert set(named) == set(table), "every row of the paper"
         again = [row for row in expand(config) if row.paper is not None and named.count(row.paper) > 1]

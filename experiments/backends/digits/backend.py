@@ -36,7 +36,7 @@ class DigitsBackend(Backend):
     """Items cycle over the ten classes; noise is drawn on the CPU, so that it is the same on every device."""
 
     media: ClassVar[Literal["image", "video"]] = "image"
-    metrics: ClassVar[tuple[str, ...]] = ("digits_fid", "digits_sfid", "digits_is", "class_accuracy")
+    side: ClassVar[int | None] = 16
     transformer_class = "DiTTransformer2DModel"
     config: DigitsConfig
 

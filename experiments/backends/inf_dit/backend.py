@@ -48,19 +48,6 @@ SIZES: dict[str, dict[str, Any]] = {
 """Arguments of the network, besides the block."""
 
 FIDELITY = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb")
-METRICS = (
-    *FIDELITY,
-    *(f"{name}_uncached" for name in FIDELITY),
-    "lpips",
-    "lpips_truth",
-    "dists",
-    "niqe",
-    "musiq",
-    "maniqa",
-    "clipiqa",
-)
-
-
 def read(path: Path) -> Tensor:
     """A picture `[1, 3, H, W]` in [-1, 1].
 
@@ -93,7 +80,6 @@ class EnlargingBackend(Backend):
     """What both have in common: images in, images of four times their size out."""
 
     media = "image"
-    metrics: ClassVar[tuple[str, ...]] = METRICS
     transformer_class = "InfDiTTransformer2DModel"
     solvers = ()
     fixed_architecture = True

@@ -53,7 +53,7 @@ def frechet(real: Tensor, samples: Tensor, evidence: Evidence) -> Summary:
     def distance(features: Tensor) -> float:
         return frechet_distance(mean, covariance, *moments(features))
 
-    return over_set(distance, samples, evidence.config)
+    return over_set(distance, samples, evidence.bootstrap, least=2)
 
 
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,7 +93,7 @@ def digits_is(evidence: Evidence) -> Summary:
             warnings.simplefilter("ignore", UserWarning)  # one split has no spread over splits
             return float(metric.compute()[0])
 
-    return over_set(score, logits, evidence.config)
+    return over_set(score, logits, evidence.bootstrap)
 
 
 @torch.inference_mode()
@@ -101,4 +101,4 @@ def class_accuracy(evidence: Evidence) -> Summary:
     """Share of samples that the classifier takes for the class they were asked to be."""
     wanted = torch.tensor([item.inputs["class_labels"] for item in evidence.items])
     hits = network(evidence)(signed(evidence)).argmax(1) == wanted
-    return mean_over_items(hits.double().tolist(), evidence.config)
+    return mean_over_items(hits.double().tolist(), evidence.bootstrap)

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluation.statistics import bootstrap_mean
+from evaluation.statistics import Bootstrap
 from experiments.backends.base import Backend, Item
-from experiments.config.metrics import MetricsConfig
 from experiments.config.run import Settings
+from experiments.files import write_json
 
 __all__ = [
     "Evidence",
@@ -39,12 +39,19 @@ class Evidence:
     reference: Path | None
 
     @property
-    def config(self) -> MetricsConfig:
-        return self.settings.metrics
+    def bootstrap(self) -> Bootstrap:
+        """How the run's intervals are made."""
+        return self.settings.metrics.bootstrap
 
     def load(self, folder: Path, items: list[Item]) -> Tensor:
         """Media of the items, stacked."""
         return torch.stack([self.backend.load_media(folder, item) for item in items])
+
+    def keep(self, name: str, values: dict[str, float]) -> None:
+        """Store a metric's values per item, `values/<name>.json`: tests between methods pair them by item."""
+        folder = self.media.parent / "values"
+        folder.mkdir(exist_ok=True)
+        write_json(folder / f"{name}.json", {item: finite_or_none(value) for item, value in values.items()})
 
     def samples(self) -> Tensor:
         """All media of the run, stacked."""
@@ -54,34 +61,45 @@ class Evidence:
 Summary = dict[str, Any]
 
 
-def mean_over_items(values: list[float], config: MetricsConfig) -> Summary:
+def mean_over_items(values: list[float], bootstrap: Bootstrap) -> Summary:
     """Mean with its bootstrap interval; infinite values (PSNR of equal images) are counted, not averaged."""
     finite = [value for value in values if math.isfinite(value)]
     summary: Summary = {"mean": None, "low": None, "high": None, "n": len(finite)}
     if len(finite) < len(values):
         summary["infinite"] = len(values) - len(finite)
     if finite:
-        triple = bootstrap_mean(finite, config.level, config.resamples, config.bootstrap_seed)
+        triple = bootstrap.mean(finite)
         summary |= dict(zip(("mean", "low", "high"), (finite_or_none(value) for value in triple), strict=True))
     return summary
 
 
-def over_set(statistic: Callable[[Tensor], float], samples: Tensor, config: MetricsConfig) -> Summary:
-    """A statistic of the whole set with an interval from leaving out one of 10 groups of items at a time.
+def over_set(statistic: Callable[[Tensor], float], samples: Tensor, bootstrap: Bootstrap, least: int = 1) -> Summary:
+    """A positive statistic of the whole set with an interval from leaving out one of 10 groups of items at a time.
 
-        SE^2 = (G-1)/G sum_g (theta_g - mean theta)^2,     interval = theta -+ z SE
+        SE^2 = (G-1)/G sum_g (log theta_g - mean log theta)^2,     interval = theta exp(-+ z SE)
 
-    The bootstrap is not used here: resampling repeats items, which lowers the rank of the covariance and
-    biases Frechet distances upwards by more than their uncertainty.
+    The logarithm keeps the interval of a distance above 0. The bootstrap is not used here: resampling repeats items,
+    which lowers the rank of the covariance and biases Frechet distances upwards by more than their uncertainty. The
+    distance's own bias at few samples is not in the interval: it is nearly the same for all methods of one table.
+
+    Args:
+        statistic: of samples `[n, ...]`.
+        samples: of the run.
+        bootstrap: gives the level; nothing is drawn.
+        least: samples below which the statistic is not defined.
     """
-    value, n = statistic(samples), len(samples)
+    n = len(samples)
+    if n < least:
+        return {"mean": None, "low": None, "high": None, "n": n, "why": f"needs {least} items"}
+    value = max(statistic(samples), 0.0)
     summary: Summary = {"mean": value, "low": None, "high": None, "n": n}
     if n >= 2 * GROUPS:
         group = torch.arange(n) % GROUPS
         left_out = torch.tensor([statistic(samples[group != g]) for g in range(GROUPS)], dtype=torch.float64)
-        error = math.sqrt((GROUPS - 1) * float(left_out.var(correction=0)))
-        reach = error * float(torch.special.ndtri(torch.tensor(0.5 + config.level / 2, dtype=torch.float64)))
-        summary |= {"low": value - reach, "high": value + reach}
+        logs = left_out.clamp(min=torch.finfo(left_out.dtype).tiny).log()
+        error = math.sqrt((GROUPS - 1) * float(logs.var(correction=0)))
+        reach = error * float(torch.special.ndtri(torch.tensor(0.5 + bootstrap.level / 2, dtype=torch.float64)))
+        summary |= {"low": value * math.exp(-reach), "high": value * math.exp(reach) if value else 0.0}
     return summary
 
 

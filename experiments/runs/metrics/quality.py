@@ -6,13 +6,14 @@ item are kept in the run's folder under `evaluation/`, so that a metric added la
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import evaluation
-from evaluation.base import Metric, SetMetric
+from evaluation.base import ItemMetric, Metric, SetMetric
 from experiments.backends.base import Backend
 from experiments.backends.media import write_image
 from experiments.config.run import Settings
@@ -27,36 +28,37 @@ def metric_class(name: str) -> type[Metric]:
     return evaluation.METRICS[name]
 
 
-def is_paired(name: str) -> bool:
+def is_paired(metric: type[Metric]) -> bool:
     """Whether a metric compares each item with the same item of the un-cached reference."""
-    if name not in evaluation.METRICS:
-        return False
-    kind = metric_class(name)
-    return "reference" in kind.needs and kind.against == "uncached" and not issubclass(kind, SetMetric)
+    return "reference" in metric.needs and metric.against == "uncached" and not issubclass(metric, SetMetric)
 
 
-def against_truth(name: str) -> bool:
+def against_truth(metric: type[Metric]) -> bool:
     """Whether a metric compares each item with what it ought to be."""
-    return "reference" in metric_class(name).needs and metric_class(name).against == "truth"
+    return "reference" in metric.needs and metric.against == "truth"
 
 
-def against_real(name: str) -> bool:
+def against_real(metric: type[Metric]) -> bool:
     """Whether a metric compares with a set of real images."""
-    return "reference" in metric_class(name).needs and not is_paired(name) and not against_truth(name)
+    return "reference" in metric.needs and not is_paired(metric) and not against_truth(metric)
 
 
 def check_quality(settings: Settings, backend: type[Backend], names: list[str]) -> None:
     """Raise `ConfigError` for a metric that could not be computed at the end of the run."""
     real = settings.metrics.reference
     for name in names:
-        kinds = " or ".join(sorted(metric_class(name).media))
-        check(
-            backend.media in metric_class(name).media, "metrics.names", f"must read {backend.media}, not {kinds}", name
-        )
-        if against_real(name):
+        metric = metric_class(name)
+        kinds = " or ".join(sorted(metric.media))
+        check(backend.media in metric.media, "metrics.names", f"must read {backend.media}, not {kinds}", name)
+        small = backend.side is not None and backend.side < metric.smallest
+        check(not small, "metrics.names", f"must read pictures of {backend.side} pixels, not {metric.smallest}", name)
+        if "prompt" in metric.needs:
+            first = backend.items(settings.backend, 1, settings.seed)[0]
+            check("prompt" in first.inputs, "metrics.names", f"must need no prompts on {settings.backend.name}", name)
+        if against_real(metric):
             given = real is not None and Path(real).exists()
             check(given, "metrics.reference", f"must be a folder of real images or an .npz for {name}", real)
-        if against_truth(name):
+        if against_truth(metric):
             for item in backend.items(settings.backend, settings.num_items, settings.seed):
                 known = backend.truth(settings.backend, item)
                 check(
@@ -68,25 +70,29 @@ def check_quality(settings: Settings, backend: type[Backend], names: list[str]) 
 
 
 def assess(evidence: Evidence, name: str) -> dict[str, Any]:
-    """One metric of the run."""
-    config, device = evidence.config, evidence.settings.backend.device
-    reference = evidence.reference if is_paired(name) else None
-    if against_real(name) and config.reference is not None:
+    """One metric of the run. Its values per item are kept where those of the run's own metrics are."""
+    metric, config, device = metric_class(name), evidence.settings.metrics, evidence.settings.backend.device
+    reference = evidence.reference if is_paired(metric) else None
+    if against_real(metric) and config.reference is not None:
         reference = Path(config.reference)
-    if against_truth(name):
+    if against_truth(metric):
         reference = truth_of(evidence)
     prompts = None
-    if "prompt" in metric_class(name).needs:
+    if "prompt" in metric.needs:
         prompts = {item.name: item.inputs["prompt"] for item in evidence.items}
+    out = evidence.media.parent / "evaluation"
     results = evaluation.evaluate(
         images=evidence.media,
         reference=reference,
         prompts=prompts,
         metrics=[name],
         device=("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device,
-        out=evidence.media.parent / "evaluation",
-        level=config.level,
+        out=out,
+        bootstrap=evidence.bootstrap,
     )
+    if issubclass(metric, ItemMetric):
+        with open(out / "values.csv", newline="") as handle:
+            evidence.keep(name, {line["item"]: float(line[name]) for line in csv.DictReader(handle)})
     return results[name]
 
 

@@ -1,43 +1,66 @@
 """Quality of a run's media, from what is saved in its folder: every number can be recomputed from there.
 
-Paired metrics compare each item with the same item of the un-cached reference (same noise) and carry a
-bootstrap interval over items. Metrics of a whole set have no per-item value; their interval is the
-delete-a-group jackknife's, see `jackknife`.
+Two kinds of metric are known by name: those of `RUN_METRICS`, which read media as the run keeps them, and those of the
+`evaluation` package, which read files. Either is described in one place, its own. Paired metrics compare each item with
+the same item of the un-cached reference (same noise) and carry a bootstrap interval over items. Metrics of a whole set
+have no per-item value; their interval is the delete-a-group jackknife's (see `experiments.runs.metrics.evidence`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from torch import Tensor
 
 import evaluation
-from evaluation.fidelity import psnr, ssim
+from evaluation.base import Metric
+from evaluation.fidelity import Psnr, Ssim, psnr, ssim
 from experiments.backends.base import Backend
 from experiments.config.run import Settings
-from experiments.errors import ConfigError, choose
-from experiments.files import write_json
-from experiments.runs.metrics.evidence import Evidence, Summary, finite_or_none, mean_over_items
+from experiments.errors import check, choose
+from experiments.runs.metrics.evidence import Evidence, Summary, mean_over_items
 from experiments.runs.metrics.quality import assess, check_quality, is_paired
 
 __all__ = [
-    "METRICS",
-    "PAIRED",
-    "TITLES",
+    "RUN_METRICS",
+    "RunMetric",
     "applicable",
     "check_metrics",
     "compute",
+    "known_metrics",
+    "metric_of",
+    "paired",
+    "paired_with_reference",
 ]
 
 
-def paired(name: str, score: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Evidence], Summary]:
-    """A metric of each item and its reference; videos are scored frame by frame and averaged.
+@dataclass(frozen=True, kw_only=True)
+class RunMetric:
+    """A metric that reads the media of a run as its backend keeps them. Attributes as in `evaluation.base.Metric`."""
 
-    The values are kept in the run's folder, `values/<name>.json`: tests between methods pair them by item.
-    """
+    name: str
+    title: str
+    better: Literal["higher", "lower"]
+    value: Callable[[Evidence], Summary]
+    unit: str = ""
+    decimals: int = 2
+    paired: bool = False
+    """Whether each item is compared with the same item of the un-cached reference."""
+    backends: tuple[str, ...] = ()
+    """The backends that it fits; empty = all."""
 
-    def metric(evidence: Evidence) -> Summary:
+    def heading(self) -> str:
+        """Title, unit and direction, such as `PSNR (dB) ↑`."""
+        unit = f" ({self.unit})" if self.unit else ""
+        return f"{self.title}{unit} {'↑' if self.better == 'higher' else '↓'}"
+
+
+def paired(metric: type[Metric], score: Callable[[Tensor, Tensor], Tensor]) -> RunMetric:
+    """A metric of each item and its reference; videos are scored frame by frame and averaged."""
+
+    def value(evidence: Evidence) -> Summary:
         if evidence.reference is None:
             raise ValueError("a paired metric needs a reference run")
         values: list[float] = []
@@ -46,61 +69,70 @@ def paired(name: str, score: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Ev
             reference = evidence.backend.load_media(evidence.reference, item)
             frames = (1, *sample.shape) if sample.ndim == 3 else sample.shape
             values.append(float(score(sample.reshape(frames), reference.reshape(frames)).mean()))
-        kept = {item.name: finite_or_none(value) for item, value in zip(evidence.items, values, strict=True)}
-        folder = evidence.media.parent / "values"
-        folder.mkdir(exist_ok=True)
-        write_json(folder / f"{name}.json", kept)
-        return mean_over_items(values, evidence.config)
+        evidence.keep(metric.name, {item.name: value for item, value in zip(evidence.items, values, strict=True)})
+        return mean_over_items(values, evidence.bootstrap)
 
-    return metric
+    same = {name: getattr(metric, name) for name in ("name", "title", "better", "unit", "decimals")}
+    return RunMetric(**same, value=value, paired=True)
 
 
-def on_digits(name: str) -> Callable[[Evidence], Summary]:
+def on_digits(name: str, title: str, better: Literal["higher", "lower"], decimals: int = 2) -> RunMetric:
     """A metric of `experiments.runs.metrics.digits`, imported on use because it loads a classifier."""
 
-    def metric(evidence: Evidence) -> Summary:
+    def value(evidence: Evidence) -> Summary:
         from experiments.runs.metrics import digits
 
         return getattr(digits, name)(evidence)
 
-    return metric
+    return RunMetric(name=name, title=title, better=better, decimals=decimals, value=value, backends=("digits",))
 
 
-PAIRED = ("psnr", "ssim")
-
-METRICS: dict[str, Callable[[Evidence], Summary]] = {
-    "psnr": paired("psnr", psnr),
-    "ssim": paired("ssim", ssim),
-    "digits_fid": on_digits("digits_fid"),
-    "digits_sfid": on_digits("digits_sfid"),
-    "digits_is": on_digits("digits_is"),
-    "class_accuracy": on_digits("class_accuracy"),
+RUN_METRICS: dict[str, RunMetric] = {
+    metric.name: metric
+    for metric in (
+        paired(Psnr, psnr),
+        paired(Ssim, ssim),
+        on_digits("digits_fid", "digits-FID", "lower"),
+        on_digits("digits_sfid", "digits-sFID", "lower"),
+        on_digits("digits_is", "digits-IS", "higher"),
+        on_digits("class_accuracy", "class accuracy", "higher", decimals=3),
+    )
 }
 
-TITLES: dict[str, str] = {
-    "psnr": "PSNR (dB) ↑",
-    "ssim": "SSIM ↑",
-    "digits_fid": "digits-FID ↓",
-    "digits_sfid": "digits-sFID ↓",
-    "digits_is": "digits-IS ↑",
-    "class_accuracy": "class accuracy ↑",
-}
+
+def known_metrics() -> dict[str, RunMetric | type[Metric]]:
+    """Every metric by name; those of runs come before namesakes of the package."""
+    return {**evaluation.METRICS, **RUN_METRICS}
+
+
+def metric_of(name: str) -> RunMetric | type[Metric] | None:
+    """The metric of a name, if it is one."""
+    return RUN_METRICS.get(name) or evaluation.METRICS.get(name)
+
+
+def paired_with_reference(name: str) -> bool:
+    """Whether a metric compares each item with the same item of the un-cached reference."""
+    metric = metric_of(name)
+    if metric is None:
+        return False
+    return metric.paired if isinstance(metric, RunMetric) else is_paired(metric)
 
 
 def applicable(settings: Settings) -> list[str]:
     """The requested metrics that exist for this run: a reference is not compared with itself."""
     if not settings.plain:
         return settings.metrics.names
-    return [name for name in settings.metrics.names if name not in PAIRED and not is_paired(name)]
+    return [name for name in settings.metrics.names if not paired_with_reference(name)]
 
 
 def check_metrics(settings: Settings, backend: type[Backend]) -> None:
-    """Every requested metric must exist and make sense for the backend."""
+    """Every requested metric must exist and fit what the backend makes."""
     for name in settings.metrics.names:
-        choose("metrics.names", name, {*METRICS, *evaluation.METRICS})
-        if name not in PAIRED and name not in backend.metrics:
-            raise ConfigError(f"metrics.names: must fit backend {settings.backend.name}, got {name!r}")
-    check_quality(settings, backend, [name for name in settings.metrics.names if name not in METRICS])
+        choose("metrics.names", name, known_metrics())
+        backends = RUN_METRICS[name].backends if name in RUN_METRICS else ()
+        fits = not backends or settings.backend.name in backends
+        check(fits, "metrics.names", f"must fit backend {settings.backend.name}", name)
+    check_quality(settings, backend, [name for name in settings.metrics.names if name not in RUN_METRICS])
 
 
 def compute(evidence: Evidence, known: dict[str, Any]) -> dict[str, Summary]:
@@ -109,5 +141,5 @@ def compute(evidence: Evidence, known: dict[str, Any]) -> dict[str, Summary]:
 
 
 def value_of(name: str, evidence: Evidence) -> Summary:
-    """A metric of this module, or of the `evaluation` package."""
-    return METRICS[name](evidence) if name in METRICS else assess(evidence, name)
+    """A metric of runs, or of the `evaluation` package."""
+    return RUN_METRICS[name].value(evidence) if name in RUN_METRICS else assess(evidence, name)
