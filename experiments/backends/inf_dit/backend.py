@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,6 +48,8 @@ SIZES: dict[str, dict[str, Any]] = {
 """Arguments of the network, besides the block."""
 
 FIDELITY = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb")
+
+
 def read(path: Path) -> Tensor:
     """A picture `[1, 3, H, W]` in [-1, 1].
 
