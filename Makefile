@@ -1,5 +1,5 @@
 # make demo   the whole story on the embedded model: one run, its table, its picture
-# make test   the whole test suite
+# make test   the test suite
 PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null)
 BIN := .venv/bin
@@ -8,10 +8,10 @@ EXTRAS := all
 
 MIRRORS := digits_table2,digits_table3,digits_table4,digits_table7,digits_table8
 
-.PHONY: help setup demo test mirrors docs check lint format clean
+.PHONY: help setup demo test test-slow test-all mirrors docs check lint format clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
 setup: $(READY) ## create .venv with the exact versions of constraints.txt
 
@@ -28,8 +28,13 @@ endif
 demo: $(READY) ## HiCache on the embedded model, with a table and a picture
 	$(BIN)/python run.py num_items=40
 
-test: $(READY) ## every test; those that need a GPU, Slurm or a browser skip with a reason where it is missing
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+test: $(READY) ## the tests; those that need a GPU, Slurm or a browser skip with a reason where it is missing
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+test-slow: $(READY) ## the exhaustive ones: every backend with every method and scope, every preset, fault injection
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
+
+test-all: test test-slow ## everything that CI runs
 
 mirrors: $(READY) ## the paper's Tables 2, 3, 4, 7, 8 on the embedded model, from nothing to results/embedded
 	$(BIN)/python -m experiments plan experiment=$(MIRRORS) title=mirrors
@@ -44,8 +49,7 @@ lint: $(READY) ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-check: lint ## lint and the fast tests
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+check: lint test ## lint and the tests
 
 format: $(READY) ## rewrite the code in the house style
 	$(BIN)/ruff check --fix .

@@ -22,6 +22,8 @@ from experiments.settings.resolve import resolve
 from experiments.settings.zoo import entry
 from hicache.policy.verify import Verify
 
+pytestmark = pytest.mark.slow
+
 BACKENDS = [name for name in options("backend") if name not in ("digits", "inf_dit_small")]
 PLAIN = ["none", "steps"]
 CACHED = ["fora", "taylorseer", "hi_taylor", "hicache", "hicache_adaptive"]

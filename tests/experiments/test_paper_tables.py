@@ -11,6 +11,8 @@ from experiments.reports.costs import build_costs
 from experiments.reports.tables import main, presets_of
 from experiments.settings.rows import split_rows
 
+pytestmark = pytest.mark.slow
+
 TABLES = [f"table{number}" for number in range(1, 10)]
 
 NOT_REPRODUCIBLE = {

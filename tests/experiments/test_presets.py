@@ -17,6 +17,8 @@ from experiments.settings.method import method_of
 from experiments.settings.resolve import resolve
 from experiments.settings.rows import expand, split_rows
 
+pytestmark = pytest.mark.slow
+
 PRESETS = options("experiment")
 
 
