@@ -16,6 +16,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "collect": ("plans.collect", "check, finish and index the runs of a plan"),
     "tables": ("reports.tables", "print a table and write it to results/tables"),
     "figures": ("reports.figures", "figures of tables, and of trajectories"),
+    "zoom": ("reports.zoom", "a part of an enlarged image, magnified, method by method"),
     "report": ("reports.report", "one HTML page of everything"),
     "pages": ("reports.pages", "fill the tables of README.md and docs/ from results/embedded"),
     "calibrate": ("calibration.calibrate", "calibrate full steps and weights, or curves"),
@@ -23,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "train digits": ("learning.train_digits", "train the embedded model"),
     "train emoji": ("learning.train_emoji", "train the text-to-image model"),
     "train emoji-atlas": ("learning.emoji_atlas", "make its sprites from two npm packages"),
+    "train super-resolution": ("learning.train_super_resolution", "train the small super-resolution model"),
     "train predictor": ("learning.train_predictor", "train a learned method"),
     "analyses": ("analyses.__main__", "analyses of trajectories"),
     "study calibrated": ("studies.calibrated", "calibrated plans against hand-made ones"),
@@ -32,6 +34,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "study transfer": ("studies.transfer", "calibrated plans on other seeds and solvers"),
     "compare": ("settings.compare", "what to set to compare with another program"),
     "methods": ("settings.zoo", "all methods, and which backend runs which"),
+    "convert inf-dit": ("backends.inf_dit.checkpoint", "Inf-DiT's checkpoint as safetensors"),
     "weights": ("backends.weights", "what the weights of a backend are, and where they are looked for"),
 }
 """Verb -> its module, and one line of help."""

@@ -84,7 +84,27 @@ def best() -> str:
     return table(["about", "method", "full steps", "FLOPs ×", "PSNR (dB)"], lines)
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"headline": headline, "sigma": sigma, "best": best}
+def super_resolution() -> str:
+    """The small super-resolution model by interval: to the high-resolution image, and to the un-cached result."""
+    rows = read("small_table5")
+    plain = number(rows, "no cache", "psnr_y", 2)
+    lines = [["1", number(rows, "no cache", "num_full_steps", 0), *[plain] * 3, "-", "-", "-"]]
+    methods = ("HiCache", "TaylorSeer", "FORA")
+    for interval in range(2, 9):
+        labels = [f"{method} (N={interval})" for method in methods]
+        steps = number(rows, labels[0], "num_full_steps", 0)
+        truth, uncached = ([number(rows, label, column, 2) for label in labels] for column in ("psnr_y", "psnr"))
+        lines.append([str(interval), steps, *truth, *uncached])
+    truth, uncached = ([f"{method}, to {kind}" for method in methods] for kind in ("HR", "un-cached"))
+    return table(["N", "full calls", *truth, *uncached], lines)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "headline": headline,
+    "sigma": sigma,
+    "best": best,
+    "super_resolution": super_resolution,
+}
 
 
 def fill(text: str) -> str:

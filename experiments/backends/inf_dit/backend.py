@@ -7,6 +7,7 @@ Items are the images of a folder. High-resolution ones are cut to whole blocks a
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -244,7 +245,7 @@ class InfDiTBackend(EnlargingBackend, PipelineBackend):
             rule = (
                 "must be the folder of converted weights: 5 GB from the cloud drive of Tsinghua University that the "
                 "README of THUDM/Inf-DiT on GitHub links (no licence stated for them), then "
-                "python -m experiments.backends.inf_dit.checkpoint mp_rank_00_model_states.pt FOLDER"
+                "python -m experiments convert inf-dit mp_rank_00_model_states.pt FOLDER"
             )
             check(there, "backend.path", rule, chosen.path)
         cls.check_images(config)
@@ -278,4 +279,8 @@ class InfDiTSmallBackend(EnlargingBackend):
         folder = Path(config.path or SMALL)
         weights = folder / NETWORK / "diffusion_pytorch_model.safetensors"
         check(weights.is_file(), "backend.path", f"must be a folder with {NETWORK}/{weights.name}", str(folder))
+        if config.path is None:
+            found = hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
+            rule = f"must be that of the shipped weights ({found})"
+            check(found == config.revision, "backend.revision", rule, config.revision)
         cls.check_images(config)

@@ -3,7 +3,7 @@ r"""The released checkpoint: its names, and its one-time conversion to safetenso
 `mp_rank_00_model_states.pt` is a pickle with the weights under `module`: 426 tensors of the network and 300 of a CLIP
 model (`image_encoder.model.*`, of which `visual.*` is used). It is read with `weights_only=True`: nothing in it runs.
 
-    python -m experiments.backends.inf_dit.checkpoint CHECKPOINT.pt FOLDER
+    python -m experiments convert inf-dit CHECKPOINT.pt FOLDER
 
 The file lies on a cloud drive of Tsinghua University, linked from the README of github.com/THUDM/Inf-DiT. The code
 there is Apache-2.0; the weights come without a statement.
@@ -131,7 +131,7 @@ def convert(source: Path, target: Path) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
-        sys.exit(f"usage: python -m experiments.backends.inf_dit.checkpoint CHECKPOINT.pt FOLDER, got {sys.argv[1:]}")
+        sys.exit(f"usage: python -m experiments convert inf-dit CHECKPOINT.pt FOLDER, got {sys.argv[1:]}")
     try:
         convert(Path(sys.argv[1]), Path(sys.argv[2]))
     except (ConfigError, OSError) as problem:

@@ -1,0 +1,119 @@
+"""A part of one enlarged image, magnified: high resolution, bicubic, un-cached, and methods at some intervals.
+
+    python -m experiments zoom                                     rows of small_table5, to results/figures
+    python -m experiments zoom preset=small_table5 item=04_coffee embedded=true
+
+Rows that were not run are left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from evaluation.super_resolution import crop_border, luma
+from experiments.backends import backend_class
+from experiments.backends.base import Item
+from experiments.cli import Exit
+from experiments.config.run import Settings
+from experiments.errors import ConfigError, check
+from experiments.files import replacing
+from experiments.reports.build import rows_of
+from experiments.runs.runner import folder_of, items_of
+
+__all__ = ["draw", "main"]
+
+INTERVALS = (1, 4, 6, 8)
+"""Of the rows that are shown."""
+WINDOW = 48
+"""Pixels on a side of the magnified part: the one with the most detail."""
+
+
+def detailed(image: Tensor) -> tuple[int, int]:
+    """The corner of the window `[3, H, W]` whose luma differs most from its neighbours."""
+    gray = image.mean(0)[None, None]
+    steps = (gray[..., 1:, :-1] - gray[..., :-1, :-1]).abs() + (gray[..., :-1, 1:] - gray[..., :-1, :-1]).abs()
+    busy = F.avg_pool2d(steps, WINDOW, stride=4)[0, 0]
+    row, column = divmod(int(busy.argmax()), busy.shape[1])
+    return 4 * row, 4 * column
+
+
+def fidelity(image: Tensor, truth: Tensor) -> str:
+    """PSNR of the luma in dB, without a border of 4 pixels."""
+    a, b = (luma(crop_border(one[None], 4)) for one in (image, truth))
+    return f"{-10 * float((a - b).square().mean().log10()):.2f} dB"
+
+
+def panels(preset: str, results: Path, name: str) -> tuple[Tensor, list[tuple[str, Tensor]]]:
+    """The high-resolution image, and what stands beside it."""
+    known: dict[str, Settings] = {row.label: made for row, made in rows_of(preset, [])[1] if not isinstance(made, str)}
+    first = next(iter(known.values()))
+    backend: Any = backend_class(first.backend.name)
+    items: dict[str, Item] = {item.name: item for item in items_of(first)}
+    check(name in items, "item", f"must be one of {', '.join(items)}", name)
+    item = items[name]
+    truth = backend.truth(first.backend, item)
+    check(truth is not None, "preset", "must have a truth (a super-resolution preset)", preset)
+    low = F.interpolate(truth[None], scale_factor=0.25, mode="bicubic", antialias=True).clamp(0, 1)
+    up = F.interpolate(low, size=truth.shape[-2:], mode="bicubic", antialias=True).clamp(0, 1)[0]
+    found = [("high resolution", truth), ("bicubic", up)]
+    for label, settings in known.items():
+        shown = settings.plain or settings.interval in INTERVALS[1:]
+        folder = folder_of(dataclasses.replace(settings, results=results))
+        if shown and (folder.media / f"{name}.png").is_file():
+            found.append((label, backend.load_media(folder.media, item)))
+    check(len(found) > 2, "results", f"must have runs of {preset}", str(results))
+    return truth, found
+
+
+def draw(preset: str, results: Path, name: str, path: Path) -> None:
+    """The figure."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    truth, found = panels(preset, results, name)
+    top, left = detailed(truth)
+    columns = 3
+    rows = -(-len(found) // columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(2.3 * columns, 2.55 * rows), squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, (label, image) in zip(axes.flat, found, strict=False):
+        axis.imshow(image[:, top : top + WINDOW, left : left + WINDOW].permute(1, 2, 0).clamp(0, 1))
+        axis.set_title(label if image is truth else f"{label}\n{fidelity(image, truth)}", fontsize=9)
+    figure.tight_layout(pad=0.4)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=110, format="png")
+    pyplot.close(figure)
+
+
+def main(arguments: list[str]) -> None:
+    """Draw what the arguments name."""
+    if {"--help", "-h"} & set(arguments):
+        return print(__doc__)
+    given = {"preset": "small_table5", "item": "04_coffee", "results": "results", "embedded": "false"}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or key not in given:
+            raise ConfigError(f"argument: must be one of {', '.join(given)} as key=value, got {argument!r}")
+        given[key] = value
+    check(given["embedded"] in ("true", "false"), "embedded", "must be true or false", given["embedded"])
+    folder = Path("results/embedded") if given["embedded"] == "true" else Path(given["results"]) / "figures"
+    path = folder / f"{given['preset']}_zoom.png"
+    with torch.no_grad():
+        draw(given["preset"], Path(given["results"]), given["item"], path)
+    return print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    outcome = Exit()
+    outcome.guard(lambda: main(sys.argv[1:]))
+    sys.exit(outcome.code)
