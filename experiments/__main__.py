@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "trajectories": ("calibration.trajectories", "record what the model computes over the steps"),
     "train digits": ("learning.train_digits", "train the embedded model"),
     "train emoji": ("learning.train_emoji", "train the text-to-image model"),
+    "train emoji-judge": ("learning.train_emoji_judge", "train what scores its pictures"),
     "train emoji-atlas": ("learning.emoji_atlas", "make its sprites from two npm packages"),
     "train super-resolution": ("learning.train_super_resolution", "train the small super-resolution model"),
     "train predictor": ("learning.train_predictor", "train a learned method"),
