@@ -16,6 +16,7 @@ __all__ = ["BACKENDS", "backend_class", "load_backend"]
 
 BACKENDS: dict[str, str] = {
     "digits": "experiments.backends.digits.backend:DigitsBackend",
+    "emoji": "experiments.backends.emoji.backend:EmojiBackend",
     "flux": "experiments.backends.flux:FluxBackend",
     "flux_schnell": "experiments.backends.flux:SchnellBackend",
     "dit": "experiments.backends.dit:DiTBackend",

@@ -19,6 +19,7 @@ __all__ = [
     "BackendConfig",
     "DiTConfig",
     "DigitsConfig",
+    "EmojiConfig",
     "FluxConfig",
     "GuidedConfig",
     "HunyuanVideoConfig",
@@ -81,6 +82,29 @@ class DigitsConfig(BackendConfig):
     def __post_init__(self) -> None:
         check(self.guidance >= 1, "backend.guidance", "must be >= 1 (1 = no guidance)", self.guidance)
         choose("backend.solver", self.solver, SOLVERS)
+
+
+@dataclass(kw_only=True)
+class EmojiConfig(BackendConfig):
+    """The embedded text-to-image model: FLUX's transformer on captioned emoji, in pixel space."""
+
+    guidance: float = 2.0
+    """Classifier-free guidance by a doubled batch."""
+    prompts: str | None = execution(None)
+    """File of prompts (.txt, .jsonl); null = captions of scenes that the model was not trained on."""
+
+    def __post_init__(self) -> None:
+        check(self.guidance >= 1, "backend.guidance", "must be >= 1 (1 = no guidance)", self.guidance)
+        if self.recommended.num_items == 0:
+            self.recommended.num_items = len(self.read())
+
+    def read(self) -> list[Prompt]:
+        """The prompts of the file."""
+        check(self.prompts is not None, "backend.prompts", "must be a file", self.prompts)
+        return read_prompts(str(self.prompts))
+
+    def contents(self) -> dict[str, Any]:
+        return {} if self.prompts is None else {"prompts": fingerprint(self.read())}
 
 
 DTYPES = ("bf16", "fp16", "fp32")

@@ -7,6 +7,7 @@ from hydra.core.config_store import ConfigStore
 from experiments.config.backend import (
     DigitsConfig,
     DiTConfig,
+    EmojiConfig,
     FluxConfig,
     HunyuanVideoConfig,
     QwenConfig,
@@ -44,6 +45,7 @@ Groups = dict[str, dict[str, type]]
 GROUPS: Groups = {
     "backend": {
         "digits": DigitsConfig,
+        "emoji": EmojiConfig,
         "flux": FluxConfig,
         "dit": DiTConfig,
         "hunyuan_video": HunyuanVideoConfig,

@@ -20,7 +20,8 @@ def interval(summary: dict[str, Any] | None) -> str:
     if summary is None:
         return "–"
     if summary["mean"] is None:
-        return f"∞ ({summary['infinite']} equal)" if summary.get("infinite") else "–"
+        without = f"– ({summary['why']})" if summary.get("why") else "–"
+        return f"∞ ({summary['infinite']} equal)" if summary.get("infinite") else without
     digits = 4 if abs(summary["mean"]) < 2 else 2
     text = f"{summary['mean']:.{digits}f}"
     if summary["low"] is not None:

@@ -21,6 +21,7 @@ __all__ = [
     "Summary",
     "finite_or_none",
     "mean_over_items",
+    "no_value",
     "over_set",
 ]
 
@@ -73,6 +74,11 @@ def mean_over_items(values: list[float], bootstrap: Bootstrap) -> Summary:
     return summary
 
 
+def no_value(n: int, why: str) -> Summary:
+    """A metric without a value for these `n` items, and why."""
+    return {"mean": None, "low": None, "high": None, "n": n, "why": why}
+
+
 def over_set(statistic: Callable[[Tensor], float], samples: Tensor, bootstrap: Bootstrap, least: int = 1) -> Summary:
     """A positive statistic of the whole set with an interval from leaving out one of 10 groups of items at a time.
 
@@ -90,7 +96,7 @@ def over_set(statistic: Callable[[Tensor], float], samples: Tensor, bootstrap: B
     """
     n = len(samples)
     if n < least:
-        return {"mean": None, "low": None, "high": None, "n": n, "why": f"needs {least} items"}
+        return no_value(n, f"needs {least} items")
     value = max(statistic(samples), 0.0)
     summary: Summary = {"mean": value, "low": None, "high": None, "n": n}
     if n >= 2 * GROUPS:

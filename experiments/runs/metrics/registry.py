@@ -87,6 +87,17 @@ def on_digits(name: str, title: str, better: Literal["higher", "lower"], decimal
     return RunMetric(name=name, title=title, better=better, decimals=decimals, value=value, backends=("digits",))
 
 
+def on_emoji(name: str, title: str, better: Literal["higher", "lower"] = "higher", **options: Any) -> RunMetric:
+    """A metric of `experiments.runs.metrics.emoji`, imported on use because it loads the judge."""
+
+    def value(evidence: Evidence) -> Summary:
+        from experiments.runs.metrics import emoji
+
+        return getattr(emoji, name)(evidence)
+
+    return RunMetric(name=name, title=title, better=better, value=value, backends=("emoji",), **options)
+
+
 RUN_METRICS: dict[str, RunMetric] = {
     metric.name: metric
     for metric in (
@@ -96,6 +107,13 @@ RUN_METRICS: dict[str, RunMetric] = {
         on_digits("digits_sfid", "digits-sFID", "lower"),
         on_digits("digits_is", "digits-IS", "higher"),
         on_digits("class_accuracy", "class accuracy", "higher", decimals=3),
+        on_emoji("emoji_distance", "emoji-judge distance", "lower", paired=True, decimals=3),
+        on_emoji("emoji_alignment", "emoji-judge alignment"),
+        on_emoji("emoji_object", "object", decimals=3),
+        on_emoji("emoji_colour", "colour", decimals=3),
+        on_emoji("emoji_count", "count", decimals=3),
+        on_emoji("emoji_style", "style", decimals=3),
+        on_emoji("emoji_frechet", "emoji-judge Fréchet", "lower"),
     )
 }
 
