@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import matplotlib
@@ -34,7 +35,8 @@ def still(media: Tensor) -> Tensor:
 
 
 def shortened(text: str) -> str:
-    return text if len(text) <= 24 else text[:23] + "…"
+    """At most two lines, as wide as a column."""
+    return "\n".join(textwrap.wrap(text, 16, max_lines=2, placeholder=" …"))
 
 
 def draw_comparison(evidence: Evidence, path: Path) -> None:
@@ -51,7 +53,7 @@ def draw_comparison(evidence: Evidence, path: Path) -> None:
         differences = [(GAIN * (a - b).abs()).clamp(0, 1) for a, b in zip(samples, references, strict=True)]
         rows = [("reference", references), *rows, (f"|difference| ×{GAIN:g}", differences)]
     figure, axes = pyplot.subplots(
-        len(rows), len(columns), figsize=(1.1 * len(columns) + 2.0, 1.15 * len(rows) + 0.4), squeeze=False
+        len(rows), len(columns), figsize=(1.1 * len(columns) + 2.0, 1.15 * len(rows) + 0.6), squeeze=False
     )
     for r, (name, images) in enumerate(rows):
         for c, image in enumerate(images):
@@ -66,7 +68,7 @@ def draw_comparison(evidence: Evidence, path: Path) -> None:
             )
             axis.set(xticks=[], yticks=[])
             if r == 0:
-                axis.set_title(shortened(columns[c].title), fontsize=10)
+                axis.set_title(shortened(columns[c].title), fontsize=9)
         axes[r][0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10, labelpad=8)
     figure.tight_layout(pad=0.4)
     with replacing(path) as partial:

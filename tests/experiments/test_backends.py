@@ -22,7 +22,7 @@ from experiments.runs.runner import execute, items_of
 from experiments.settings.identity import run_id
 from experiments.settings.resolve import resolve
 
-PUBLISHED = [name for name in options("backend") if name not in ("digits", "inf_dit", "inf_dit_small")]
+PUBLISHED = [name for name in options("backend") if name not in ("digits", "emoji", "inf_dit", "inf_dit_small")]
 
 
 def settings(*overrides: str):

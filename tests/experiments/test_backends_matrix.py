@@ -24,7 +24,7 @@ from hicache.policy.verify import Verify
 
 pytestmark = pytest.mark.slow
 
-BACKENDS = [name for name in options("backend") if name not in ("digits", "inf_dit_small")]
+BACKENDS = [name for name in options("backend") if name not in ("digits", "emoji", "inf_dit_small")]
 PLAIN = ["none", "steps"]
 CACHED = ["fora", "taylorseer", "hi_taylor", "hicache", "hicache_adaptive"]
 STEPS, INTERVAL = 6, 3
