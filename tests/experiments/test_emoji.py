@@ -322,7 +322,7 @@ def test_its_scores_fall_with_blur_noise_and_wrong_captions():
     for name, points in ladder(load_judge(SHIPPED / "judge.safetensors"), scenes, images).items():
         scores = [score for _, score in points]
         assert scores == sorted(scores, reverse=True), f"{name}: {scores}"
-        assert scores[0] - scores[-1] > 0.2, name
+        assert scores[0] - scores[-1] > 0.1, name
 
 
 def test_metrics_of_right_pictures_are_better_than_of_others(tmp_path):
