@@ -50,6 +50,9 @@ class PhotographsConfig:
     """Scale of the initial noise: 1 as published; less gives images nearer the mean of the possible ones."""
     cross: str = "live"
     """Cross-attention at estimated steps of scope modules: live (computed), cached (forecast)."""
+    history: str = "calls"
+    """Series of model calls with a history of their own: calls (one), stages (one for each of Heun's two; num_steps are
+    then steps, of two calls)."""
     state: str = "fp32"
     """Number format of the image between the calls: fp32, or bf16 as published."""
     rows: int | None = execution(None)
@@ -71,6 +74,9 @@ class PhotographsConfig:
         choose("backend.inputs", self.inputs, ("hr", "lr"))
         choose("backend.solver", self.solver, ("heun", "euler"))
         choose("backend.cross", self.cross, ("live", "cached"))
+        choose("backend.history", self.history, ("calls", "stages"))
+        staged = self.history == "calls" or self.solver == "heun"
+        check(staged, "backend.history", "must be calls with backend.solver=euler, which has one stage", self.history)
         choose("backend.state", self.state, ("fp32", "bf16"))
         check(0 <= self.noise <= 1, "backend.noise", "must be from 0 to 1", self.noise)
         check(self.scale in (2, 4), "backend.scale", "must be 2 or 4", self.scale)

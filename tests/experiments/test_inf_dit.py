@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 import evaluation
 from experiments.backends import backend_class, load_backend
+from experiments.backends.base import sampling_of
 from experiments.backends.inf_dit.backend import EnlargingBackend
 from experiments.backends.inf_dit.checkpoint import ENCODER, NETWORK
 from experiments.backends.inf_dit.encoder import ClipVector, vision_tower
@@ -23,6 +24,7 @@ from experiments.reports.costs import build_costs
 from experiments.runs import runner
 from experiments.runs.runner import execute, items_of
 from experiments.settings.identity import run_id
+from experiments.settings.method import caching
 from experiments.settings.resolve import resolve
 
 TINY = ("backend=inf_dit", "backend.size=tiny", "num_steps=5", "interval=2", "metrics.latency_repeats=1",
@@ -260,6 +262,24 @@ def test_table_5_is_the_published_one():
     for row in build_costs("table5", []).rows:
         for name in ("flops_g", "flops_speedup"):
             assert row.ours[name].value == pytest.approx(row.paper[name].value, rel=3e-3), (row.label, name)
+
+
+def test_stages_of_heun_may_have_a_history_each(tmp_path):
+    """Half as many steps of two calls: both stages follow the plan by themselves."""
+    of = settings(tmp_path, "num_items=1", "backend.history=stages", "num_steps=6", "interval=2")
+    backend, items = load_backend(of.backend), items_of(of)
+    with caching(backend, of) as cache:
+        backend.generate(items, sampling_of(of))
+        seen = dict(cache.report.branches)
+    assert seen == {"stage 0": [0, 1, 3, 5], "stage 1": [0, 1, 3]}
+    media = []
+    for more in (("num_steps=11",), ("backend.history=stages", "num_steps=6")):
+        of = settings(tmp_path, "num_items=1", "method=none", *more)
+        media += runner.generate_batch(load_backend(of.backend), of, items)[0]
+    assert torch.equal(*media)
+    assert refused(tmp_path, "backend.history=stages", "backend.solver=euler").startswith(
+        "backend.history: must be calls"
+    )
 
 
 def test_the_published_state_is_a_choice(tmp_path):

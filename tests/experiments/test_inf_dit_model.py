@@ -33,7 +33,7 @@ def denoiser(model, golden, calls):
     edm, up = Preconditioning(), golden["in_upsampled"]
 
     @torch.no_grad()
-    def denoise(x, sigma):
+    def denoise(x, sigma, stage):
         calls.append(float(sigma))
         condition = (sigma.log() / 4).expand(1), golden["in_vector"], golden["in_lr"]
         return edm.denoised(model(edm.inputs(x, sigma, up), *condition).sample, x, sigma, up)
@@ -49,7 +49,7 @@ def relative(a, b):
 @pytest.mark.parametrize("sigma", ["40", "2", "0.01"])
 def test_one_evaluation_is_the_official_one(model, golden, sigma, rows):
     model.block_rows = rows
-    found = denoiser(model, golden, [])(golden["in_noisy"], torch.tensor(float(sigma)))
+    found = denoiser(model, golden, [])(golden["in_noisy"], torch.tensor(float(sigma)), 0)
     model.block_rows = None
     assert relative(found, golden[f"denoised_sigma_{sigma}"]) < 1e-5
 
@@ -123,7 +123,7 @@ def test_a_conversion_reads_tensors_and_nothing_else(model, golden, tmp_path, mo
 def test_a_run_makes_the_calls_it_announces(solver, calls):
     scheduler, seen = EDMScheduler(solver=solver), []
     scheduler.set_timesteps(calls)
-    scheduler.sample(lambda x, sigma: seen.append(float(sigma)) or x, torch.ones(1))
+    scheduler.sample(lambda x, sigma, stage: seen.append(float(sigma)) or x, torch.ones(1))
     assert len(seen) == calls and seen == pytest.approx(scheduler.timesteps.tolist())
     assert scheduler.sigmas[-1] == 0 and seen == sorted(seen, reverse=True)
 
@@ -131,7 +131,7 @@ def test_a_run_makes_the_calls_it_announces(solver, calls):
 @pytest.mark.parametrize("solver", ["heun", "euler"])
 def test_the_ideal_denoiser_of_one_image_gives_that_image(solver):
     scheduler, clean = EDMScheduler(solver=solver), torch.randn(1, 3, 8, 8)
-    found = scheduler.sample(lambda x, sigma: clean, clean + 40 * torch.randn_like(clean))
+    found = scheduler.sample(lambda x, sigma, stage: clean, clean + 40 * torch.randn_like(clean))
     torch.testing.assert_close(found, clean, rtol=0, atol=1e-4)
 
 

@@ -178,10 +178,12 @@ class EnlargingBackend(Backend):
     def prepare(self, sampling: Sampling) -> None:
         del sampling
         self.pipe.scheduler = EDMScheduler(solver=self.config.solver)
+        self.pipe.scheduler.by_step = self.config.history == "stages"
 
     def model_batch(self, num_items: int) -> int:
-        """Patches count like images."""
+        """Patches count like images, and so do both calls of a step where each stage has its history."""
         config, (height, width) = self.config, self.size()
+        num_items *= 2 if config.history == "stages" else 1
         if config.patch is None:
             return num_items
         patches = [len(corners(side, min(config.patch, side), config.overlap)) for side in (height, width)]

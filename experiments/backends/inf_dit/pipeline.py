@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -90,7 +91,8 @@ class InfDiTPipeline(DiffusionPipeline):
             found = self.run(low, up, noise, self.vector(low), num_inference_steps, state_dtype)
         else:
             found = self.patched(low, up, noise, num_inference_steps, state_dtype, patch, overlap)
-        self.maybe_free_model_hooks()
+        if not self.scheduler.by_step:  # the second stage has a call less than steps, which would be an early end
+            self.maybe_free_model_hooks()
         images: Any = (found.float() / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":
             images = images.cpu().permute(0, 2, 3, 1).numpy()
@@ -125,10 +127,11 @@ class InfDiTPipeline(DiffusionPipeline):
         bar: Any = self.progress_bar
         progress = bar(total=calls)
 
-        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        def denoise(x: Tensor, sigma: Tensor, stage: int) -> Tensor:
             level = (sigma.float().log() / 4).expand(len(x))
             inputs = edm.inputs(x, sigma, up).to(network)
-            predicted = model(inputs, level, *condition, return_dict=False)[0]
+            with model.cache_context(f"stage {stage}") if scheduler.by_step else nullcontext():
+                predicted = model(inputs, level, *condition, return_dict=False)[0]
             progress.update()
             return edm.denoised(predicted.to(dtype), x, sigma, up)
 

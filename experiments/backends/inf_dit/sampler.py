@@ -83,30 +83,35 @@ class EDMScheduler(SchedulerMixin, ConfigMixin):
 
     order = 1
     init_noise_sigma = 1.0
+    by_step = False
+    """Whether a run is announced by its steps, each with up to two calls, instead of by its calls."""
 
     @register_to_config
     def __init__(self, solver: str = "heun", sigma_min: float = 0.002, sigma_max: float = 40.0) -> None:
         self.set_timesteps(39)
 
     def set_timesteps(self, num_calls: int, device: str | torch.device | None = None) -> None:
-        """Choose the noise levels of a run of `num_calls` model calls."""
+        """Choose the noise levels of a run of `num_calls` model calls; of so many steps where `by_step`."""
         del device  # noise levels stay on the CPU: reading one waits for no GPU
         config: Any = self.config
         heun = config.solver == "heun"
+        if self.by_step:
+            num_calls = 2 * num_calls - 1 if heun else num_calls
         steps = num_calls // 2 + 1 if heun else num_calls
         self.sigmas = noise_levels(steps, config.sigma_min, config.sigma_max)
         self.corrected = [heun and i + 1 < steps and (i > 0 or num_calls % 2 == 1) for i in range(steps)]
         pairs = zip(self.sigmas[:-1], self.sigmas[1:], self.corrected, strict=True)
-        self.timesteps = torch.stack([s for here, there, both in pairs for s in ((here, there) if both else (here,))])
+        calls = torch.stack([s for here, there, both in pairs for s in ((here, there) if both else (here,))])
+        self.timesteps = self.sigmas[:-1] if self.by_step else calls
 
-    def sample(self, denoise: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> Tensor:
-        """Integrate from `x` at the first noise level to 0; `denoise(x, sigma)` is `D`."""
+    def sample(self, denoise: Callable[[Tensor, Tensor, int], Tensor], x: Tensor) -> Tensor:
+        """Integrate from `x` at the first noise level to 0; `denoise(x, sigma, stage)` is `D`, stages are 0 and 1."""
         levels = self.sigmas.to(x)
         for here, there, both in zip(levels[:-1], levels[1:], self.corrected, strict=True):
-            slope = (x - denoise(x, here)) / here
+            slope = (x - denoise(x, here, 0)) / here
             moved = x + (there - here) * slope
             if both:
-                slope = (slope + (moved - denoise(moved, there)) / there) / 2
+                slope = (slope + (moved - denoise(moved, there, 1)) / there) / 2
                 moved = x + (there - here) * slope
             x = moved
         return x
