@@ -18,6 +18,7 @@ BACKENDS: dict[str, str] = {
     "digits": "experiments.backends.digits.backend:DigitsBackend",
     "emoji": "experiments.backends.emoji.backend:EmojiBackend",
     "flux": "experiments.backends.flux:FluxBackend",
+    "flux_chipmunk": "experiments.backends.flux:FluxBackend",
     "flux_schnell": "experiments.backends.flux:SchnellBackend",
     "dit": "experiments.backends.dit:DiTBackend",
     "hunyuan_video": "experiments.backends.hunyuan_video:HunyuanVideoBackend",

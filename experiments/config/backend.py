@@ -210,6 +210,11 @@ class FluxConfig(PromptedConfig):
         check(self.text_tokens in range(1, 513), "backend.text_tokens", "must be from 1 to 512", self.text_tokens)
         check(self.true_cfg >= 1, "backend.true_cfg", "must be >= 1 (1 = one call per step)", self.true_cfg)
 
+    @property
+    def token_side(self) -> int:
+        """Pixels on each side of an image token; the tiny VAE halves only once."""
+        return 4 if self.size == "tiny" else 16
+
 
 @dataclass(kw_only=True)
 class GuidedConfig(PromptedConfig):

@@ -27,6 +27,7 @@ from experiments.config.method import (
     StepsConfig,
 )
 from experiments.config.metrics import MetricsConfig
+from experiments.config.operators import ChipmunkConfig, OperatorsConfig
 from experiments.config.run import RunConfig
 from experiments.config.sigma_schedule import (
     AdaptiveScheduleConfig,
@@ -71,6 +72,7 @@ GROUPS: Groups = {
         "linear": LinearScheduleConfig,
     },
     "guidance": {"plain": GuidanceConfig, "adaptive": AdaptiveGuidanceConfig},
+    "operators": {"plain": OperatorsConfig, "chipmunk": ChipmunkConfig},
     "metrics": {"plain": MetricsConfig},
     "cluster": {"plain": ClusterConfig, "slurm": SlurmConfig},
     "logger": {"plain": LoggerConfig},

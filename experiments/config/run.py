@@ -20,6 +20,7 @@ from experiments.config.guidance import GuidanceConfig
 from experiments.config.logger import LoggerConfig
 from experiments.config.method import MethodConfig
 from experiments.config.metrics import MetricsConfig
+from experiments.config.operators import OperatorsConfig
 from experiments.config.preset import PresetConfig
 from experiments.config.sigma_schedule import SigmaScheduleConfig
 from experiments.errors import check, choose
@@ -44,6 +45,7 @@ class RunConfig:
     method: MethodConfig = MISSING
     sigma_schedule: SigmaScheduleConfig = MISSING
     guidance: GuidanceConfig = MISSING
+    operators: OperatorsConfig = MISSING
     metrics: MetricsConfig = MISSING
     cluster: ClusterConfig = MISSING
     logger: LoggerConfig = MISSING
@@ -129,17 +131,19 @@ class Settings:
     progress_every: int
     time: str = "index"
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    operators: OperatorsConfig = field(default_factory=OperatorsConfig)
     chosen: dict[str, Any] = field(default_factory=dict)
     """What `auto` stood for in `sigma` and `order`, with the artefact that said so; no part of the identity."""
 
     def reference(self) -> Settings:
         """The un-cached run that this one is compared with."""
-        return dataclasses.replace(self, method=MethodConfig(name="none"), guidance=GuidanceConfig(), chosen={})
+        plain: dict[str, Any] = {"guidance": GuidanceConfig(), "operators": OperatorsConfig(), "chosen": {}}
+        return dataclasses.replace(self, method=MethodConfig(name="none"), **plain)
 
     @property
     def plain(self) -> bool:
         """Whether this is itself a run that others are compared with."""
-        return self.method.name == "none" and self.guidance.name == "plain"
+        return (self.method.name, self.guidance.name, self.operators.name) == ("none", "plain", "none")
 
 
 def fill(config: RunConfig) -> Settings:
@@ -166,5 +170,6 @@ def fill(config: RunConfig) -> Settings:
         progress_every=config.progress_every,
         time=config.time,
         guidance=config.guidance,
+        operators=config.operators,
         **filled,
     )

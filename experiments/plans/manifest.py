@@ -35,7 +35,7 @@ __all__ = ["Plan", "PlanRow", "freeze", "lines_of", "plan_name", "thaw"]
 NOT_FROZEN = ("results", "shard", "cluster")
 """Where and on what a row runs is decided when it runs."""
 
-FROZEN_GROUPS = ("backend", "method", "sigma_schedule", "guidance", "metrics", "logger")
+FROZEN_GROUPS = ("backend", "method", "sigma_schedule", "guidance", "operators", "metrics", "logger")
 
 
 def freeze(settings: Settings) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def freeze(settings: Settings) -> dict[str, Any]:
 
 def thaw(frozen: dict[str, Any], results: Path) -> Settings:
     """The settings that `freeze` wrote, to be run under `results`."""
-    given = {"guidance": {"schema": "GuidanceConfig"}, **frozen}
+    given = {"guidance": {"schema": "GuidanceConfig"}, "operators": {"schema": "OperatorsConfig"}, **frozen}
     for name in FROZEN_GROUPS:
         values = dict(given[name])
         chosen: Any = schema_of(name, values.pop("schema"))

@@ -66,7 +66,7 @@ def build_runs(words: list[str], results: Path) -> tuple[Table, list[Path]]:
     columns = [name for name in directions() if name not in COSTS and any(name in of for of in metrics.values())]
     labels, rows = labels_of(said), []
     for name, folder in found.items():
-        own = said[name]["method"]["name"] == "none" and "guidance" not in said[name]
+        own = said[name]["method"]["name"] == "none" and not {"guidance", "operators"} & said[name].keys()
         ours = cells_of(folder.parents[1], name, own, [*COSTS, *columns])
         block = "reference" if own else ""
         rows.append(Row(label=labels[name], run=name, settings=None, ours=ours, paper={}, block=block))

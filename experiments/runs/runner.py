@@ -28,6 +28,7 @@ from experiments.config.run import Settings
 from experiments.errors import ConfigError, RunError, choose
 from experiments.files import ensure_writable, lacks_space, write_json
 from experiments.progress import Progress
+from experiments.runs import operators
 from experiments.runs.folder import RunFolder
 from experiments.runs.guided import count_guided, facts_of, summary_of
 from experiments.runs.loggers import Logger, make_logger
@@ -206,7 +207,11 @@ def generate_batch(backend: Backend, settings: Settings, batch: list[Item]) -> t
     facts = {"batch_size": len(batch), "batch_seconds": seconds, "full_steps": full}
     if settings.guidance.name != "plain":
         facts |= facts_of(report)
-    return media, facts | {"cache_bytes": 0 if report is None else report.cache_bytes}
+    size = 0 if report is None else report.cache_bytes
+    if report is not None and report.operators is not None:
+        facts["operators"] = report.operators
+        size += report.operators["bytes"]
+    return media, facts | {"cache_bytes": size}
 
 
 def record(backend: Backend, folder: RunFolder, item: Item, media: Tensor, facts: dict[str, Any]) -> dict[str, Any]:
@@ -244,6 +249,8 @@ def finish(settings: Settings, folder: RunFolder, items: list[Item], reference: 
     }
     if settings.guidance.name != "plain":
         metrics |= summary_of(records)
+    if settings.operators.name != "none":
+        metrics |= operators.summary_of(records)
     metrics |= cost(backend, settings, records, reference)
     metrics |= known.get("latency") and {k: known[k] for k in TIMES} or timing(backend, settings, items)
     metrics |= {"reference": reference.folder.id if reference else None, "run": folder.id}
@@ -262,7 +269,9 @@ def cost(
     Where the full steps depend on the data, the total is the mean over the items.
     """
     counted = count_flops(backend, settings, records[0]["full_steps"])
-    if settings.guidance.name == "plain":
+    if settings.operators.name != "none":
+        each = operators.count_sparse(backend, settings, records)
+    elif settings.guidance.name == "plain":
         each = [dataclasses.replace(counted, full_steps=len(r["full_steps"])).total for r in records]
     else:
         each = count_guided(backend, settings, records)

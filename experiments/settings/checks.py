@@ -5,19 +5,24 @@ from __future__ import annotations
 import dataclasses
 import importlib
 
+import torch
+
 import hicache
 from experiments.backends import backend_class
 from experiments.backends.base import Backend
 from experiments.backends.meta import blueprint_of, skeleton
 from experiments.backends.pipeline import PipelineBackend
-from experiments.backends.weights import locate
+from experiments.backends.weights import DTYPES, locate
+from experiments.config.backend import FluxConfig
 from experiments.config.guidance import AdaptiveGuidanceConfig
 from experiments.config.method import StepsConfig
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check, choose
-from experiments.settings.method import guidance_of, method_of
-from hicache import CacheMethod
+from experiments.settings.method import guidance_of, method_of, operators_of
+from hicache import CacheMethod, Chipmunk
 from hicache.adapters import ADAPTERS, Adapter
+from hicache.operators.install import FAMILIES
+from hicache.operators.providers import kernels_of
 from hicache.spans import check_mixing
 
 __all__ = [
@@ -44,6 +49,7 @@ def check_method(settings: Settings, backend: type[Backend]) -> None:
     check(tabled, "policy", "must come with method.policy_options={table: ...} (method=smoothcache has one)", "kinds")
     check_pair(chosen, backend.transformer_class, name)
     check_guidance(settings, backend.transformer_class)
+    check_operators(settings, backend)
 
 
 def check_pair(chosen: CacheMethod, kind: str | None, backend: str) -> None:
@@ -77,6 +83,53 @@ def check_guidance(settings: Settings, kind: str | None) -> None:
     check(scale > 1, "guidance", f"must be plain with backend.{key}={scale:g}, which is no guidance", chosen)
 
 
+def check_operators(settings: Settings, backend: type[Backend]) -> None:
+    """Sparse operators know some models, in some sizes, as they are loaded; the rest is found on the description."""
+    chosen, config, key = operators_of(settings), settings.backend, "operators"
+    if chosen is None:
+        return
+    kind = backend.transformer_class
+    known = kind in ADAPTERS and adapter_class(str(kind)).family in FAMILIES
+    check(known, key, f"must be none for backend {config.name} (chipmunk knows {', '.join(FAMILIES)})", "chipmunk")
+    patch = method_of(settings).patch
+    check(patch is None, key, f"must be none for method {settings.method.name}, which recomputes rows", "chipmunk")
+    assert isinstance(config, FluxConfig)
+    check(not config.compile, "backend.compile", "must be false with operators", config.compile)
+    check(config.attention == "sdpa", "backend.attention", "must be sdpa with operators", config.attention)
+    check(config.offload != "sequential", "backend.offload", "must be none or model with operators", config.offload)
+    if chosen.mlp is not None:
+        for name, size in (
+            ("batch_size", settings.batch_size),
+            ("metrics.latency_batch", settings.metrics.latency_batch),
+        ):
+            check(size == 1, name, "must be 1 with operators.mlp (null leaves the MLPs dense)", size)
+    check_tokens(chosen, config)
+    try:
+        kernels_of(chosen.provider, device_of(config.device), DTYPES[str(config.dtype)])
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def check_tokens(chosen: Chipmunk, config: FluxConfig) -> None:
+    """Image tokens fill the squares of the order, and image and joint tokens the groups of the MLPs."""
+    side = config.token_side
+    height, width, text = int(config.height or 0), int(config.width or 0), int(config.text_tokens or 0)
+    if chosen.order is not None:
+        for key, pixels in (("backend.height", height), ("backend.width", width)):
+            multiple = chosen.order[0] * side
+            check(pixels % multiple == 0, key, f"must be a multiple of {multiple} with operators.order", pixels)
+    if chosen.mlp is not None:
+        image, group = (height // side) * (width // side), chosen.token_group
+        rule = f"must make a multiple of {group} tokens with operators.mlp (operators.token_group)"
+        check(image % group == 0, "backend.height, backend.width", rule, (height, width))
+        check(text % group == 0, "backend.text_tokens", f"must be a multiple of {group} with operators.mlp", text)
+
+
+def device_of(name: str) -> torch.device:
+    """The device behind `backend.device`."""
+    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name)
+
+
 def adapter_class(kind: str) -> type[Adapter]:
     """The adapter of a transformer class, found without loading a model."""
     module, _, name = ADAPTERS[kind].partition(":")
@@ -90,7 +143,8 @@ def check_fit(settings: Settings) -> None:
         ConfigError: for spans without a block, scopes that this variant of the architecture lacks, and the like.
     """
     built, guidance, config = method_of(settings), guidance_of(settings), settings.backend
-    if not built.caches and guidance is None:
+    operators = operators_of(settings)
+    if not built.caches and guidance is None and operators is None:
         return
     kind = backend_class(config.name)
     pretrained = getattr(config, "weights", None) == "pretrained" and not kind.fixed_architecture
@@ -101,6 +155,7 @@ def check_fit(settings: Settings) -> None:
         model = blueprint_of(config).transformer
     untimed = dataclasses.replace(built, knobs=dataclasses.replace(built.knobs, time="index"))
     try:
-        hicache.enable(model, untimed, guidance).disable()
+        described = None if operators is None else dataclasses.replace(operators, provider="reference")
+        hicache.enable(model, untimed, guidance, described).disable()
     except ValueError as error:
         raise ConfigError(f"{error} (backend {config.name} with method {built.name})") from error

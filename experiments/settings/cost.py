@@ -12,7 +12,7 @@ from typing import Any
 from experiments.backends.base import Backend, sampling_of
 from experiments.backends.meta import blueprint_of, quiet
 from experiments.config.run import Settings
-from experiments.settings.method import method_of
+from experiments.settings.method import method_of, operators_of
 from hicache import CacheMethod
 from hicache.adapters import adapter_for
 from hicache.cost import Cost, measure, prepared
@@ -24,15 +24,20 @@ __all__ = [
 
 
 def count_flops(
-    backend: Backend, settings: Settings, full_steps: list[int] | None = None, batch: int | None = None
+    backend: Backend,
+    settings: Settings,
+    full_steps: list[int] | None = None,
+    batch: int | None = None,
+    mlp_share: float | None = None,
 ) -> Cost:
     """FLOPs of one item, from shapes; `full_steps` are those executed, by default those planned.
 
-    `batch` is that of the model, by default all that guidance needs.
+    `batch` is that of the model, by default all that guidance needs; `mlp_share` that of the hidden units which sparse
+    operators recomputed, by default the expected one.
     """
     steps = sampling_of(settings).num_steps
     options: dict[str, Any] = {"num_steps": steps, "batch": batch or backend.model_batch(1), **backend.shape()}
-    options["full_steps"] = full_steps
+    options |= {"full_steps": full_steps, "operators": operators_of(settings), "mlp_share": mlp_share}
     return measure(backend.transformer, method_of(settings), **options)
 
 
@@ -52,7 +57,7 @@ def cost_of(
     if full_steps is None and (plan is None or settings.guidance.name != "plain"):
         return None
     full = plan if plan is not None else list(range(int(full_steps or 0)))
-    if method.mixes:
+    if method.mixes or settings.operators.name != "none":
         return counted(settings, method, convention, flops_only, full)
     one = counted(settings, method, convention, flops_only, list(range(max(steps - 1, 1))))
     return dataclasses.replace(one, full_steps=len(full), num_steps=steps)
@@ -68,15 +73,19 @@ PLAN = ("interval", "warmup_steps", "policy", "policy_options", "mask")
 def counted(settings: Settings, method: CacheMethod, convention: str, flops_only: bool, full: list[int]) -> Cost:
     """Cost of a run with these full steps; counts that must be equal are made once."""
     steps = sampling_of(settings).num_steps
-    left_out = {*(() if method.mixes else PLAN), *(FORECASTS if flops_only else ("sigma",))}
+    operators = operators_of(settings)
+    whole = method.mixes or operators is not None
+    left_out = {*(() if whole else PLAN), *(FORECASTS if flops_only else ("sigma",))}
     knobs = {name: value for name, value in vars(method.knobs).items() if name not in left_out}
     own = () if flops_only else (method.name, steps)
-    key = repr((settings.backend, convention, method.caches, method.scope, knobs, own, (steps, full) * method.mixes))
+    key = repr(
+        (settings.backend, convention, method.caches, method.scope, knobs, own, operators, (steps, full) * whole)
+    )
     if key not in _costs:
         backend = blueprint_of(settings.backend)
         shape: dict[str, Any] = {"batch": backend.model_batch(1), **backend.shape()}
         with quiet():
             _costs[key] = measure(
-                backend.transformer, method, num_steps=steps, full_steps=full, convention=convention, **shape
+                backend.transformer, method, steps, full_steps=full, convention=convention, operators=operators, **shape
             )
     return _costs[key]

@@ -7,6 +7,7 @@ from experiments.artefacts.curves import calibrated_by, curve_path
 from experiments.artefacts.plans import load_plan, path_of, stored_budget
 from experiments.config.guidance import AdaptiveGuidanceConfig
 from experiments.config.method import CalibratedConfig, SmoothCacheConfig, StepsConfig
+from experiments.config.operators import ChipmunkConfig
 from experiments.config.run import Settings
 from experiments.settings.method import method_of
 from hicache.policy.scheduled import KindSchedule
@@ -18,10 +19,13 @@ __all__ = [
 
 
 def describe_method(settings: Settings) -> str:
-    """Title and the settings that the method reads, as in `HiCache (N=6, m=4, σ=0.75)`, and how it is guided."""
+    """Title and the settings that the method reads, as in `HiCache (N=6, m=4, σ=0.75)`, operators and guidance."""
+    title = title_of(settings)
+    if isinstance(settings.operators, ChipmunkConfig):
+        title = "Chipmunk" if settings.method.name == "none" else f"Chipmunk + {title}"
     if not isinstance(settings.guidance, AdaptiveGuidanceConfig):
-        return title_of(settings)
-    return f"{title_of(settings)}, adaptive guidance (γ={settings.guidance.threshold:g})"
+        return title
+    return f"{title}, adaptive guidance (γ={settings.guidance.threshold:g})"
 
 
 def title_of(settings: Settings) -> str:

@@ -84,6 +84,8 @@ def canonical(settings: Settings) -> dict[str, Any]:
         described["editions"] = changed
     if settings.guidance.name != "plain":
         described["guidance"] = semantic(settings.guidance)
+    if settings.operators.name != "none":
+        described["operators"] = semantic(settings.operators)
     return described
 
 
@@ -98,7 +100,7 @@ def depends_on_batch(settings: Settings) -> bool:
 
 
 def slug(settings: Settings) -> str:
-    """The readable part: backend, method, the numbers that one sweeps most, and guidance that leaves calls out."""
+    """The readable part: backend, operators, method, the numbers that one sweeps most, guidance with fewer calls."""
     method, uses = settings.method, settings.method.reads()
     numbers = ""
     if isinstance(method, StepsConfig):
@@ -111,7 +113,8 @@ def slug(settings: Settings) -> str:
         two = f"{settings.sigma:.2f}"
         numbers += f"s{two if float(two) == settings.sigma else format(settings.sigma, 'g')}"
     guided = "" if settings.guidance.name == "plain" else f"{settings.guidance.name}_guidance"
-    return "-".join(part for part in (settings.backend.name, method.name, numbers, guided) if part)
+    operators = "" if settings.operators.name == "none" else settings.operators.name
+    return "-".join(part for part in (settings.backend.name, operators, method.name, numbers, guided) if part)
 
 
 def run_id(settings: Settings) -> str:

@@ -14,15 +14,17 @@ from experiments.artefacts.weights import load_predictor, load_router
 from experiments.backends.base import Backend, sampling_of
 from experiments.config.guidance import AdaptiveGuidanceConfig, GuidanceConfig
 from experiments.config.method import AdaptiveConfig, CalibratedConfig, L2cConfig, LesaConfig
+from experiments.config.operators import ChipmunkConfig
 from experiments.config.run import Settings
 from experiments.config.sigma_schedule import AdaptiveScheduleConfig, SigmaScheduleConfig
 from experiments.errors import ConfigError, choose
-from hicache import AdaptiveGuidance, CacheMethod, Handle
+from hicache import AdaptiveGuidance, CacheMethod, Chipmunk, Handle
 
 __all__ = [
     "caching",
     "guidance_of",
     "method_of",
+    "operators_of",
     "options",
 ]
 
@@ -86,13 +88,20 @@ def guidance_of(settings: Settings) -> AdaptiveGuidance | None:
     return AdaptiveGuidance(**options(config, type(config))) if isinstance(config, AdaptiveGuidanceConfig) else None
 
 
+def operators_of(settings: Settings) -> Chipmunk | None:
+    """The library's form of the operators; None = the model's own."""
+    config = settings.operators
+    tiny = getattr(settings.backend, "size", "full") == "tiny"
+    return config.build(tiny) if isinstance(config, ChipmunkConfig) else None
+
+
 @contextlib.contextmanager
 def caching(backend: Backend, settings: Settings) -> Iterator[Handle | None]:
     """Run what is inside under the method; yields the library's handle, None where there is nothing for it to do."""
     backend.prepare(sampling_of(settings))
-    guidance = guidance_of(settings)
-    if not hicache.METHODS[settings.method.name].caches and guidance is None:
+    guidance, operators = guidance_of(settings), operators_of(settings)
+    if not hicache.METHODS[settings.method.name].caches and guidance is None and operators is None:
         yield None
         return
-    with hicache.cached(backend.pipe, method_of(settings), guidance) as handle:
+    with hicache.cached(backend.pipe, method_of(settings), guidance, operators) as handle:
         yield handle
