@@ -12,13 +12,12 @@ from experiments.backends.base import Backend
 from experiments.config.backend import BackendConfig
 from experiments.errors import choose
 
-__all__ = ["BACKENDS", "backend_class", "load_backend"]
+__all__ = ["ALIASES", "BACKENDS", "backend_class", "load_backend"]
 
 BACKENDS: dict[str, str] = {
     "digits": "experiments.backends.digits.backend:DigitsBackend",
     "emoji": "experiments.backends.emoji.backend:EmojiBackend",
     "flux": "experiments.backends.flux:FluxBackend",
-    "flux_chipmunk": "experiments.backends.flux:FluxBackend",
     "flux_schnell": "experiments.backends.flux:SchnellBackend",
     "dit": "experiments.backends.dit:DiTBackend",
     "hunyuan_video": "experiments.backends.hunyuan_video:HunyuanVideoBackend",
@@ -28,6 +27,9 @@ BACKENDS: dict[str, str] = {
     "inf_dit_small": "experiments.backends.inf_dit.backend:InfDiTSmallBackend",
 }
 """Name -> module:class; imported on use, because a backend brings its libraries along."""
+
+ALIASES: dict[str, str] = {"flux_chipmunk": "flux"}
+"""Further names in `conf/backend/`: a backend that comes with a choice in another group."""
 
 
 def backend_class(name: str) -> type[Backend]:
