@@ -6,6 +6,7 @@ import re
 import pytest
 
 import hicache
+from experiments.backends import ALIASES
 from experiments.config.backend import Recommended
 from experiments.config.compose import CONF, compose, options
 from experiments.errors import ConfigError
@@ -24,7 +25,7 @@ def test_without_arguments_it_is_hicache_on_digits_as_recommended():
 @pytest.mark.parametrize("group", ["backend", "method", "sigma_schedule", "cluster", "logger"])
 def test_every_option_of_a_group_composes_under_its_own_name(group):
     for name in options(group):
-        assert getattr(compose([f"{group}={name}"]), group).name == name
+        assert getattr(compose([f"{group}={name}"]), group).name == ALIASES.get(name, name)
 
 
 def test_method_group_and_library_know_the_same_methods():
