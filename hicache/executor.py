@@ -1,104 +1,214 @@
-"""The one loop that runs a transformer under a method.
+"""The one loop that runs a model under a method.
 
-Three things happen at a call: the clock of its branch ticks, the policy decides, and a step of that kind is made:
+Three things happen at a call: it finds its place (`hicache.session`), the policy decides, and a step is made:
 
-    COMPUTE    the model's own forward, untouched; observers copy the values of the sites (`hicache.steps.computed`)
-    ESTIMATE   no block runs (`hicache.steps.estimated`)
-    MIXED      the model's own forward, in which every module has an action of its own (`hicache.steps.mixed`)
+    COMPUTE    the model's own forward, untouched; its features become an anchor
+    ESTIMATE   the features are forecast
+    MIXED      the model's own forward, in which every module has an action of its own
 
-A policy that probes decides within the forward (`hicache.steps.probed`). A generation begins with
-`begin(num_steps)`, or when the timestep goes up; state left by an aborted one is dropped there. When its last step is
-done, the executed full steps are compared with the planned ones.
+A policy that probes decides within the forward. An estimated step is *fused* (`hicache.steps.fused`: no block's Python
+runs) where the model has an adapter and passes the proof (`hicache.proof`); elsewhere it is *tapped*
+(`hicache.steps.tapped`: the model's own forward runs, and stand-ins give the forecasts).
+
+State left by an aborted generation is dropped when the next one begins. When the last step of a branch is done, the
+executed full steps are compared with the planned ones.
 """
 
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hicache.adapters.base import Adapter, Call
-from hicache.forecast import Forecaster
+from hicache.calls import binder, device_of, signature_of, timestep_of
+from hicache.clock import SamplerClock
+from hicache.forecast.frames import Frames
 from hicache.forecast.modules import ModuleHistories
-from hicache.generation import Branch, Generation
+from hicache.generation import Branch, Generation, Memory
 from hicache.methods import CacheMethod
-from hicache.policy import Clock, Policy
+from hicache.policy import Clock
+from hicache.proof import disprove, distance
 from hicache.report import PlanError, Report, Stopwatch
-from hicache.steps.computed import ComputedStep
-from hicache.steps.estimated import EstimatedStep
-from hicache.steps.mixed import MixedStep
-from hicache.steps.probed import ProbedStep
+from hicache.session import ADVICE, Place, Session
+from hicache.steps.fused import FusedSteps
 from hicache.steps.setup import Setup
+from hicache.steps.tapped import TappedSteps, channel_of
 from hicache.tree import Action
 
-__all__ = ["Executor"]
+__all__ = ["Executor", "computes_all"]
+
+
+def computes_all(method: CacheMethod) -> bool:
+    """Whether a method is known to compute every step."""
+    try:
+        return not method.caches or copy.deepcopy(method.policy).plan(1000) == list(range(1000))
+    except ValueError:
+        return False
 
 
 class Executor:
-    """Runs the calls of one transformer under one method; see the module docstring.
+    """Runs the calls of one model under one method; see the module docstring.
+
+    Args:
+        adapter: of the model; None where its class has none.
+        method: the method.
+        forward: the model's own forward.
+        model: the model, where there is no adapter.
+        separate: whether the two stages of a solver like Heun's have histories of their own.
 
     Attributes:
-        branch: name of the branch to which calls belong at the moment.
-        generation: the one under way, or the last.
-        setup: the method on the model.
+        clocks: of the samplers that may drive the model.
+        key: name of the branch of the call under way.
+        errors: whether to measure at computed steps how wrong the forecast would have been.
+        caches: whether there is anything to cache.
+        fused: steps through the adapter, where there is one that has the scope.
+
+    Raises:
+        ValueError: if the model lacks the method's scope, or the method needs an adapter.
     """
 
-    def __init__(self, adapter: Adapter, method: CacheMethod, forward: Callable[..., Any]) -> None:
-        self.setup = Setup(adapter, method, forward)
+    def __init__(
+        self,
+        adapter: Adapter | None,
+        method: CacheMethod,
+        forward: Callable[..., Any],
+        model: nn.Module | None = None,
+        separate: bool = False,
+    ) -> None:
         self.adapter = adapter
+        self.model: Any = model if adapter is None else adapter.model
         self.method = method
         self.forward = forward
-        self.branch = ""
-        self.generation = Generation(method.name, None)
-        self.computed = ComputedStep(self.setup)
-        self.steps = {
-            Action.COMPUTE: self.computed,
-            Action.ESTIMATE: EstimatedStep(self.setup),
-            Action.MIXED: MixedStep(self.setup),
-        }
-        self.probed = ProbedStep(self.setup)
-        kept = {module.site for module in self.setup.modules}
-        self.whole = method.patch is None and all(m.site in kept for m in adapter.modules() if not m.feeds)
-        self._idle: dict[str, tuple[Forecaster, ModuleHistories]] = {}
+        self.separate = separate
+        self.clocks: list[SamplerClock] = []
+        self.key = ""
+        self.errors = False
+        self.caches = not computes_all(method)
+        self.bind: Callable[..., Call] = binder(self.model) if adapter is None else adapter.bind
+        self.fused: FusedSteps | None = None
+        self._names = threading.local()
+        self._tapped: TappedSteps | None = None
+        self._idle: dict[str, Memory] = {}
+        self._sessions: dict[tuple[int, int | None], Session] = {}
+        self._last = Session(Generation(method.name, None))
+        if self.caches:
+            self._install()
+
+    def _install(self) -> None:
+        """Put the observers onto the modules that the model has now."""
+        method, adapter = self.method, self.adapter
+        if self.fused is not None:
+            self.fused.setup.observers.detach()
+        if adapter is not None and method.scope in adapter.scopes:
+            self.fused = FusedSteps(Setup(adapter, method, self.forward))
+            return
+        if method.mixes:
+            kind = type(self.model).__name__
+            raise ValueError(f"method: {method.name} acts on single modules, for which {kind} has no adapter")
+        self.tapped  # noqa: B018  (which looks for the scope)
+
+    @property
+    def tapped(self) -> TappedSteps:
+        """Steps through a tap."""
+        if self._tapped is None:
+            self._tapped = TappedSteps(self.model, self.method)
+        return self._tapped
+
+    @property
+    def setup(self) -> Setup:
+        """The method on the model, for models with an adapter."""
+        assert self.fused is not None
+        return self.fused.setup
+
+    @property
+    def generation(self) -> Generation:
+        """The one under way, or the last."""
+        return self._last.generation
 
     @property
     def report(self) -> Report:
         """Of the generation under way, or the last."""
         return self.generation.report
 
-    def detach(self) -> None:
-        """Remove every observer from the model and drop the histories."""
-        self.setup.observers.detach()
-        self.generation.branches, self._idle = {}, {}
+    # -- the loop around the model -----------------------------------------------------------------------------
 
-    def begin(self, num_steps: int | None) -> None:
-        """Start a generation: all branches forget the last one."""
-        self._idle.update((name, (b.forecaster, b.histories)) for name, b in self.generation.branches.items())
-        self.generation = Generation(self.method.name, num_steps)
-
-    def finish(self) -> None:
-        """The generation is over.
-
-        Raises:
-            PlanError: if a branch stopped early.
-        """
-        self.generation.finish()
+    @property
+    def branch(self) -> str:
+        """The name that was given to the calls of this thread at the moment."""
+        return getattr(self._names, "name", "")
 
     @contextmanager
     def named(self, branch: str) -> Iterator[None]:
         """Calls inside belong to `branch`."""
-        previous, self.branch = self.branch, branch
+        previous, self._names.name = self.branch, branch
         try:
             yield
         finally:
-            self.branch = previous
+            self._names.name = previous
+
+    def begin(self, num_steps: int | None, clock: SamplerClock | None = None) -> None:
+        """Start a generation: all branches of this thread forget the last one."""
+        thread, alive = threading.get_ident(), {each.ident for each in threading.enumerate()}
+        if self.fused is not None and self.fused.stale:
+            self._install()
+        for key in [key for key in self._sessions if key[0] == thread or key[0] not in alive]:
+            branches = self._sessions.pop(key).generation.branches
+            self._idle.update((name, branch.memory) for name, branch in branches.items())
+        driver = clock if clock is not None and clock.counts else None
+        generation = Generation(self.method.name, num_steps)
+        self._last = Session(generation, driver, self.separate, announced=num_steps is not None)
+        self._sessions[thread, None if driver is None else id(driver)] = self._last
+
+    def session(self) -> Session:
+        """The loop that this thread is in."""
+        thread = threading.get_ident()
+        for clock in self.clocks:
+            if clock.drives and (thread, id(clock)) in self._sessions:
+                self._last = self._sessions[thread, id(clock)]
+                return self._last
+        if (thread, None) not in self._sessions:
+            self.begin(None)
+        self._last = self._sessions[thread, None]
+        return self._last
+
+    def advance(self) -> None:
+        """A step of an own loop is over."""
+        self.session().advance()
+
+    def finish(self) -> None:
+        """The generation is over: full steps that it reached must have been executed.
+
+        Raises:
+            PlanError: if one was not.
+        """
+        for branch in self.generation.branches.values():
+            self.check(branch)
+
+    def detach(self) -> None:
+        """Remove every observer from the model and drop the histories."""
+        if self.fused is not None:
+            self.fused.setup.observers.detach()
+        for session in (self._last, *self._sessions.values()):
+            session.generation.branches = {}
+        self._idle, self._sessions = {}, {}
+
+    # -- a call ------------------------------------------------------------------------------------------------
+
+    def call(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call of the model, whose own forward is `forward`."""
+        self.forward = forward
+        if self.fused is not None:
+            self.fused.setup.forward = forward
+        return self(*args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        call = self.adapter.bind(args, kwargs)
+        call = self.bind(args, kwargs)
         branch = self.tick(call)
         watch = Stopwatch(device_of(call))
         action, result = self.step(branch, call, args, kwargs)
@@ -108,97 +218,183 @@ class Executor:
             self.check(branch)
         return result
 
-    # -- the clock ---------------------------------------------------------------------------------------------
-
     def tick(self, call: Call) -> Branch:
         """The branch of this call, its clock moved to this step."""
-        timestep = self._read_timestep(call)
-        last = self.generation.branches.get(self.branch)
-        if last and timestep is not None and last.clock.timestep is not None and timestep > last.clock.timestep:
-            self.begin(self.generation.num_steps)
-        branch = self.generation.branches.get(self.branch)
-        if branch is None:
-            branch = self.generation.branches[self.branch] = self._new_branch()
+        session, name = self.session(), self.branch
+        if session.clock is not None:
+            place = session.place(name)
+        else:
+            place = session.count(name, self._timestep(call))
+            if place is None:
+                self.begin(session.generation.num_steps)
+                place = self._last.count(name, self._timestep(call)) or Place(name, None)
+        self.key = place.branch
+        branches = self.generation.branches
+        branch = branches.get(self.key) or branches.setdefault(self.key, self._new_branch(place))
         clock = branch.clock
-        clock.step, clock.timestep = clock.step + 1, timestep
-        if clock.num_steps is not None and clock.step >= clock.num_steps:
+        step = clock.step + 1 if place.step is None else place.step - branch.first
+        branch.late = bool(branch.steps) and step > clock.step + 1
+        clock.step, clock.timestep = step, self._read_timestep(call)
+        branch.steps.append(step)
+        if clock.num_steps is not None and step >= clock.num_steps:
             raise PlanError(
-                f"branch {clock.branch!r}: call {clock.step + 1} in a generation of {clock.num_steps} steps; "
-                "name the branches of two-call guidance with `with handle.branch(name)`, or call begin(num_steps)"
+                f"branch {clock.branch!r}: call {step + 1} in a generation of {clock.num_steps} steps; {ADVICE}"
             )
         return branch
 
-    def _read_timestep(self, call: Call) -> float | None:
-        """The timestep as a number, unless reading it would make the GPU wait for no need."""
-        timestep = self.adapter.timestep(call)
-        wait = self.method.policy.timed or self.generation.num_steps is None
-        if timestep is None or timestep.is_meta or (timestep.is_cuda and not wait):
-            return None
-        return float(timestep.flatten()[0]) / self.adapter.timestep_range
+    def _timestep(self, call: Call) -> Tensor | float | None:
+        """What tells the position of a call in an own loop."""
+        found = timestep_of(call) if self.adapter is None else self.adapter.timestep(call)
+        return None if isinstance(found, Tensor) and found.is_meta else found
 
-    def _new_branch(self) -> Branch:
-        method, adapter, num_steps = self.method, self.adapter, self.generation.num_steps
-        forecaster, histories = self._idle.pop(self.branch, (None, None))
-        if forecaster is None or histories is None:
-            forecaster = method.build_forecaster(lead=2, channel=adapter.channel(method.scope))
-            sites = [module.site for module in self.setup.modules]
-            histories = ModuleHistories(sites, method.policy.grouping, lambda: method.build_forecaster(lead=2))
-        forecaster.reset(num_steps)
-        histories.reset(num_steps)
+    def _read_timestep(self, call: Call) -> float | None:
+        """The share of noise, for policies that ask for it; reading it makes a GPU wait."""
+        timestep = self._timestep(call) if self.method.policy.timed else None
+        scale = 1000.0 if self.adapter is None else self.adapter.timestep_range
+        return None if timestep is None else float(torch.as_tensor(timestep).flatten()[0]) / scale
+
+    def _new_branch(self, place: Place) -> Branch:
+        method, session, first = self.method, self._last, place.step or 0
+        clock, total = session.clock, session.generation.num_steps
+        if clock is not None and self.separate and clock.stages == 2 and total is not None:
+            total = total // 2 if place.branch.endswith("'") else (total + 1) // 2
+        num_steps = None if total is None else total - first
+        memory = self._idle.pop(place.branch, None) or self._new_memory()
+        memory.reset(num_steps, first + (0 if clock is None else clock.begin_index))
         policy, patch = copy.deepcopy(method.policy), copy.deepcopy(method.patch)
-        policy.prepare(adapter.family, len(adapter.blocks()))
-        if patch is not None:
-            patch.prepare(adapter.family, len(adapter.blocks()), adapter.featured_block + 1)
-        return Branch(Clock(branch=self.branch, num_steps=num_steps), forecaster, histories, policy, patch)
+        policy.prepare(*self.family())
+        if patch is not None and self.adapter is not None:
+            patch.prepare(*self.family(), self.adapter.featured_block + 1)
+        made = Clock(branch=place.branch, num_steps=num_steps)
+        return Branch(made, memory, policy, patch, first=first, fused=self.fused is not None)
+
+    def family(self) -> tuple[str, int]:
+        """The name of the model's family and the number of its blocks."""
+        if self.adapter is not None:
+            return self.adapter.family, len(self.adapter.blocks())
+        return "", self.tapped.tap.num_blocks if self.caches else 0
+
+    def _new_memory(self) -> Memory:
+        method, sites = self.method, []
+        channel = -1 if self.adapter is None else self.adapter.channel(method.scope)
+        if self.fused is not None:
+            sites = [module.site for module in self.fused.setup.modules]
+        return Memory(
+            method.build_forecaster(lead=2, channel=channel),
+            ModuleHistories(sites, method.policy.grouping, lambda: method.build_forecaster(lead=2)),
+            Frames(lambda shape: method.build_forecaster(lead=2, channel=channel_of(method.scope, shape))),
+        )
 
     # -- the step ----------------------------------------------------------------------------------------------
 
     def step(self, branch: Branch, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Action, Any]:
         """What the policy decides, done."""
-        if branch.policy.probe:
-            return self.probed.run(branch, args, kwargs)
-        action = self._decide(branch, call)
-        return action, self.steps[action].run(branch, call, args, kwargs)
+        if not self.caches:
+            return Action.COMPUTE, self.forward(*args, **kwargs)
+        signature = signature_of(call)
+        changed = branch.signature not in (None, signature)
+        if changed:
+            branch.memory.reset(branch.clock.num_steps, branch.first)
+        if branch.policy.probe and not branch.late:
+            action, result = self._probe(branch, args, kwargs)
+        else:
+            action = self._decide(branch, call, args, kwargs)
+            if action is not Action.COMPUTE and (branch.late or changed):
+                branch.forced.append(branch.clock.step)
+                action = Action.COMPUTE
+            before = self._forecast(branch) if self.errors and action is Action.COMPUTE else []
+            result = self.run(action, branch, call, args, kwargs)
+            self._measure(branch, before)
+        if action is Action.COMPUTE:
+            branch.signature = signature
+        return action, result
 
-    def _decide(self, branch: Branch, call: Call) -> Action:
+    def _forecast(self, branch: Branch) -> list[Tensor]:
+        """The forecast of the first branch's features at a step that is going to be computed."""
+        first = next(iter(self.generation.branches.values())) is branch
+        known = branch.forecaster if branch.fused else branch.memory.frames
+        with torch.no_grad():
+            return list(known.predict(branch.clock.step)) if first and known.ready else []
+
+    @torch.no_grad()
+    def _measure(self, branch: Branch, before: list[Tensor]) -> None:
+        """Report how wrong a forecast of what has just been computed was."""
+        if not before:
+            return
+        memory = branch.memory
+        after = list(memory.forecaster.history.newest) if branch.fused else memory.frames.newest()
+        if [each.shape for each in after] == [each.shape for each in before]:
+            found = [distance(a, b.to(a.device)) for a, b in zip(before, after, strict=True)]
+            low, middle, high = torch.tensor(found).quantile(torch.tensor([0.1, 0.5, 0.9])).tolist()
+            self.report.errors[branch.clock.step] = (low, middle, high)
+
+    def _decide(self, branch: Branch, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Action:
         """Ask the policy, after the look at the first block's input that it may need."""
         if branch.policy.indicator:
             with torch.no_grad():
-                value = self.adapter.indicator(call, self.adapter.embed(call))
+                if self.fused is not None:
+                    value = self.fused.watched(call)
+                else:
+                    value = self.tapped.entry(lambda: self.forward(*args, **kwargs))
             branch.watch(value)
             branch.watched = value
-        return self.settled(branch.policy.decide(branch.clock), branch.policy, branch.clock)
-
-    def settled(self, action: Action, policy: Policy, clock: Clock) -> Action:
-        """A step decided module by module is mixed, unless nothing at all runs."""
-        if not self.setup.by_module or action is Action.COMPUTE:
+        action = branch.policy.decide(branch.clock)
+        if self.fused is None:
             return action
-        sites = [module.site for module in self.setup.modules if not module.feeds]
-        idle = self.whole and (
-            action is Action.ESTIMATE or all(policy.site_action(clock, site) is Action.ESTIMATE for site in sites)
-        )
-        return Action.ESTIMATE if idle else Action.MIXED
+        return self.fused.settle(action, branch.policy, branch.clock, branch.fused)
+
+    def _probe(self, branch: Branch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Action, Any]:
+        if self.fused is not None and branch.fused:
+            return self.fused.probed.run(branch, args, kwargs)
+        return self.tapped.probe(branch, lambda: self.forward(*args, **kwargs))
+
+    def run(self, action: Action, branch: Branch, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A step of one kind, on the branch's path."""
+
+        def own() -> Any:
+            return self.forward(*args, **kwargs)
+
+        self._check_reach(branch, call)
+        by_module = self.fused is not None and self.fused.setup.by_module
+        if self.fused is not None and (branch.fused or by_module):
+            result = self.fused.run(action, branch, call, args, kwargs)
+            if action is Action.COMPUTE and not branch.proven:
+                self._prove(branch, call, result, own)
+            return result
+        if action is Action.MIXED:
+            kind = type(self.model).__name__
+            raise PlanError(f"method: {self.method.name} cannot go on with {kind} as it is called here: {branch.why}")
+        return self.tapped.compute(branch, own) if action is Action.COMPUTE else self.tapped.estimate(branch, own)
+
+    def _check_reach(self, branch: Branch, call: Call) -> None:
+        """Leave the fused path where an argument reaches into the blocks."""
+        reason = "" if self.adapter is None or not branch.fused else self.adapter.reaches(call)
+        if reason and self.method.scope != "output":
+            branch.fused, branch.proven, branch.why = False, True, reason
+            self.report.path, self.report.reason = "tapped", reason
+
+    def _prove(self, branch: Branch, call: Call, result: Any, own: Callable[[], Any]) -> None:
+        """Leave the fused path where it does not reproduce what the model has just computed."""
+        branch.proven = True
+        branch.why = disprove(self.setup, branch, call, result)
+        if not branch.why:
+            return
+        branch.fused = False
+        self.report.path, self.report.reason = "tapped", branch.why
+        if not self.setup.by_module:
+            branch.forecaster.reset(branch.clock.num_steps, branch.first)
+            self.tapped.compute(branch, own)
 
     # -- the check ---------------------------------------------------------------------------------------------
 
     def check(self, branch: Branch) -> None:
-        """Compare the executed full steps of a branch that is done with the planned ones.
+        """Compare the executed full steps of a branch with the planned ones that it has reached.
 
         Raises:
             PlanError: if they differ.
         """
-        clock = branch.clock
-        planned = self.planned(branch)
-        if planned is not None and planned != clock.anchors:
-            missing = sorted(set(planned) - set(clock.anchors))
-            extra = sorted(set(clock.anchors) - set(planned))
-            raise PlanError(f"branch {clock.branch!r}: planned full steps not executed {missing}, not planned {extra}")
+        self.generation.check(branch, self.planned(branch))
 
     def planned(self, branch: Branch) -> list[int] | None:
         """The full steps that a branch must have executed; None where they depend on the data."""
-        return branch.policy.plan(branch.clock.num_steps or 0)
-
-
-def device_of(call: Call) -> torch.device:
-    """Where the call's tensors are."""
-    return next((value.device for value in call.values() if isinstance(value, Tensor)), torch.device("cpu"))
+        return branch.policy.plan(branch.clock.num_steps or len(branch.steps))

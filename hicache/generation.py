@@ -2,40 +2,91 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from hicache.forecast import Forecaster
+from hicache.forecast.frames import Frames
 from hicache.forecast.modules import ModuleHistories
+from hicache.generic.layout import Layout
 from hicache.patch import Patch
 from hicache.policy import Clock, Policy
 from hicache.report import PlanError, Report, Stopwatch
 from hicache.tree import Action
 
-__all__ = ["Branch", "Generation"]
+__all__ = ["Branch", "Generation", "Memory"]
 
 
-class Branch:
-    """The state of one branch (conditional, unconditional): its clock, histories, policy and patch.
+@dataclass
+class Memory:
+    """What a branch remembers, kept from one generation to the next for its buffers.
 
-    `forecaster` remembers the scope as a whole, `histories` its modules one by one. `watched` is what the policy
-    compares with, as of the last step at which it did.
+    `forecaster` remembers the scope as a whole, `histories` its modules one by one (both on the fused path), `frames`
+    what a tap gives (on the generic one).
     """
 
-    def __init__(
-        self, clock: Clock, forecaster: Forecaster, histories: ModuleHistories, policy: Policy, patch: Patch | None
-    ) -> None:
-        self.clock = clock
-        self.forecaster = forecaster
-        self.histories = histories
-        self.policy = policy
-        self.patch = patch
-        self.watched: Tensor | None = None
+    forecaster: Forecaster
+    histories: ModuleHistories
+    frames: Frames
+
+    def reset(self, num_steps: int | None, offset: int) -> None:
+        """Forget the last generation; the next one has `num_steps`, the first of them step `offset` of the sampler."""
+        for each in (self.forecaster, self.histories, self.frames):
+            each.reset(num_steps, offset)
+
+
+@dataclass
+class Branch:
+    """The state of one branch (conditional, unconditional): its clock, memory, policy and patch.
+
+    Attributes:
+        first: the sampler's step at its first call, where its own clock begins.
+        fused: whether estimated steps leave out the model's own forward.
+        proven: whether that was settled.
+        why: why they are not fused.
+        late: whether it was not called at the step before this one.
+        layout: of the features in `memory.frames`.
+        signature: of the last computed call.
+        steps: those at which it was called.
+        forced: full steps that the plan did not ask for: after a gap, and where the call's form has changed.
+        watched: what the policy compares with, as of the last step at which it did.
+    """
+
+    clock: Clock
+    memory: Memory
+    policy: Policy
+    patch: Patch | None
+    first: int = 0
+    fused: bool = True
+    proven: bool = False
+    why: str = ""
+    late: bool = False
+    layout: Layout | None = None
+    signature: Any = None
+    steps: list[int] = field(default_factory=list)
+    forced: list[int] = field(default_factory=list)
+    watched: Tensor | None = None
+
+    @property
+    def forecaster(self) -> Forecaster:
+        """Of the scope as a whole."""
+        return self.memory.forecaster
+
+    @property
+    def histories(self) -> ModuleHistories:
+        """Of the modules one by one."""
+        return self.memory.histories
 
     @property
     def bytes(self) -> int:
-        """Memory of all histories."""
-        return self.forecaster.bytes + self.histories.bytes
+        """Memory of all that is kept between calls."""
+        memory = self.memory
+        others = (self.watched, *(vars(self.patch).values() if self.patch is not None else ()))
+        return memory.forecaster.bytes + memory.histories.bytes + memory.frames.bytes + sum(map(size, tensors(others)))
 
     @torch.no_grad()
     def watch(self, value: Tensor) -> None:
@@ -81,13 +132,32 @@ class Generation:
         report.kernel = branch.forecaster.kernel
         report.cache_bytes = sum(b.bytes for b in self.branches.values())
 
-    def finish(self) -> None:
-        """The generation is over: every branch must have run all its steps.
+    def check(self, branch: Branch, planned: Iterable[int] | None) -> None:
+        """Compare the executed full steps of a branch with the planned ones that it has reached.
 
         Raises:
-            PlanError: if a branch stopped early.
+            PlanError: if they differ.
         """
-        for branch in self.branches.values():
-            clock = branch.clock
-            if clock.num_steps is not None and clock.step != clock.num_steps - 1:
-                raise PlanError(f"branch {clock.branch!r}: {clock.step + 1} of {clock.num_steps} steps were executed")
+        if planned is None:
+            return
+        clock, planned = branch.clock, set(planned)
+        missing = sorted((planned & set(branch.steps)) - set(clock.anchors))
+        extra = sorted(set(clock.anchors) - planned - set(branch.forced))
+        if missing or extra:
+            raise PlanError(f"branch {clock.branch!r}: planned full steps not executed {missing}, not planned {extra}")
+
+
+def tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among some values, and in the dicts and sequences among them."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, Mapping):
+            yield from tensors(value.values())
+        elif isinstance(value, list | tuple):
+            yield from tensors(value)
+
+
+def size(tensor: Tensor) -> int:
+    """Bytes of a tensor."""
+    return tensor.numel() * tensor.element_size()

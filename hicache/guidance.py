@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hicache.adapters.base import Adapter, Call
+from hicache.clock import SamplerClock
 from hicache.executor import Executor
 from hicache.forecast import Forecaster
 from hicache.generation import Branch
@@ -97,8 +98,8 @@ class GuidedExecutor(Executor):
         self._aligned = False
         self._forced: list[int] = []
 
-    def begin(self, num_steps: int | None) -> None:
-        super().begin(num_steps)
+    def begin(self, num_steps: int | None, clock: SamplerClock | None = None) -> None:
+        super().begin(num_steps, clock)
         self._conditional, self._aligned, self._forced = None, False, []
         if self.gap is not None:
             self.gap.reset(num_steps)
@@ -113,6 +114,8 @@ class GuidedExecutor(Executor):
             raise PlanError("guidance: must be plain for a generation without an unconditional prediction")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        assert self.adapter is not None
+        self.session()
         if self.branch in (COND, UNCOND):
             return self._half(args, kwargs)
         if self.adapter.guidance != "batch":
@@ -128,6 +131,7 @@ class GuidedExecutor(Executor):
 
     def _half(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One of the two predictions of a step."""
+        assert self.adapter is not None
         call = self.adapter.bind(args, kwargs)
         if self.branch == UNCOND and self._skips():
             return self._skip(call)
@@ -153,6 +157,7 @@ class GuidedExecutor(Executor):
 
     def _observe(self, output: Tensor) -> None:
         """Keep the conditional prediction; compare the unconditional one with it where both were computed."""
+        assert self.adapter is not None
         if self.branch == COND:
             self._conditional = output
             return
@@ -169,6 +174,7 @@ class GuidedExecutor(Executor):
 
     def _skip(self, call: Call) -> Any:
         """The unconditional prediction without the model: the conditional one less the forecast of their difference."""
+        assert self.adapter is not None
         branch, conditional = self.tick(call), self._conditional
         if conditional is None:
             raise PlanError(f"guidance: step {branch.clock.step} has no conditional prediction")
@@ -185,10 +191,10 @@ class GuidedExecutor(Executor):
 
     def step(self, branch: Branch, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Action, Any]:
         step = branch.clock.step
-        if branch.clock.branch != UNCOND or self.report.skipped_steps[-1:] != [step - 1]:
+        if not self.caches or branch.clock.branch != UNCOND or self.report.skipped_steps[-1:] != [step - 1]:
             return super().step(branch, call, args, kwargs)
         self._forced.append(step)
-        return Action.COMPUTE, self.computed.run(branch, call, args, kwargs)
+        return Action.COMPUTE, self.run(Action.COMPUTE, branch, call, args, kwargs)
 
     def planned(self, branch: Branch) -> list[int] | None:
         """The plan of the unconditional branch without what was skipped, and with the steps that followed."""

@@ -208,15 +208,15 @@ def refit(backend: Backend, settings: Settings, items: list[Item], plan: Plan) -
     for start in range(0, len(items), size):
         batch = items[start : start + size]
         backend.prepare(sampling)
-        with hicache.cached(backend.pipe, hicache.method("calibrated", **plan.knobs())) as handle:
+        with hicache.cached(backend.pipe, hicache.method("calibrated", **plan.knobs())):
             slots, recorder = vars(backend.transformer), Recorder(backend, (plan.scope,))
-            planned = slots["forward"]
+            planned, plain = slots["_compiled_call_impl"], backend.transformer.forward
             with recorder.watching():
-                slots["forward"] = shadowed(planned, handle.executor.forward, recorder, plan.full_steps)
+                slots["_compiled_call_impl"] = shadowed(planned, plain, recorder, plan.full_steps)
                 try:
                     backend.generate(batch, sampling)
                 finally:
-                    slots["forward"] = planned
+                    slots["_compiled_call_impl"] = planned
         for name, values in recorder.trajectories(len(batch)).items():
             sites[name] = sites.get(name, torch.zeros(())) + grams(values).sum(0) / len(items)
     return torch.stack(list(sites.values()))

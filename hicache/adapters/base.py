@@ -65,18 +65,15 @@ class Adapter(ABC):
         self._signature = inspect.signature(type(model).forward)
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        """The call's arguments by name, defaults filled in.
-
-        Raises:
-            ValueError: for an argument that reaches into the blocks and would be lost at an estimated step.
-        """
+        """The call's arguments by name, defaults filled in."""
         bound = self._signature.bind(self.model, *args, **kwargs)
         bound.apply_defaults()
-        call = bound.arguments
-        for key in ("controlnet_block_samples", "controlnet_single_block_samples"):
-            if call.get(key) is not None:
-                raise ValueError(f"{key}: must be None while a cache is enabled, got residuals for the blocks")
-        return call
+        return bound.arguments
+
+    def reaches(self, call: Call) -> str:
+        """What among the arguments reaches into the blocks, so that estimated steps cannot be fused; "" if nothing."""
+        names = ("controlnet_block_samples", "controlnet_single_block_samples")
+        return next((f"{name} reach into the blocks" for name in names if call.get(name) is not None), "")
 
     def timestep(self, call: Call) -> Tensor | None:
         """What tells the position of a call in its generation; it falls from step to step."""

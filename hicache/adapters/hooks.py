@@ -17,9 +17,27 @@ from hicache.tree import Site
 __all__ = ["attach_modules", "attach_scope", "eager", "guarded", "see_hooks"]
 
 
-def eager(hook: Callable[..., None]) -> Callable[..., None]:
-    """A hook that runs outside compiled graphs."""
-    return torch.compiler.disable(hook)  # type: ignore[return-value]
+def ignored(*args: Any, **kwargs: Any) -> None:
+    """A hook that does nothing."""
+
+
+def ignoring() -> Callable[..., None]:
+    """What a hook of ours is in a copy or a pickle of the model."""
+    return ignored
+
+
+class eager:  # noqa: N801  (used as a decorator)
+    """A hook that runs outside compiled graphs, and does nothing in a copy or a pickle of the model."""
+
+    def __init__(self, hook: Callable[..., None]) -> None:
+        self.hook = hook
+
+    @torch.compiler.disable
+    def __call__(self, *args: Any) -> None:
+        self.hook(*args)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ignoring, ()
 
 
 def see_hooks() -> None:

@@ -224,7 +224,12 @@ class Meter:
     @property
     def branch(self) -> Branch:
         """The branch that the calls belong to."""
-        return self.executor.generation.branches[self.executor.branch]
+        return self.executor.generation.branches[self.executor.key]
+
+    def settle(self, action: Action, policy: Policy, clock: Clock) -> Action:
+        """What becomes of a policy's decision."""
+        fused = self.executor.fused
+        return action if fused is None else fused.settle(action, policy, clock)
 
     def cost(self, num_steps: int, full_steps: Sequence[int]) -> Cost:
         """The cost of a run."""
@@ -276,7 +281,7 @@ class Meter:
             action = policy.decide(clock)
             cached = Action.ESTIMATE if action is Action.COMPUTE else action
             action = Action.COMPUTE if clock.step in full_steps else cached
-            action = self.executor.settled(action, policy, clock)
+            action = self.settle(action, policy, clock)
             mixed = action is Action.MIXED
             sites = [module.site for module in self.executor.setup.modules if mixed]
             found.append((action, {site: policy.site_action(clock, site) for site in sites}))

@@ -136,9 +136,9 @@ class Forecaster:
         """The frames on the device of the observed values."""
         return [frame.to(self._device, non_blocking=True) for frame in self.history.frames]
 
-    def reset(self, num_steps: int | None = None) -> None:
-        """Forget all anchors; a run of `num_steps` may follow."""
+    def reset(self, num_steps: int | None = None, offset: int = 0) -> None:
+        """Forget all anchors; a run of `num_steps` may follow, whose first one is step `offset` of the clock."""
         self.history.reset()
-        self.history.clock = None if self.clock is None else self.clock()
+        self.history.clock = None if self.clock is None else self.clock()[offset:]
         self.sigma.reset()
         self.num_steps = num_steps

@@ -45,11 +45,11 @@ class ModuleHistories:
         """Memory of all histories."""
         return sum(forecaster.bytes for forecaster in self.forecasters.values())
 
-    def reset(self, num_steps: int | None) -> None:
-        """Forget the last generation."""
+    def reset(self, num_steps: int | None, offset: int = 0) -> None:
+        """Forget the last generation; `offset` as in `Forecaster.reset`."""
         self._open = {}
         for forecaster in self.forecasters.values():
-            forecaster.reset(num_steps)
+            forecaster.reset(num_steps, offset)
 
     def open(self, actions: dict[Site, Action] | None = None) -> None:
         """A step begins: histories all of whose sites are computed get a new anchor."""

@@ -155,7 +155,8 @@ def scopes_of(model: nn.Module) -> tuple[str, ...]:
 
     A model that was compiled as a whole has `output` only: its blocks are not called one by one.
     """
-    if hasattr(model, "_orig_mod") or vars(model).get("_compiled_call_impl") is not None:
+    called = vars(model).get("_compiled_call_impl")  # of a method that is enabled, it says whether there was another
+    if hasattr(model, "_orig_mod") or (called is not None and getattr(called, "whole", True)):
         return ("output",)
     found = ["output"]
     blocks = flat_blocks(model)

@@ -39,6 +39,7 @@ class Anchor:
         self.sites = sites
         self.buffer: Tensor | None = None
         self.wanted = True
+        self.taken: set[int] = set()
 
     @torch.no_grad()
     def take(self, index: int, value: Tensor) -> None:
@@ -48,6 +49,7 @@ class Anchor:
         if self.buffer is None:
             self.buffer = self.forecaster.slot((self.sites, *value.shape), value.dtype, value.device)
         self.buffer[index].copy_(value)
+        self.taken.add(index)
 
 
 class Observers:
@@ -87,8 +89,12 @@ class Observers:
             self._anchor = None
         if not anchor.wanted:
             return
-        if anchor.buffer is None:
-            raise PlanError(f"branch {branch.clock.branch!r}: no site of scope {self.scope} reported a value")
+        if anchor.buffer is None or len(anchor.taken) < len(self.sites):
+            silent = [str(site) for index, site in enumerate(self.sites) if index not in anchor.taken]
+            name = branch.clock.branch
+            raise PlanError(
+                f"branch {name!r}: {len(silent)} sites of scope {self.scope} reported no value: {silent[:3]}"
+            )
         branch.forecaster.commit(branch.clock.step, anchor.buffer)
 
     @contextmanager
@@ -133,7 +139,13 @@ class Setup:
         self.sites = adapter.sites(method.scope)
         self.modules = tracked(adapter, method.policy, method.patch) if method.mixes else []
         self.by_module = method.mixes and method.scope == "modules"
+        self.known = [id(module.module) for module in adapter.modules()]
         self.observers = Observers(self)
+
+    @property
+    def stale(self) -> bool:
+        """Whether modules of the model were exchanged since the observers were put onto them."""
+        return [id(module.module) for module in self.adapter.modules()] != self.known
 
     def run(self, branch: Branch, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The model's forward; the scope's values become an anchor."""

@@ -208,8 +208,8 @@ def test_two_branches_do_not_mix(dit_pipeline):
         cache.finish()
         assert cache.report.branches == {"a": [0, 1, 5, 9], "b": [0, 1, 5, 9]}
         cache.begin(10)
-        with pytest.raises(hicache.PlanError, match="call 11 in a generation of 10 steps.*branch"):
-            for step in range(10):
+        with pytest.raises(hicache.PlanError, match="two calls at one timestep, and the next without a step.*branch"):
+            for step in range(2):
                 call("a", step)
                 call("b", step)
 
@@ -238,12 +238,12 @@ def test_bare_transformer_begins_when_the_timestep_rises(dit_pipeline):
 def test_plan_errors(dit_pipeline):
     with hicache.cached(dit_pipeline, make("hicache")) as cache:
         cache.begin(5)
-        with pytest.raises(hicache.PlanError, match="2 of 5 steps were executed"):
-            for s in range(2):
-                dit_pipeline.transformer(
-                    torch.zeros(1, 4, 8, 8), timestep=torch.tensor([900 - s]), class_labels=torch.tensor([5])
-                )
-            cache.finish()
+        for s in range(2):
+            dit_pipeline.transformer(
+                torch.zeros(1, 4, 8, 8), timestep=torch.tensor([900 - s]), class_labels=torch.tensor([5])
+            )
+        cache.finish()  # fewer steps than announced are no error
+        assert "2 full steps of 2 (5 were announced)" in str(cache.report)
         cache.executor.generation.branches[""].clock.anchors.append(3)
         with pytest.raises(hicache.PlanError, match=r"planned full steps not executed \[\], not planned \[3\]"):
             for s in range(2, 5):
@@ -267,7 +267,7 @@ def test_a_swapped_scheduler_is_followed(dit_pipeline, plain):
 
 
 def test_unknown_models_and_scopes(dit_pipeline):
-    with pytest.raises(ValueError, match="model: must be one of .*DiTTransformer2DModel.*, got Linear"):
+    with pytest.raises(ValueError, match="scope: Linear has output, got 'modules'"):
         hicache.enable(torch.nn.Linear(2, 2), make("hicache"))
     with pytest.raises(ValueError, match="target: must be a pipeline"):
         hicache.enable(object(), make("hicache"))

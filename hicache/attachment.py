@@ -1,0 +1,131 @@
+"""How a model is taken over for the length of a call, and given back.
+
+Between calls a model carries a dispatcher in `Module._compiled_call_impl` and nothing else: `forward` is its own, a
+copy or a pickle of the model has no dispatcher (torch leaves this attribute out), and what is loaded, fused, offloaded
+or hooked while a method is enabled meets the plain model.
+
+During a call the executor takes the place of the innermost `forward`: inside of hooks that move or cast weights and of
+the user's own hooks, so that they happen at every step. A model that was compiled as a whole is one graph, in which
+nothing has a place: there the executor stands outside, and forecasts the output.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from hicache.executor import Executor
+
+__all__ = ["Dispatcher", "dispatcher_of", "is_compiled", "unwrapped"]
+
+SLOT = "_compiled_call_impl"
+
+
+def unwrapped(model: Any) -> Any:
+    """The module inside of what `torch.compile` returned."""
+    return getattr(model, "_orig_mod", model)
+
+
+def dispatcher_of(model: Any) -> Dispatcher | None:
+    """What stands in a model, if a method is enabled there."""
+    for each in (model, unwrapped(model)):
+        found = vars(each).get(SLOT)
+        if isinstance(found, Dispatcher):
+            return found
+    return None
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether a model was compiled as a whole."""
+    found = vars(model).get(SLOT)
+    return hasattr(model, "_orig_mod") or (found is not None and not isinstance(found, Dispatcher))
+
+
+def innermost(model: nn.Module) -> tuple[dict[str, Any], str]:
+    """Where the model's own forward is kept: by the first of diffusers' hooks, by accelerate's, or by itself."""
+    hooks = getattr(getattr(model, "_diffusers_hook", None), "_fn_refs", None)
+    if hooks:
+        slots = vars(hooks[0])
+        return slots, "forward" if slots.get("original_forward") is None else "original_forward"
+    return vars(model), "_old_forward" if "_old_forward" in vars(model) else "forward"
+
+
+class Dispatcher:
+    """Calls the executor in the model's place.
+
+    Args:
+        model: what is called: the model, or what `torch.compile` returned.
+        executor: of the method.
+        owner: the handle, found through the model.
+    """
+
+    def __init__(self, model: nn.Module, executor: Executor, owner: Any) -> None:
+        self.model, self.executor, self.owner = model, executor, owner
+        self.whole = is_compiled(model)
+        self.before: Callable[..., Any] | None = None
+        self.taken = False
+        self._lock = threading.RLock()
+
+    def take(self) -> None:
+        """Enter the model."""
+        slots = vars(self.model)
+        self.before, self.taken = slots.get(SLOT), True
+        slots[SLOT] = self
+
+    def give_back(self) -> None:
+        """Leave the model; what others put in its place since stays."""
+        slots = vars(self.model)
+        if slots.get(SLOT) is self:
+            del slots[SLOT]
+            if self.before is not None:
+                slots[SLOT] = self.before
+        self.before, self.taken = None, False
+
+    def renew(self) -> None:
+        """Enter the model again, if `model.compile()` has taken the place since.
+
+        Raises:
+            ValueError: if the method's scope is inside of what was compiled.
+        """
+        if self.taken and vars(self.model).get(SLOT) is not self:
+            self.whole = is_compiled(self.model)
+            if self.whole:
+                check_whole(self.model, self.executor.method.scope)
+            self.take()
+
+    @torch.compiler.disable
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        own = self.before or self.model._call_impl
+        with self._lock:
+            self.owner.prepare()
+            if self.whole:
+                return self.executor.call(own, args, kwargs)
+            slots, name = innermost(self.model)
+            had, forward = name in slots, slots.get(name) or self.model.forward
+
+            def run(*args: Any, **kwargs: Any) -> Any:
+                return self.executor.call(forward, args, kwargs)
+
+            slots[name] = run
+            try:
+                return own(*args, **kwargs)
+            finally:
+                if slots.get(name) is run:
+                    if had:
+                        slots[name] = forward
+                    else:
+                        del slots[name]
+
+
+def check_whole(model: nn.Module, scope: str) -> None:
+    """Raise a `ValueError` unless a scope is there in a model that is compiled as a whole."""
+    if scope != "output":
+        name = type(unwrapped(model)).__name__
+        raise ValueError(
+            f"scope: {name} is compiled as a whole and has output (compile_repeated_blocks() leaves it the others), "
+            f"got {scope!r}"
+        )

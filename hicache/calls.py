@@ -1,0 +1,57 @@
+"""The arguments of a model call, for models of any class."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+__all__ = ["binder", "device_of", "signature_of", "timestep_of"]
+
+TIMESTEPS = ("timestep", "timesteps", "t", "time", "sigma", "noise_level")
+"""What models call the argument that says how noisy their input is."""
+
+
+def binder(model: nn.Module) -> Callable[[tuple[Any, ...], dict[str, Any]], dict[str, Any]]:
+    """What gives the arguments of a call of `model` by name."""
+    signature = inspect.signature(type(model).forward)
+
+    def bind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        bound = signature.bind(model, *args, **kwargs)
+        bound.apply_defaults()
+        return dict(list(bound.arguments.items())[1:])
+
+    return bind
+
+
+def timestep_of(call: Mapping[str, Any]) -> Tensor | float | None:
+    """What tells the position of a call in its generation, if it is there."""
+    found = next((call[name] for name in TIMESTEPS if call.get(name) is not None), None)
+    if isinstance(found, Tensor):
+        return None if found.is_meta or not found.numel() else found
+    return float(found) if isinstance(found, int | float) else None
+
+
+def signature_of(call: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The form of a call: shapes and dtypes of its tensors, and all flags, names and whole numbers.
+
+    Calls of one generation differ in it where a model is asked for something else than before. Timesteps and
+    fractions change from step to step and are left out.
+    """
+    named = {k: v for k, v in call.items() if k not in TIMESTEPS and k != "self" and not k.startswith("_")}
+    leaves, spec = tree_flatten(named)
+    kinds = (
+        (leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf
+        for leaf in leaves
+        if isinstance(leaf, Tensor | bool | int | str)
+    )
+    return (str(spec), *kinds)
+
+
+def device_of(call: Mapping[str, Any]) -> torch.device:
+    """Where the call's tensors are."""
+    return next((v.device for v in tree_flatten(dict(call))[0] if isinstance(v, Tensor)), torch.device("cpu"))

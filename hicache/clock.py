@@ -1,0 +1,208 @@
+"""The clock of a generation: what a sampler does, not what the model is told.
+
+A step is the number of `scheduler.step` calls since `set_timesteps` (or `set_begin_index`, which starts in the
+middle of the timesteps). So nothing is read of the timesteps, which would make a GPU wait, rise in some pipelines and
+differ from token to token in others; and a model that is called several times within one step is in a different branch
+each time. A scheduler without `step` announces generations only; then every call of a branch is a step.
+
+Schedulers are watched through their classes (`watch`): the objects themselves keep nothing but a mark, of which a
+copy or a pickle is None, so that a copied scheduler, model or pipeline is a plain, independent one.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any, Protocol
+
+__all__ = ["Listener", "SamplerClock", "follow", "unfollow", "unwatch", "watch"]
+
+Around = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+"""Given a bound method and the arguments of a call, makes the call."""
+
+
+class Mark:
+    """What an object that is watched carries: what to do at its methods. Of a copy nothing is watched."""
+
+    name = "_hicache_mark"
+
+    def __init__(self, owner: Any) -> None:
+        self.owner = weakref.ref(owner)
+        self.around: dict[str, list[Around]] = {}
+        self.busy: set[str] = set()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()
+
+
+_WATCHED: dict[tuple[type, str], tuple[Callable[..., Any], int]] = {}
+"""Methods that were replaced in their classes: the originals, and how many objects are watched."""
+
+
+def defining(owner: Any, name: str) -> type | None:
+    """The class from which an object has a method."""
+    return next((kind for kind in type(owner).__mro__ if name in vars(kind)), None)
+
+
+def watch(owner: Any, name: str, around: Around) -> bool:
+    """Let `around` make the calls of a method of one object; whether its class has such a method."""
+    kind = defining(owner, name)
+    if kind is None:
+        return False
+    original, count = _WATCHED.get((kind, name), (vars(kind)[name], 0))
+    if count == 0:
+        setattr(kind, name, watched(name, original))
+    _WATCHED[kind, name] = (original, count + 1)
+    mark = vars(owner).get(Mark.name)
+    if mark is None or mark.owner() is not owner:
+        mark = vars(owner)[Mark.name] = Mark(owner)
+    mark.around.setdefault(name, []).append(around)
+    return True
+
+
+def unwatch(owner: Any, name: str, around: Around) -> None:
+    """The opposite of `watch`; the class has its own method back when the last object is not watched any more."""
+    mark, kind = vars(owner).get(Mark.name), defining(owner, name)
+    if mark is None or kind is None or around not in mark.around.get(name, []):
+        return
+    mark.around[name].remove(around)
+    if not any(mark.around.values()):
+        vars(owner).pop(Mark.name)
+    original, count = _WATCHED[kind, name]
+    _WATCHED[kind, name] = (original, count - 1)
+    if count == 1:
+        del _WATCHED[kind, name]
+        setattr(kind, name, original)
+
+
+def watched(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    """A class's method that asks the mark of the object it is called on."""
+
+    @functools.wraps(original)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        mark = vars(self).get(Mark.name)
+        call = functools.partial(original, self)
+        if mark is None or mark.owner() is not self or name in mark.busy:
+            return call(*args, **kwargs)
+        mark.busy.add(name)
+        try:
+            for around in mark.around.get(name, []):
+                call = functools.partial(surround, around, call)
+            return call(*args, **kwargs)
+        finally:
+            mark.busy.discard(name)
+
+    return method
+
+
+def surround(around: Around, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """A call that `around` makes."""
+    return around(call, args, kwargs)
+
+
+class Listener(Protocol):
+    """Is told when a generation begins."""
+
+    def announce(self, num_steps: int | None, clock: SamplerClock | None = None) -> None: ...
+
+
+class SamplerClock:
+    """The steps of one scheduler.
+
+    Attributes:
+        step: calls of `scheduler.step` since the generation began.
+        num_steps: steps that were announced.
+        begin_index: the first of them among the scheduler's timesteps.
+        active: whether a generation is under way.
+        counts: whether the scheduler has a `step` that is counted.
+        thread: the thread that announced it; calls from others are none of its own.
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler = weakref.ref(scheduler)
+        self.listeners: list[Listener] = []
+        self.step = 0
+        self.num_steps = 0
+        self.begin_index = 0
+        self.active = False
+        self.thread = 0
+        self._around: dict[str, Around] = {
+            "set_timesteps": self._set_timesteps,
+            "set_begin_index": self._set_begin_index,
+            "step": self._step,
+        }
+        self.counts = {name: watch(scheduler, name, around) for name, around in self._around.items()}["step"]
+
+    @property
+    def stage(self) -> int:
+        """Which stage of a two-stage solver comes next: 0 or 1."""
+        return 0 if getattr(self.scheduler(), "state_in_first_order", True) else 1
+
+    @property
+    def stages(self) -> int:
+        """How many stages a step of the solver has."""
+        return 2 if hasattr(type(self.scheduler()), "state_in_first_order") else 1
+
+    @property
+    def drives(self) -> bool:
+        """Whether a call of this thread belongs to the generation under way."""
+        return self.active and self.thread == threading.get_ident() and self.step < self.num_steps
+
+    def start(self, begin_index: int = 0) -> None:
+        """A generation begins with timestep `begin_index`."""
+        timesteps = getattr(self.scheduler(), "timesteps", ())
+        self.step, self.begin_index, self.num_steps = 0, begin_index, len(timesteps) - begin_index
+        self.active, self.thread = True, threading.get_ident()
+        for listener in list(self.listeners):
+            listener.announce(self.num_steps, self)
+
+    def stop(self) -> None:
+        """The generation is over."""
+        self.active = False
+
+    def release(self) -> None:
+        """Watch the scheduler no more."""
+        scheduler = self.scheduler()
+        if scheduler is not None:
+            for name, around in self._around.items():
+                unwatch(scheduler, name, around)
+
+    def _set_timesteps(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = call(*args, **kwargs)
+        self.start()
+        return result
+
+    def _set_begin_index(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = call(*args, **kwargs)
+        self.start(int(getattr(self.scheduler(), "begin_index", 0) or 0))
+        return result
+
+    def _step(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = call(*args, **kwargs)
+        self.step += 1
+        return result
+
+
+_CLOCKS: weakref.WeakKeyDictionary[Any, weakref.ref[SamplerClock]] = weakref.WeakKeyDictionary()
+"""The clock of every scheduler that is followed; listeners keep it alive."""
+
+
+def follow(scheduler: Any, listener: Listener) -> SamplerClock:
+    """The clock of a scheduler, which tells `listener` of every generation from now on."""
+    found = _CLOCKS.get(scheduler)
+    clock = None if found is None else found()
+    if clock is None or not clock.listeners:
+        clock = SamplerClock(scheduler)
+        _CLOCKS[scheduler] = weakref.ref(clock)
+    clock.listeners.append(listener)
+    return clock
+
+
+def unfollow(clock: SamplerClock, listener: Listener) -> None:
+    """Tell `listener` no more; the scheduler is plain again when nobody is told."""
+    if listener in clock.listeners:
+        clock.listeners.remove(listener)
+        if not clock.listeners:
+            clock.release()

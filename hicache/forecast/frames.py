@@ -1,0 +1,72 @@
+"""The history of a list of tensors of any shapes: one forecaster for all of one shape and dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from hicache.forecast.forecaster import Forecaster
+
+__all__ = ["Frames"]
+
+Kind = tuple[torch.Size, torch.dtype]
+
+
+class Frames:
+    """Remembers the features of computed steps and forecasts them.
+
+    Args:
+        build: makes a forecaster whose leading dimension tells the tensors apart, given a tensor's shape.
+    """
+
+    def __init__(self, build: Callable[[torch.Size], Forecaster]) -> None:
+        self.build = build
+        self.kinds: list[Kind] = []
+        self.forecasters: dict[Kind, Forecaster] = {}
+        self.num_steps: int | None = None
+        self.offset = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether there are features to forecast from."""
+        return bool(self.kinds) and all(self.forecasters[kind].ready for kind in self.kinds)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of all histories."""
+        return sum(forecaster.bytes for forecaster in self.forecasters.values())
+
+    def reset(self, num_steps: int | None, offset: int = 0) -> None:
+        """Forget the last generation; `offset` as in `Forecaster.reset`."""
+        self.kinds, self.num_steps, self.offset = [], num_steps, offset
+        for forecaster in self.forecasters.values():
+            forecaster.reset(num_steps, offset)
+
+    @torch.no_grad()
+    def observe(self, step: int, features: Sequence[Tensor]) -> None:
+        """Remember the features of a step; features of other shapes than before begin a new history."""
+        kinds = [(feature.shape, feature.dtype) for feature in features]
+        if kinds != self.kinds:
+            self.forecasters = {kind: each for kind, each in self.forecasters.items() if kind in kinds}
+            for kind in kinds:
+                forecaster = self.forecasters.setdefault(kind, self.build(kind[0]))
+                forecaster.reset(self.num_steps, self.offset)
+            self.kinds = kinds
+        for kind, forecaster in self.forecasters.items():
+            members = [feature for feature, other in zip(features, kinds, strict=True) if other == kind]
+            buffer = forecaster.slot((len(members), *kind[0]), kind[1], members[0].device)
+            for place, feature in zip(buffer, members, strict=True):
+                place.copy_(feature)
+            forecaster.commit(step, buffer)
+
+    def newest(self) -> list[Tensor]:
+        """The features of the last anchor, in their order."""
+        found = {kind: iter(forecaster.history.newest) for kind, forecaster in self.forecasters.items()}
+        return [next(found[kind]) for kind in self.kinds]
+
+    def predict(self, step: int) -> list[Tensor]:
+        """The forecast of all features, in their order."""
+        found = {kind: iter(forecaster.predict(step)) for kind, forecaster in self.forecasters.items()}
+        return [next(found[kind]) for kind in self.kinds]

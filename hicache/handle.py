@@ -1,0 +1,293 @@
+"""A method enabled on one model or on all denoisers of a pipeline."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import nn
+
+from hicache.adapters import find_adapter
+from hicache.attachment import Dispatcher, check_whole, dispatcher_of, is_compiled, unwrapped
+from hicache.clock import SamplerClock, follow, unfollow, unwatch, watch
+from hicache.executor import Executor, computes_all
+from hicache.guidance import AdaptiveGuidance, GuidedExecutor
+from hicache.methods import CacheMethod
+from hicache.operators import Chipmunk, Operators
+from hicache.report import PlanError, Report
+from hicache.sampler import clock_of
+
+__all__ = ["DENOISERS", "Attached", "Handle", "denoisers"]
+
+DENOISERS = ("transformer", "transformer_2", "unet", "prior")
+"""The names under which pipelines keep what they call at every step."""
+
+
+def denoisers(target: Any) -> dict[str, nn.Module]:
+    """The models of a pipeline by name, or a model itself under the name "".
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if isinstance(target, nn.Module):
+        return {"": target}
+    found = {name: getattr(target, name, None) for name in DENOISERS}
+    models = {name: model for name, model in found.items() if isinstance(model, nn.Module)}
+    if not models:
+        raise ValueError(
+            f"target: must be a pipeline with a transformer or unet, or a model, got {type(target).__name__}"
+        )
+    return models
+
+
+class Attached:
+    """A method on one model.
+
+    Raises:
+        ValueError: if the model lacks the scope, has another cache, or the guidance or operators do not fit.
+    """
+
+    def __init__(self, handle: Handle, model: nn.Module, method: CacheMethod, errors: bool) -> None:
+        inner = unwrapped(model)
+        refuse_foreign(inner)
+        adapter, guidance, separate = find_adapter(inner), handle.guidance, handle.separate
+        if not computes_all(method) and is_compiled(model):
+            check_whole(model, method.scope)
+        if guidance is None:
+            self.executor = Executor(adapter, method, inner.forward, inner, separate)
+        elif adapter is None:
+            raise ValueError(
+                f"guidance: must be plain for {type(inner).__name__}, which has no adapter, got 'adaptive'"
+            )
+        else:
+            self.executor = GuidedExecutor(adapter, method, inner.forward, guidance)
+        self.executor.errors = errors
+        self.model = inner
+        self.operators = self._install(method, handle.chosen)
+        self.dispatcher = Dispatcher(model, self.executor, handle)
+
+    def _install(self, method: CacheMethod, chosen: Chipmunk | None) -> Operators | None:
+        """The operators of computed steps, below the cache; nothing stays on the model if they do not fit."""
+        if chosen is None:
+            return None
+        executor = self.executor
+        try:
+            if method.patch is not None:
+                raise ValueError(
+                    f"operators: must be none for method {method.name}, which recomputes rows of its own choice"
+                )
+            if executor.adapter is None:
+                raise ValueError(f"operators: must be none for {type(self.model).__name__}, which has no adapter")
+            return Operators(executor.adapter, chosen, lambda: (executor.report, executor.key))
+        except ValueError:
+            executor.detach()
+            raise
+
+    @property
+    def report(self) -> Report:
+        """Of the generation under way, or the last."""
+        report = self.executor.report
+        if self.operators is not None:
+            report.operators = self.operators.facts
+        return report
+
+    def take(self) -> None:
+        """Enter the model."""
+        self.dispatcher.take()
+        if hasattr(self.model, "cache_context"):
+            watch(self.model, "cache_context", self._context)
+
+    def give_back(self) -> None:
+        """Leave the model."""
+        self.dispatcher.give_back()
+        unwatch(self.model, "cache_context", self._context)
+        if self.operators is not None:
+            self.executor.report.operators = self.operators.facts
+            self.operators.remove()
+            self.operators = None
+
+    def _context(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """diffusers' name of a guidance call, which is our branch."""
+        name = args[0] if args else kwargs["name"]
+
+        @contextmanager
+        def cache_context() -> Iterator[None]:
+            with self.executor.named(str(name)), call(*args, **kwargs):
+                yield
+
+        return cache_context()
+
+
+class Handle:
+    """A method enabled on a model, or on all denoisers of a pipeline.
+
+    `disable` restores models and pipeline exactly; the reports stay readable.
+    """
+
+    def __init__(
+        self,
+        target: Any,
+        method: CacheMethod,
+        guidance: AdaptiveGuidance | None = None,
+        operators: Chipmunk | None = None,
+        separate: bool = False,
+        errors: bool = False,
+    ) -> None:
+        self.pipe = None if isinstance(target, nn.Module) else target
+        self.guidance, self.chosen, self.separate = guidance, operators, separate
+        models, timed = denoisers(target), self._timed(method)
+        for model in models.values():
+            before = dispatcher_of(model)
+            if before is not None:
+                before.owner.disable()
+        self._attached: dict[str, Attached] = {}
+        self._reports: dict[str, Report] = {}
+        self.enabled = False
+        self._clock: SamplerClock | None = None
+        try:
+            for name, model in models.items():
+                self._attached[name] = Attached(self, model, timed, errors)
+        except BaseException:
+            self.disable()
+            raise
+        self.resume()
+
+    # -- what happened -----------------------------------------------------------------------------------------
+
+    @property
+    def executor(self) -> Executor:
+        """Of the first model, while the method is enabled."""
+        return next(iter(self._attached.values())).executor
+
+    @property
+    def report(self) -> Report:
+        """The report of the last generation (of the one under way, during it), of the first model that took part."""
+        reports = list(self.reports.values())
+        return next((report for report in reports if report.branches), reports[0])
+
+    @property
+    def reports(self) -> dict[str, Report]:
+        """The report of every model by its name in the pipeline."""
+        return {**self._reports, **{name: attached.report for name, attached in self._attached.items()}}
+
+    # -- an own loop -------------------------------------------------------------------------------------------
+
+    def begin(self, num_steps: int | None = None) -> None:
+        """Announce a generation of `num_steps` model calls per branch; a pipeline does it by itself."""
+        for attached in self._attached.values():
+            attached.executor.begin(None if num_steps is None else int(num_steps))
+
+    def step(self) -> None:
+        """A step of an own loop is over: calls from here on belong to the next one. A pipeline does it by itself."""
+        for attached in self._attached.values():
+            attached.executor.advance()
+
+    def finish(self) -> None:
+        """Announce the end of a generation.
+
+        Raises:
+            PlanError: if a full step that was reached was not executed, or an announced generation made no call.
+        """
+        executors = [attached.executor for attached in self._attached.values()]
+        announced = [each.generation for each in executors if each.generation.num_steps is not None]
+        if announced and len(announced) == len(executors) and not any(each.branches for each in announced):
+            names = ", ".join(f"{n or type(a.model).__name__}" for n, a in self._attached.items())
+            raise PlanError(
+                f"{names}: never called in a generation of {announced[0].num_steps} steps that was announced"
+            )
+        for executor in executors:
+            executor.finish()
+
+    @contextmanager
+    def branch(self, name: str) -> Iterator[None]:
+        """Calls inside the `with` belong to branch `name`, which has its own clock and history."""
+        with ExitStack() as stack:
+            for attached in self._attached.values():
+                stack.enter_context(attached.executor.named(name))
+            yield
+
+    # -- life --------------------------------------------------------------------------------------------------
+
+    def resume(self) -> None:
+        """Enter models and pipeline, at first and after something else was enabled for a while."""
+        if self.enabled:
+            return
+        self.enabled = True
+        for attached in self._attached.values():
+            attached.take()
+        self._follow()
+        if self.pipe is not None:
+            watch(self.pipe, "maybe_free_model_hooks", self._freed)
+
+    def suspend(self) -> None:
+        """Leave models and pipeline."""
+        if not self.enabled:
+            return
+        self.enabled = False
+        for attached in self._attached.values():
+            attached.give_back()
+        if self._clock is not None:
+            unfollow(self._clock, self)
+            self._clock = None
+        if self.pipe is not None:
+            unwatch(self.pipe, "maybe_free_model_hooks", self._freed)
+
+    def disable(self) -> None:
+        """Restore models and pipeline exactly and drop all histories. A second call does nothing."""
+        self.suspend()
+        self._reports |= self.reports
+        for attached in self._attached.values():
+            attached.executor.detach()
+        self._attached, self.pipe = {}, None
+
+    def prepare(self) -> None:
+        """Before a call of a model: follow the pipeline's scheduler, if it was exchanged."""
+        scheduler = getattr(self.pipe, "scheduler", None)
+        if scheduler is not None and (self._clock is None or self._clock.scheduler() is not scheduler):
+            self._follow()
+            if self._clock is not None and len(getattr(scheduler, "timesteps", None) or ()):
+                self._clock.start()
+
+    def _follow(self) -> None:
+        """Let the pipeline's scheduler give the steps."""
+        scheduler = getattr(self.pipe, "scheduler", None)
+        if self._clock is not None:
+            unfollow(self._clock, self)
+        self._clock = None if scheduler is None else follow(scheduler, self)
+        for attached in self._attached.values():
+            attached.executor.clocks = [] if self._clock is None else [self._clock]
+
+    def announce(self, num_steps: int | None, clock: SamplerClock | None = None) -> None:
+        """The scheduler begins a generation."""
+        for attached in self._attached.values():
+            refuse_foreign(attached.model)
+            attached.dispatcher.renew()
+            attached.executor.begin(num_steps, clock)
+
+    def _freed(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The pipeline is done with its models: the generation is over."""
+        try:
+            if self._clock is not None and self._clock.active:
+                self._clock.stop()
+                self.finish()
+        finally:
+            result = call(*args, **kwargs)
+        return result
+
+    def _timed(self, method: CacheMethod) -> CacheMethod:
+        """The method with the clock that its time variable needs."""
+        time, pipe = method.knobs.time, self.pipe
+        if time == "index" or computes_all(method):
+            return method
+        if getattr(pipe, "scheduler", None) is None:
+            raise ValueError(f"time: must be index without a pipeline that has a scheduler, got {time!r}")
+        return dataclasses.replace(method, clock=lambda: clock_of(getattr(pipe, "scheduler", None), time))
+
+
+def refuse_foreign(model: Any) -> None:
+    """Raise a `ValueError` if diffusers' own cache is enabled on a model."""
+    if getattr(model, "is_cache_enabled", False):
+        kind = type(getattr(model, "_cache_config", None)).__name__
+        raise ValueError(f"model: has a cache of diffusers ({kind}) already, call disable_cache() first")

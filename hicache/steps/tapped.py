@@ -1,0 +1,106 @@
+"""Steps of a model of which nothing is known: its own forward runs, stand-ins give forecasts (`hicache.generic`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hicache.generation import Branch
+from hicache.generic import Tap
+from hicache.generic.blocks import flat_blocks
+from hicache.methods import CacheMethod
+from hicache.report import PlanError
+from hicache.tree import Action
+
+__all__ = ["TappedSteps", "channel_of"]
+
+Run = Callable[[], Any]
+"""The model's own forward with the arguments of a call."""
+
+
+def channel_of(scope: str, shape: torch.Size) -> int:
+    """The feature axis of a value: the second of a picture or a video that is an output, the last elsewhere."""
+    return 1 - len(shape) if scope == "output" and len(shape) > 3 else -1
+
+
+class TappedSteps:
+    """Computed, estimated and probed steps through a tap.
+
+    Raises:
+        ValueError: if the model lacks the method's scope.
+    """
+
+    def __init__(self, model: nn.Module, method: CacheMethod) -> None:
+        span = {"front": method.knobs.front, "back": method.knobs.back} if method.scope == "span" else {}
+        self.tap = Tap(model, method.scope, **span)
+
+    def compute(self, branch: Branch, run: Run) -> Any:
+        """The model's result; its features become an anchor."""
+        result, features = self.tap.compute(run)
+        self.remember(branch, features)
+        return result
+
+    def remember(self, branch: Branch, features: Sequence[Tensor]) -> None:
+        """The features of this step become an anchor; of another layout than the last ones, the only one."""
+        frames = branch.memory.frames
+        if branch.layout is not None and branch.layout != self.tap.layout:
+            frames.reset(frames.num_steps, frames.offset)
+        frames.observe(branch.clock.step, features)
+        branch.layout = self.tap.layout
+
+    def estimate(self, branch: Branch, run: Run) -> Any:
+        """The estimated result.
+
+        Raises:
+            PlanError: if nothing was computed before.
+        """
+        clock, frames = branch.clock, branch.memory.frames
+        if not frames.ready:
+            raise PlanError(f"branch {clock.branch!r}: step {clock.step} is to be estimated before any full step")
+        with torch.no_grad():
+            features = frames.predict(clock.step)
+        return self.tap.replay(run, features, branch.layout, branch.policy.stage(clock))
+
+    def probe(self, branch: Branch, run: Run) -> tuple[Action, Any]:
+        """The blocks before the span run, then the policy decides: what was done, and the result."""
+        frames, clock = branch.memory.frames, branch.clock
+
+        def choose(moved: Tensor) -> Sequence[Tensor] | None:
+            branch.watch(moved)
+            if branch.policy.decide(clock) is Action.ESTIMATE and frames.ready:
+                return frames.predict(clock.step)
+            branch.watched = moved.detach().clone()
+            return None
+
+        result, features = self.tap.decide(run, choose, branch.layout)
+        if features is None:
+            return Action.ESTIMATE, result
+        self.remember(branch, features)
+        return Action.COMPUTE, result
+
+    def entry(self, run: Run) -> Tensor:
+        """The hidden state before the first block, for policies that watch it; the model runs no further."""
+        first = flat_blocks(self.tap.model)[0]
+
+        def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            raise Seen(next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)))
+
+        hook = first.register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            run()
+        except Seen as seen:
+            return seen.value
+        finally:
+            hook.remove()
+        raise PlanError(f"policy: {type(self.tap.model).__name__} did not call its first block, which is to be watched")
+
+
+class Seen(Exception):
+    """The first block has been reached."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.value = value
