@@ -32,6 +32,10 @@ ADVICE = (
 )
 
 
+MOST = 256
+"""Calls under one name within one step, beyond which the steps must be made by a scheduler that is not followed."""
+
+
 @dataclass(frozen=True)
 class Place:
     """The branch of a call and the step of the sampler at which it is made; None: the next one of the branch."""
@@ -82,6 +86,8 @@ class Session:
         if step != self._at:
             self._at, self._ordinals = step, {}
         ordinal = self._ordinals.get(name, 0)
+        if ordinal == MOST:
+            raise PlanError(f"branch {name!r}: {MOST} calls within one step; whose scheduler makes the steps? {ADVICE}")
         self._ordinals[name] = ordinal + 1
         key = name if ordinal == 0 else f"{name}#{ordinal}"
         if clock is not None and self.separate and clock.stages == 2:

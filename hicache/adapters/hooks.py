@@ -26,8 +26,8 @@ def ignoring() -> Callable[..., None]:
     return ignored
 
 
-class eager:  # noqa: N801  (used as a decorator)
-    """A hook that runs outside compiled graphs, and does nothing in a copy or a pickle of the model."""
+class Eager:
+    """See `eager`."""
 
     def __init__(self, hook: Callable[..., None]) -> None:
         self.hook = hook
@@ -38,6 +38,11 @@ class eager:  # noqa: N801  (used as a decorator)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ignoring, ()
+
+
+def eager(hook: Callable[..., None]) -> Callable[..., Any]:
+    """A hook that runs outside compiled graphs, and does nothing in a copy or a pickle of the model."""
+    return Eager(hook)
 
 
 def see_hooks() -> None:

@@ -1,0 +1,258 @@
+"""The clock: what pipelines and own loops do at their steps, whatever they tell the model."""
+
+import copy
+import threading
+
+import pytest
+import torch
+from diffusers import (
+    FlowMatchHeunDiscreteScheduler,
+    FluxImg2ImgPipeline,
+    FluxInpaintPipeline,
+    FluxKontextPipeline,
+    FluxPipeline,
+)
+from PIL import Image
+
+import hicache
+
+from .pipelines import PICTURE, flux, method, quiet, run, wan
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return flux()
+
+
+def alone(pipe, chosen, **kwargs):
+    with hicache.cached(pipe, chosen) as cache:
+        return run(pipe, **kwargs), cache.report
+
+
+def test_strength_below_1_is_a_shorter_run(pipe):
+    """Announced are the steps that will be made; the plan is theirs."""
+    image = quiet(FluxImg2ImgPipeline.from_pipe(pipe))
+    _, report = alone(image, method(), image=PICTURE, strength=0.6, steps=10)
+    assert (report.num_steps, report.executed, report.full_steps) == (6, 6, [0, 1, 4])
+    paint = quiet(FluxInpaintPipeline.from_pipe(pipe))
+    mask = Image.new("L", (32, 32), 255)
+    _, report = alone(paint, method(), image=PICTURE, mask_image=mask, strength=0.6, steps=10)
+    assert report.full_steps == [0, 1, 4]
+
+
+def test_calls_of_guidance_without_names_are_branches(pipe):
+    """As if they had been named: a reference that names them by hand gives the same picture."""
+    image = quiet(FluxImg2ImgPipeline.from_pipe(pipe))
+    call = {"image": PICTURE, "negative_prompt": "ugly", "true_cfg_scale": 4.0, "strength": 0.5, "steps": 10}
+    found, report = alone(image, method("fora", interval=2, warmup_steps=1), **call)
+    assert report.branches == {"": [0, 2, 4], "#1": [0, 2, 4]}
+    count = [0]
+
+    def forward(*args, **kwargs):
+        count[0] += 1
+        with cache.branch("ab"[count[0] % 2]):
+            return original(*args, **kwargs)
+
+    with hicache.cached(image, method("fora", interval=2, warmup_steps=1)) as cache:
+        original = vars(pipe.transformer)["_compiled_call_impl"]
+        vars(pipe.transformer)["_compiled_call_impl"] = forward
+        named = run(image, **call)
+        vars(pipe.transformer)["_compiled_call_impl"] = original
+        assert set(cache.report.branches) == {"a", "b"}
+    assert torch.equal(found, named)
+
+
+def test_kontext_with_true_guidance(pipe):
+    kontext = quiet(FluxKontextPipeline(**pipe.components))
+    call = {"image": PICTURE, "negative_prompt": "b", "true_cfg_scale": 3.0, "max_area": 1024, "_auto_resize": False}
+    plain = run(kontext, **call)
+    found, report = alone(kontext, method(interval=1), **call)
+    assert torch.equal(found, plain) and report.full_steps == list(range(8))
+    _, report = alone(kontext, method(), **call)
+    assert report.branches == {"": [0, 1, 4, 7], "#1": [0, 1, 4, 7]}
+
+
+def interrupted(pipe, at=2):
+    def stop(pipe, i, t, kwargs):
+        pipe._interrupt = i == at or pipe._interrupt
+        return kwargs
+
+    return run(pipe, callback_on_step_end=stop)
+
+
+def test_an_interrupted_generation_is_reported(pipe):
+    """The picture is given, the pipeline's own hooks are freed, and the next generation is a fresh one."""
+    fresh, _ = alone(pipe, method())
+    freed = []
+    original = pipe.maybe_free_model_hooks
+    with hicache.cached(pipe, method()) as cache:
+        pipe.maybe_free_model_hooks = lambda: (freed.append(1), original())
+        try:
+            interrupted(pipe)
+        finally:
+            del pipe.maybe_free_model_hooks
+        assert (cache.report.executed, cache.report.num_steps, freed) == (3, 8, [1])
+        assert "of 3 (8 were announced)" in str(cache.report)
+        assert torch.equal(run(pipe), fresh)
+
+
+def test_a_model_that_is_never_called_is_named(pipe):
+    """The transformer that the method is on is not the one that runs."""
+    before = pipe.transformer
+    with hicache.cached(pipe, method()):
+        pipe.transformer = copy.deepcopy(before)
+        try:
+            with pytest.raises(hicache.PlanError, match="transformer: never called in a generation of 8 steps"):
+                run(pipe)
+        finally:
+            pipe.transformer = before
+
+
+def test_a_full_step_that_did_not_run_is_an_error(pipe):
+    with hicache.cached(pipe, method()) as cache:
+
+        def spoil(pipe, i, t, kwargs):
+            branch = next(iter(cache.executor.generation.branches.values()))
+            if i == 4:
+                branch.clock.anchors.remove(4)
+            return kwargs
+
+        with pytest.raises(hicache.PlanError, match=r"planned full steps not executed \[4\]"):
+            run(pipe, callback_on_step_end=spoil)
+
+
+def test_two_transformers_share_the_steps():
+    """Each has a clock that begins at its first call; per-token timesteps of the 5B model are not read."""
+    pipe = wan()
+    plain = run(pipe)
+    with hicache.cached(pipe, method(scope="stack", interval=1)) as cache:
+        assert torch.equal(run(pipe), plain)
+        assert {name: report.executed for name, report in cache.reports.items()} == {
+            "transformer": 4,
+            "transformer_2": 4,
+        }
+    with hicache.cached(pipe, method(scope="stack")) as cache:
+        run(pipe)
+        first, second = cache.reports.values()
+        assert first.branches == second.branches == {"cond": [0, 1], "uncond": [0, 1]} or first.branches
+        assert first.executed + second.executed == 8
+        assert first.path == "tapped"
+    assert torch.equal(run(pipe), plain)
+
+
+def test_per_token_timesteps():
+    pipe = wan(models=1)
+    plain = run(pipe)
+    with hicache.cached(pipe, method(scope="blocks")) as cache:
+        found = run(pipe)
+        assert cache.report.full_steps == [0, 1, 4, 7]
+    assert not torch.equal(found, plain) and torch.equal(run(pipe), plain)
+
+
+@pytest.mark.parametrize(
+    ("stages", "branches"), [("shared", {"": [0, 1, 4, 7, 10]}), ("separate", {"": [0, 1, 4], "'": [0, 1, 4]})]
+)
+def test_stages_of_a_two_stage_solver(pipe, stages, branches):
+    before = pipe.scheduler
+    pipe.scheduler = FlowMatchHeunDiscreteScheduler()
+    pipe.scheduler.config.use_dynamic_shifting = False
+    try:
+        with hicache.cached(pipe, method(), stages=stages) as cache:
+            scheduler, model = pipe.scheduler, pipe.transformer
+            scheduler.set_timesteps(6)
+            sample, call = torch.randn(1, 64, 16), arguments()
+            for t in scheduler.timesteps:
+                velocity = model(**call(float(t) / 1000, sample))[0]
+                sample = scheduler.step(velocity, t, sample, return_dict=False)[0]
+            cache.finish()
+            assert cache.report.branches == branches
+    finally:
+        pipe.scheduler = before
+
+
+def arguments():
+    """Arguments of the tiny FLUX by timestep."""
+    generator = torch.Generator().manual_seed(5)
+    fixed = {
+        "encoder_hidden_states": torch.randn(1, 6, 32, generator=generator),
+        "pooled_projections": torch.randn(1, 32, generator=generator),
+        "guidance": torch.ones(1),
+        "img_ids": torch.zeros(64, 3),
+        "txt_ids": torch.zeros(6, 3),
+        "return_dict": False,
+    }
+    sample = torch.randn(1, 64, 16, generator=generator)
+
+    def call(t, hidden=sample):
+        return {**fixed, "hidden_states": hidden, "timestep": torch.tensor([t])}
+
+    return call
+
+
+@torch.no_grad()
+def test_own_loops(pipe):
+    """Steps counted by calls, by `step()`, in either direction; two calls at one time are never mixed up."""
+    model, call = pipe.transformer, arguments()
+    times = [1 - i / 8 for i in range(8)]
+    with hicache.cached(model, method()) as cache:
+        for order in (times, times[::-1], times):
+            for t in order:
+                model(**call(t))
+            assert cache.report.full_steps == [0, 1, 4, 7] and cache.report.executed == 8
+    with hicache.cached(model, method()) as cache:
+        cache.begin(8)
+        for t in times:
+            for _ in range(2):
+                model(**call(t))
+            cache.step()
+        cache.finish()
+        assert cache.report.branches == {"": [0, 1, 4, 7], "#1": [0, 1, 4, 7]}
+    with hicache.cached(model, method()):
+        model(**call(0.5))
+        with pytest.raises(hicache.PlanError, match=r"two calls at one timestep in an own loop; .*handle.step\(\)"):
+            model(**call(0.5))
+
+
+def test_two_pipelines_over_one_transformer(pipe):
+    """The one that the method was not enabled on is an own loop, after the other and in a thread beside it."""
+    from experiments.backends.tiny.flux import scheduler
+
+    other = quiet(FluxPipeline(**{**pipe.components, "scheduler": scheduler(True)}))
+    chosen = method("fora", interval=2, warmup_steps=1)
+    wanted = {steps: alone(other, chosen, steps=steps)[0] for steps in (8, 5)}
+    first, _ = alone(pipe, chosen)
+    with hicache.cached(pipe, chosen):
+        for steps in (8, 5, 8):
+            assert torch.equal(run(pipe), first)
+            assert torch.equal(run(other, steps), wanted[steps])
+        results = {}
+        threads = [
+            threading.Thread(target=lambda name=name, each=each: results.update({name: run(each)}))
+            for name, each in (("first", pipe), ("other", other))
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert torch.equal(results["first"], first) and torch.equal(results["other"], wanted[8])
+
+
+def test_a_gap_and_another_form_of_call_are_computed(pipe):
+    """A branch that was left out for a step, or is given another shape, does not go on from what it remembers."""
+    model, call = pipe.transformer, arguments()
+    with torch.no_grad(), hicache.cached(model, method(interval=6)) as cache:
+        cache.begin(10)
+        for step in range(10):
+            model(**call(1 - step / 10))
+            if step != 4:
+                model(**call(1 - step / 10))
+            cache.step()
+        cache.finish()
+        assert cache.report.branches == {"": [0, 1, 7], "#1": [0, 1, 5, 7]}
+        cache.begin(8)
+        for step in range(8):
+            hidden = torch.randn(1, 64 if step < 4 else 32, 16)
+            arguments_ = call(1 - step / 8, hidden)
+            arguments_["img_ids"] = torch.zeros(hidden.shape[1], 3)
+            assert torch.isfinite(model(**arguments_)[0]).all()
+        assert cache.report.full_steps == [0, 1, 4, 7]
