@@ -254,6 +254,16 @@ def reads(name: str, policy: str | None = None, basis: str | None = None, patch:
     return (read_by(**parts) - ({"sigma_schedule"} & spec.fixed.keys())) | (spec.uses & {"scope"})
 
 
+def plain(value: Any) -> Any:
+    """A knob with Python's own numbers in the place of NumPy's."""
+    if isinstance(value, Mapping):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(plain(each) for each in value)
+    is_number = type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0
+    return value.item() if is_number else value
+
+
 def method(name: str, **knobs: Any) -> CacheMethod:
     """Compose a method by its name.
 
@@ -273,7 +283,7 @@ def method(name: str, **knobs: Any) -> CacheMethod:
         lookup("knob", key, (f.name for f in fields(Knobs)))
     if not spec.caches:
         knobs = {}
-    given = {key: value for key, value in knobs.items() if value is not None}
+    given = {key: plain(value) for key, value in knobs.items() if value is not None}
     fixed = dict(spec.fixed)
     for part, owned in OWNED.items():
         if exchanged(spec, part, given.get(part)):
