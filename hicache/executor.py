@@ -39,6 +39,7 @@ from hicache.session import ADVICE, Place, Session
 from hicache.steps.fused import FusedSteps
 from hicache.steps.setup import Setup
 from hicache.steps.tapped import TappedSteps, channel_of
+from hicache.steps.tapped_modules import TappedModules
 from hicache.tree import Action
 
 __all__ = ["Executor", "computes_all"]
@@ -68,6 +69,7 @@ class Executor:
         errors: whether to measure at computed steps how wrong the forecast would have been.
         caches: whether there is anything to cache.
         fused: steps through the adapter, where there is one that has the scope.
+        modules: steps module by module, where there is none.
 
     Raises:
         ValueError: if the model lacks the method's scope, or the method needs an adapter.
@@ -92,6 +94,7 @@ class Executor:
         self.caches = not computes_all(method)
         self.bind: Callable[..., Call] = binder(self.model) if adapter is None else adapter.bind
         self.fused: FusedSteps | None = None
+        self.modules: TappedModules | None = None
         self._names = threading.local()
         self._tapped: TappedSteps | None = None
         self._idle: dict[str, Memory] = {}
@@ -109,9 +112,9 @@ class Executor:
             self.fused = FusedSteps(Setup(adapter, method, self.forward))
             return
         if method.mixes:
-            kind = type(self.model).__name__
-            raise ValueError(f"method: {method.name} acts on single modules, for which {kind} has no adapter")
-        self.tapped  # noqa: B018  (which looks for the scope)
+            self.modules = TappedModules(self.model, method)
+        else:
+            self.tapped  # noqa: B018  (which looks for the scope)
 
     @property
     def tapped(self) -> TappedSteps:
@@ -162,6 +165,9 @@ class Executor:
             self._idle.update((name, branch.memory) for name, branch in branches.items())
         driver = clock if clock is not None and clock.counts else None
         generation = Generation(self.method.name, num_steps)
+        if self.caches and self.fused is None:
+            kind = type(self.model).__name__
+            generation.report.path, generation.report.reason = "tapped", f"no adapter of {kind} has the scope"
         self._last = Session(generation, driver, self.separate, announced=num_steps is not None)
         self._sessions[thread, None if driver is None else id(driver)] = self._last
 
@@ -272,6 +278,8 @@ class Executor:
         """The name of the model's family and the number of its blocks."""
         if self.adapter is not None:
             return self.adapter.family, len(self.adapter.blocks())
+        if self.modules is not None:
+            return "", self.modules.num_blocks
         return "", self.tapped.tap.num_blocks if self.caches else 0
 
     def _new_memory(self) -> Memory:
@@ -283,6 +291,7 @@ class Executor:
             method.build_forecaster(lead=2, channel=channel),
             ModuleHistories(sites, method.policy.grouping, lambda: method.build_forecaster(lead=2)),
             Frames(lambda shape: method.build_forecaster(lead=2, channel=channel_of(method.scope, shape))),
+            lambda: method.build_forecaster(lead=2),
         )
 
     # -- the step ----------------------------------------------------------------------------------------------
@@ -361,6 +370,8 @@ class Executor:
             if action is Action.COMPUTE and not branch.proven:
                 self._prove(branch, call, result, own)
             return result
+        if self.modules is not None:
+            return self.modules.run(action, branch, own)
         if action is Action.MIXED:
             kind = type(self.model).__name__
             raise PlanError(f"method: {self.method.name} cannot go on with {kind} as it is called here: {branch.why}")

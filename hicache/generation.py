@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,16 +26,34 @@ class Memory:
     """What a branch remembers, kept from one generation to the next for its buffers.
 
     `forecaster` remembers the scope as a whole, `histories` its modules one by one (both on the fused path), `frames`
-    what a tap gives (on the generic one).
+    what a tap gives, `single` the modules of a tap one by one, with the `forms` of what they return.
     """
 
     forecaster: Forecaster
     histories: ModuleHistories
     frames: Frames
+    build: Callable[[], Forecaster]
+    forms: dict[Any, Any] = field(default_factory=dict)
+    single: dict[tuple[int, int, int], Forecaster] = field(default_factory=dict)
+    num_steps: int | None = None
+    offset: int = 0
+
+    def module(self, place: tuple[int, int, int]) -> Forecaster:
+        """The history of one tensor of one module."""
+        if place not in self.single:
+            self.single[place] = self.build()
+            self.single[place].reset(self.num_steps, self.offset)
+        return self.single[place]
+
+    @property
+    def bytes(self) -> int:
+        """Memory of all histories."""
+        return sum(each.bytes for each in (self.forecaster, self.histories, self.frames, *self.single.values()))
 
     def reset(self, num_steps: int | None, offset: int) -> None:
         """Forget the last generation; the next one has `num_steps`, the first of them step `offset` of the sampler."""
-        for each in (self.forecaster, self.histories, self.frames):
+        self.num_steps, self.offset, self.forms = num_steps, offset, {}
+        for each in (self.forecaster, self.histories, self.frames, *self.single.values()):
             each.reset(num_steps, offset)
 
 
@@ -84,9 +102,8 @@ class Branch:
     @property
     def bytes(self) -> int:
         """Memory of all that is kept between calls."""
-        memory = self.memory
         others = (self.watched, *(vars(self.patch).values() if self.patch is not None else ()))
-        return memory.forecaster.bytes + memory.histories.bytes + memory.frames.bytes + sum(map(size, tensors(others)))
+        return self.memory.bytes + sum(map(size, tensors(others)))
 
     @torch.no_grad()
     def watch(self, value: Tensor) -> None:

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import hicache
 from experiments.backends.base import Backend, Item, Sampling, sampling_of
@@ -209,27 +209,24 @@ def refit(backend: Backend, settings: Settings, items: list[Item], plan: Plan) -
         batch = items[start : start + size]
         backend.prepare(sampling)
         with hicache.cached(backend.pipe, hicache.method("calibrated", **plan.knobs())):
-            slots, recorder = vars(backend.transformer), Recorder(backend, (plan.scope,))
-            planned, plain = slots["_compiled_call_impl"], backend.transformer.forward
+            recorder = Recorder(backend, (plan.scope,))
             with recorder.watching():
-                slots["_compiled_call_impl"] = shadowed(planned, plain, recorder, plan.full_steps)
+                before = shadow(backend.transformer, recorder, plan.full_steps)
+                hook = backend.transformer.register_forward_pre_hook(before, with_kwargs=True)
                 try:
                     backend.generate(batch, sampling)
                 finally:
-                    slots["_compiled_call_impl"] = planned
+                    hook.remove()
         for name, values in recorder.trajectories(len(batch)).items():
             sites[name] = sites.get(name, torch.zeros(())) + grams(values).sum(0) / len(items)
     return torch.stack(list(sites.values()))
 
 
-def shadowed(
-    planned: Callable[..., Any], plain: Callable[..., Any], recorder: Recorder, full_steps: Sequence[int]
-) -> Callable[..., Any]:
-    """`planned`, with a call of `plain` before it at estimated steps."""
+def shadow(model: nn.Module, recorder: Recorder, full_steps: Sequence[int]) -> Callable[..., None]:
+    """A hook before the forward of a model: at estimated steps its class's own forward runs too."""
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if recorder.step not in full_steps:
-            plain(*args, **kwargs)
-        return planned(*args, **kwargs)
+            type(model).forward(model, *args, **kwargs)
 
-    return forward
+    return before
