@@ -13,8 +13,9 @@ from typing import Any
 
 from hicache.attachment import dispatcher_of
 from hicache.forecast import Forecaster
+from hicache.generic.structure import DENOISERS, denoisers
 from hicache.guidance import AdaptiveGuidance
-from hicache.handle import DENOISERS, Handle, denoisers
+from hicache.handle import Handle
 from hicache.knobs import lookup
 from hicache.methods import CacheMethod, method
 from hicache.operators import Chipmunk

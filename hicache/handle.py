@@ -13,33 +13,14 @@ from hicache.adapters import find_adapter
 from hicache.attachment import Dispatcher, check_whole, dispatcher_of, is_compiled, unwrapped
 from hicache.clock import SamplerClock, follow, unfollow, unwatch, watch
 from hicache.executor import Executor, computes_all
+from hicache.generic.structure import denoisers
 from hicache.guidance import AdaptiveGuidance, GuidedExecutor
 from hicache.methods import CacheMethod
 from hicache.operators import Chipmunk, Operators
 from hicache.report import PlanError, Report
 from hicache.sampler import clock_of
 
-__all__ = ["DENOISERS", "Attached", "Handle", "denoisers"]
-
-DENOISERS = ("transformer", "transformer_2", "unet", "prior")
-"""The names under which pipelines keep what they call at every step."""
-
-
-def denoisers(target: Any) -> dict[str, nn.Module]:
-    """The models of a pipeline by name, or a model itself under the name "".
-
-    Raises:
-        ValueError: if there is none.
-    """
-    if isinstance(target, nn.Module):
-        return {"": target}
-    found = {name: getattr(target, name, None) for name in DENOISERS}
-    models = {name: model for name, model in found.items() if isinstance(model, nn.Module)}
-    if not models:
-        raise ValueError(
-            f"target: must be a pipeline with a transformer or unet, or a model, got {type(target).__name__}"
-        )
-    return models
+__all__ = ["Attached", "Handle"]
 
 
 class Attached:
@@ -193,7 +174,7 @@ class Handle:
         executors = [attached.executor for attached in self._attached.values()]
         announced = [each.generation for each in executors if each.generation.num_steps is not None]
         if announced and len(announced) == len(executors) and not any(each.branches for each in announced):
-            names = ", ".join(f"{n or type(a.model).__name__}" for n, a in self._attached.items())
+            names = ", ".join(f"{type(a.model).__name__ if n == 'model' else n}" for n, a in self._attached.items())
             raise PlanError(
                 f"{names}: never called in a generation of {announced[0].num_steps} steps that was announced"
             )

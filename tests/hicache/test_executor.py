@@ -269,5 +269,5 @@ def test_a_swapped_scheduler_is_followed(dit_pipeline, plain):
 def test_unknown_models_and_scopes(dit_pipeline):
     with pytest.raises(ValueError, match="scope: Linear has output, got 'modules'"):
         hicache.enable(torch.nn.Linear(2, 2), make("hicache"))
-    with pytest.raises(ValueError, match="target: must be a pipeline"):
+    with pytest.raises(ValueError, match="target: must be a module or have one of"):
         hicache.enable(object(), make("hicache"))

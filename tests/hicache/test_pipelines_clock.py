@@ -193,11 +193,12 @@ def test_own_loops(pipe):
     """Steps counted by calls, by `step()`, in either direction; two calls at one time are never mixed up."""
     model, call = pipe.transformer, arguments()
     times = [1 - i / 8 for i in range(8)]
-    with hicache.cached(model, method()) as cache:
-        for order in (times, times[::-1], times):
-            for t in order:
-                model(**call(t))
-            assert cache.report.full_steps == [0, 1, 4, 7] and cache.report.executed == 8
+    for order in (times, times[::-1]):
+        with hicache.cached(model, method()) as cache:
+            for _ in range(2):
+                for t in order:
+                    model(**call(t))
+                assert cache.report.full_steps == [0, 1, 4, 7] and cache.report.executed == 8
     with hicache.cached(model, method()) as cache:
         cache.begin(8)
         for t in times:
