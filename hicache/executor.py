@@ -367,7 +367,7 @@ class Executor:
         by_module = self.fused is not None and self.fused.setup.by_module
         if self.fused is not None and (branch.fused or by_module):
             result = self.fused.run(action, branch, call, args, kwargs)
-            if action is Action.COMPUTE and not branch.proven:
+            if action is Action.COMPUTE and not branch.proven and (self.fused.whole or not by_module):
                 self._prove(branch, call, result, own)
             return result
         if self.modules is not None:

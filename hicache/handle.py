@@ -153,6 +153,11 @@ class Handle:
         """The report of every model by its name in the pipeline."""
         return {**self._reports, **{name: attached.report for name, attached in self._attached.items()}}
 
+    @property
+    def operators(self) -> Operators | None:
+        """Of the first model, while the method is enabled."""
+        return next((attached.operators for attached in self._attached.values()), None)
+
     # -- an own loop -------------------------------------------------------------------------------------------
 
     def begin(self, num_steps: int | None = None) -> None:
@@ -228,7 +233,8 @@ class Handle:
         scheduler = getattr(self.pipe, "scheduler", None)
         if scheduler is not None and (self._clock is None or self._clock.scheduler() is not scheduler):
             self._follow()
-            if self._clock is not None and len(getattr(scheduler, "timesteps", None) or ()):
+            timesteps = getattr(scheduler, "timesteps", None)
+            if self._clock is not None and timesteps is not None and len(timesteps):
                 self._clock.start()
 
     def _follow(self) -> None:

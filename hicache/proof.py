@@ -7,7 +7,8 @@ everything is at hand to see whether it does so truly: with the values v of that
 
 to rounding, `|a - b| / |b| <= max(1e-4, 4 eps)` in the Euclidean norm with eps of the features' dtype. What reaches
 into the blocks from outside breaks it: IP-adapters, ControlNet, a LoRA scale, hooks on modulation layers, weights that
-are stored in another type, modules that were replaced.
+are stored in another type, modules that were replaced. It costs about an estimated step per branch and generation,
+which no count of FLOPs includes.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def rebuilt(setup: Setup, branch: Branch, call: Call) -> Tensor:
     """The hidden state after the last block, from the values of the newest anchor."""
     adapter, scope = setup.adapter, setup.method.scope
     if scope == "final_hidden":
-        return newest(branch, 0, call)
+        return newest(branch, 0, call).to(setup.adapter.model.dtype)
     hidden = adapter.embed(call)
     if scope != "modules":
         for index in range(len(setup.sites)):

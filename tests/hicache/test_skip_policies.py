@@ -436,7 +436,7 @@ def test_any_forecaster_under_any_policy(name, basis, scope):
         cache.begin(12)
         outputs, _ = denoise(model, call, 12)
         assert 0 < len(cache.report.estimated_steps) < 12
-    assert cache.executor.method.knobs.basis == basis
+        assert cache.executor.method.knobs.basis == basis
     assert all(torch.isfinite(o).all() for o in outputs)
 
 
