@@ -161,9 +161,7 @@ def test_duca_skips_to_the_hidden_state_of_the_last_patched_step(model_name, mon
         handle.begin(7)
         denoise(model, inputs(model, model_name), 7)
     hook.remove()
-    assert (
-        handle.report.full_steps == [0, 1, 6] and handle.report.mixed_steps == [3, 5] and len(seen) == 7 + 1
-    )  # the proof
+    assert handle.report.full_steps == [0, 1, 6] and handle.report.mixed_steps == [3, 5] and len(seen) == 7  # the proof
     assert torch.equal(seen[2], seen[1]) and torch.equal(seen[4], seen[3])
     assert not torch.allclose(seen[3], seen[1]) and not torch.allclose(seen[5], seen[3])
 
