@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 
 from experiments.cli import Exit
 from experiments.config.compose import set_up
+from experiments.config.words import check_words
 
 outcome = Exit()
 
@@ -42,10 +43,16 @@ def main(config: DictConfig) -> float | None:
     return sweep().objective
 
 
+def start() -> None:
+    """Words that Hydra would answer with its usage text are refused in a line before it reads them."""
+    check_words(sys.argv[1:])
+    main()
+
+
 if __name__ == "__main__":
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors of composition reach us, who say them in one line
     set_up()
-    outcome.guard(main)
+    outcome.guard(start)
     if {"-m", "--multirun"} & set(sys.argv):
         outcome.guard(lambda: sweep().rank())
     sys.exit(outcome.code)

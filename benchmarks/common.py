@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from datetime import date
 from pathlib import Path
@@ -10,8 +11,12 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-__all__ = ["arguments", "machine", "markdown", "publish"]
+from experiments.errors import ConfigError, check
+
+__all__ = ["arguments", "at_least", "machine", "markdown", "publish"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -20,24 +25,43 @@ def arguments(argv: list[str], defaults: dict[str, Any]) -> dict[str, Any]:
     """`key=value` or `--key value` arguments over typed defaults.
 
     Raises:
-        SystemExit: with code 2 for an unknown key or a value of the wrong type.
+        ConfigError: for an unknown key or a value of the wrong type.
     """
     words = list(argv)
     pairs = []
     while words:
         word = words.pop(0)
         pairs.append(f"{word[2:]}={words.pop(0)}" if word.startswith("--") and "=" not in word and words else word)
-    given = OmegaConf.to_container(OmegaConf.from_dotlist([pair.lstrip("-") for pair in pairs]))
+    for pair in pairs:
+        key = pair.lstrip("-").partition("=")
+        check(key[0] in defaults and bool(key[1]), key[0] or "argument", f"must be one of {', '.join(defaults)}", pair)
+    try:
+        given = OmegaConf.to_container(OmegaConf.from_dotlist([pair.lstrip("-") for pair in pairs]))
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(f"argument: must read key=value, got {' '.join(pairs)!r}") from error
     assert isinstance(given, dict)
     for key, value in list(given.items()):
         if isinstance(defaults.get(str(key)), str) and isinstance(value, int | float):
             value = given[key] = str(value)
-        if key not in defaults:
-            raise SystemExit(f"error: {key}: must be one of {', '.join(defaults)}, got {value!r}")
-        if not isinstance(value, type(defaults[str(key)])):
-            kind = type(defaults[str(key)]).__name__
-            raise SystemExit(f"error: {key}: must be of type {kind}, got {value!r}")
+        wanted = type(defaults[str(key)])
+        if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+            value = given[key] = float(value)
+        fits = isinstance(value, wanted) and not (wanted is int and isinstance(value, bool))
+        check(fits, str(key), f"must be of type {wanted.__name__}", value)
+        finite = not isinstance(value, float) or math.isfinite(value)
+        check(finite, str(key), "must be a finite number", value)
+        check(not isinstance(value, int) or abs(value) < 1 << 63, str(key), "must be less than 2^63", value)
     return {**defaults, **{str(key): value for key, value in given.items()}}
+
+
+def at_least(config: dict[str, Any], low: int, *keys: str) -> None:
+    """Integers that must not be smaller.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    for key in keys:
+        check(config[key] >= low, key, f"must be an integer >= {low}", config[key])
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:

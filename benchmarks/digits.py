@@ -16,9 +16,12 @@ from typing import Any
 import torch
 
 import hicache
-from benchmarks.common import arguments, machine, publish
+from benchmarks.common import arguments, at_least, machine, publish
 from experiments.backends.digits.backend import ASSETS
 from experiments.backends.digits.pipeline import PixelDiTPipeline, scheduler
+from experiments.cli import Exit
+from experiments.errors import check
+from hicache.methods import MAX_ORDER
 
 __all__ = ["main"]
 
@@ -52,6 +55,10 @@ def seconds(
 def main(argv: list[str]) -> list[dict[str, Any]]:
     """Measure all rows; returns them."""
     config = arguments(argv, DEFAULTS)
+    at_least(config, 1, "batch", "interval", "steps", "repeats", "threads")
+    check(0 <= config["order"] <= MAX_ORDER, "order", f"must be an integer from 0 to {MAX_ORDER}", config["order"])
+    check(config["sigma"] > 0, "sigma", "must be a number > 0", config["sigma"])
+    check(config["steps"] <= 1000, "steps", "must be an integer from 1 to 1000", config["steps"])
     torch.set_num_threads(config["threads"])
     pipe = pipeline()
     knobs = {key: config[key] for key in ("interval", "order", "sigma")}
@@ -102,4 +109,6 @@ def row(
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    outcome = Exit()
+    outcome.guard(lambda: main(sys.argv[1:]))
+    sys.exit(outcome.code)

@@ -20,10 +20,10 @@ ladder of the TaylorSeer paper has its own row. Its "Pade / FoCa" is the Padé a
 
 from __future__ import annotations
 
-import argparse
 import csv
 import math
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ import torch
 from torch import Tensor
 
 import hicache
+from experiments.cli import Arguments, Exit
+from experiments.errors import check
 
 __all__ = ["ARMS", "SCENARIOS", "main", "measure"]
 
@@ -238,10 +240,11 @@ def plot(errors: Errors, path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, then write the table, the CSV and the plot."""
-    parser = argparse.ArgumentParser(description="Forecasters on synthetic trajectories.")
+    parser = Arguments(description="Forecasters on synthetic trajectories.")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--seeds", type=int, default=20)
     given = parser.parse_args(arguments)
+    check(given.seeds >= 1, "--seeds", "must be an integer >= 1", given.seeds)
     errors: Errors = {
         scenario: {arm: {h: measure(scenario, arm, h, given.seeds) for h in HORIZONS} for arm in ARMS}
         for scenario in SCENARIOS
@@ -264,4 +267,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    outcome = Exit()
+    outcome.guard(main)
+    sys.exit(outcome.code)

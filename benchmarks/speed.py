@@ -22,9 +22,13 @@ import torch
 from torch import nn
 
 import hicache
-from benchmarks.common import arguments, machine, markdown, publish
+from benchmarks.common import arguments, at_least, machine, markdown, publish
+from experiments.cli import Exit
+from experiments.errors import check, choose
 from hicache.adapters import Adapter, adapter_for
+from hicache.methods import MAX_ORDER
 from hicache.report import Stopwatch
+from hicache.tree import SCOPES
 
 __all__ = ["main"]
 
@@ -189,13 +193,30 @@ def measure(row: dict[str, Any], model: nn.Module, call: dict[str, Any], repeats
     }
 
 
+def check_config(config: dict[str, Any]) -> None:
+    """All that can be wrong with the arguments, found before a model is built.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    choose("backend", config["backend"], FULL)
+    choose("size", config["size"], ("full", "small"))
+    at_least(config, 1, "steps", "repeats")
+    check(0 <= config["order"] <= MAX_ORDER, "order", f"must be an integer from 0 to {MAX_ORDER}", config["order"])
+    for scope in config["scopes"].split(","):
+        choose("scopes", scope, SCOPES)
+    whole = all(word.isdecimal() and int(word) >= 1 for word in config["intervals"].split(","))
+    check(whole, "intervals", "must be integers >= 1, as in 5,7", config["intervals"])
+    gpus = (
+        ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))] if torch.cuda.is_available() else []
+    )
+    choose("device", config["device"], ["cpu", *gpus])
+
+
 def main(argv: list[str]) -> list[dict[str, Any]]:
     """Measure all rows; returns them."""
     config = arguments(argv, DEFAULTS)
-    if config["backend"] not in FULL:
-        raise SystemExit(f"error: backend: must be one of {', '.join(FULL)}, got {config['backend']!r}")
-    if config["device"].startswith("cuda") and not torch.cuda.is_available():
-        raise SystemExit(f"error: device: must be one of this machine, got {config['device']!r} without a GPU")
+    check_config(config)
     model = build(config)
     adapter: Adapter = adapter_for(model)
     shape: dict[str, Any] = SMALL_SHAPE if config["size"] == "small" and config["backend"] != "dit" else {}
@@ -229,4 +250,6 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    outcome = Exit()
+    outcome.guard(lambda: main(sys.argv[1:]))
+    sys.exit(outcome.code)

@@ -128,10 +128,31 @@ class Metric(ABC):
                 raise EvaluationError(
                     f"{cls.name}.{key}: unknown option; {cls.name} knows {sorted(known) or 'no options'}"
                 )
+        kinds = {field.name: str(field.type) for field in fields(cls)}
+        for key, value in options.items():
+            if not _fits(value, kinds[key]):
+                raise EvaluationError(f"{cls.name}.{key}: must be of type {kinds[key]}, got {value!r}")
         try:
             return cls(**options)
         except ValueError as error:
             raise EvaluationError(f"{cls.name}.{error}") from error
+
+
+_KINDS: dict[str, type | tuple[type, ...]] = {"int": int, "float": (int, float), "bool": bool, "str": str}
+
+
+def _fits(value: Any, annotation: str) -> bool:
+    """Whether a value of the command line may be that of a field; what is no plain type is left to the metric."""
+    kinds = [kind.strip() for kind in annotation.split("|")]
+    if any(kind not in _KINDS and kind != "None" for kind in kinds):
+        return not isinstance(value, (dict, type(None)))
+    if value is None:
+        return "None" in kinds
+    if isinstance(value, bool):
+        return "bool" in kinds
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    return any(isinstance(value, _KINDS[kind]) for kind in kinds if kind != "None")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ python -m evaluation npz images=DIR out=FILE
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from typing import Any
 
 from evaluation.errors import EvaluationError
 from evaluation.statistics import Bootstrap
+from evaluation.storage import partial_of, sweep
 
 __all__ = ["main", "parse"]
 
@@ -65,9 +67,42 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
 
 def _expect(key: str, value: Any, kind: type | tuple[type, ...], rule: str) -> Any:
     allowed = isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool)
-    if value is not None and not allowed:
+    if not allowed:
         raise EvaluationError(f"{key}: must be {rule}, got {value!r}")
     return value
+
+
+def _text(key: str, value: Any) -> str:
+    """A name or a path; a folder may be named 2024."""
+    if isinstance(value, (dict, list, bool)) or value is None or not str(value).strip():
+        raise EvaluationError(f"{key}: must be a name or a path, got {value!r}")
+    return str(value)
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    known = ["cpu", *(["cuda"] if count else []), *(f"cuda:{index}" for index in range(count))]
+    if name not in known:
+        raise EvaluationError(f"device: must be one of this machine ({', '.join(known)}), got {name!r}")
+
+
+def _check_out(out: Path) -> None:
+    """Where values are kept must be a folder that can be written to, before anything is scored."""
+    existing = out
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    try:
+        if not existing.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "Not a directory")
+        probe = partial_of(existing / "write-test")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        said = f"must be a folder that can be written to, got {str(out)!r} ({error.strerror})"
+        raise EvaluationError(f"out: {said}") from error
+    sweep(out)
 
 
 def _request(data: Mapping[str, Any]) -> tuple[Request, dict[str, dict[str, Any]], dict[str, Path]]:
@@ -84,13 +119,22 @@ def _request(data: Mapping[str, Any]) -> tuple[Request, dict[str, dict[str, Any]
     own = {key: value for key, value in data.items() if key in known}
     metrics = own.get("metrics", [])
     own["metrics"] = [metrics] if isinstance(metrics, str) else _expect("metrics", metrics, list, "a list of names")
+    for name in own["metrics"]:
+        _expect("metrics", name, str, "a list of names")
     for key in ("run", "images", "reference", "prompts", "device", "out", "logger"):
         if key in own and own[key] is not None:
-            own[key] = str(own[key])  # a folder may be named 2024
-    _expect("batch_size", own.get("batch_size"), int, "a whole number")
-    _expect("level", own.get("level"), float, "a number between 0 and 1")
-    for key in ("subset", "unquote"):
-        _expect(key, own.get(key), bool, "true or false")
+            own[key] = _text(key, own[key])
+    rules: dict[str, tuple[type | tuple[type, ...], str]] = {
+        "batch_size": (int, "a whole number"),
+        "level": ((int, float), "a number between 0 and 1"),
+        "subset": (bool, "true or false"),
+        "unquote": (bool, "true or false"),
+    }
+    for key, (kind, rule) in rules.items():
+        if key in own:
+            _expect(key, own[key], kind, rule)
+    if own.get("device") is not None:
+        _check_device(own["device"])
     return Request(**own), options, {name: Path(str(path)) for name, path in weights.items()}
 
 
@@ -110,11 +154,14 @@ def _evaluate(words: Sequence[str]) -> int:
     prompts = media_files.read_prompts(Path(request.prompts), request.unquote) if request.prompts else None
     if request.run is not None:
         run = read_run(Path(request.run))
+        said = f"{run.unverified} items of {run.folder} are older than digests" if run.unverified else ""
         images, reference = run.images, Path(request.reference) if request.reference else run.reference
         prompts, out = prompts or run.prompts, Path(request.out) if request.out else run.folder / "evaluation"
     else:
+        said = f"{request.images} has no records that its files could be compared with"
         images, reference = Path(str(request.images)), Path(request.reference) if request.reference else None
         out = Path(request.out) if request.out else Path(f"{images}-evaluation")
+    _check_out(out)
     results = evaluate(
         images,
         reference,
@@ -132,6 +179,8 @@ def _evaluate(words: Sequence[str]) -> int:
     if request.logger == "wandb":
         log_to_wandb(results, out, images, reference)
     print(table(results))
+    if said:
+        print(f"not verified: {said}")
     print(f"evaluation: {out}")
     return 0
 
@@ -145,12 +194,15 @@ def default_device() -> str:
 
 def _doctor(words: Sequence[str]) -> int:
     from evaluation.doctor import check, report
+    from evaluation.pretrained import specification
 
     data = parse(words)
     request, options, weights = _request(data)
     other = [key for key in data if key not in ("metrics", "weights", *options)]
     if other:
         raise EvaluationError(f"{other[0]}: unknown key; doctor knows metrics, their options and weights")
+    for name in weights:
+        specification(name)
     if not request.metrics:
         print(report(weights))
         return 0
@@ -166,17 +218,20 @@ def _compare(words: Sequence[str]) -> int:
     from evaluation.present import compare_runs
 
     data = parse(words)
-    for key in ("baseline", "runs", "metrics"):
+    known = ("baseline", "runs", "metrics")
+    for key in data:
+        if key not in known:
+            raise EvaluationError(f"{key}: unknown key; compare knows {', '.join(known)}")
+    lists: dict[str, list[str]] = {}
+    for key in known:
         if key not in data:
             raise EvaluationError(f"{key}: must be given; compare knows baseline, runs and metrics")
-    runs, metrics = data["runs"], data["metrics"]
-    print(
-        compare_runs(
-            Path(str(data["baseline"])),
-            [Path(str(run)) for run in (runs if isinstance(runs, list) else [runs])],
-            [str(name) for name in (metrics if isinstance(metrics, list) else [metrics])],
-        )
-    )
+        value = data[key]
+        lists[key] = [_text(key, one) for one in (value if isinstance(value, list) else [value])]
+        if not lists[key]:
+            raise EvaluationError(f"{key}: must name at least one, got none")
+    baseline = _text("baseline", data["baseline"])
+    print(compare_runs(Path(baseline), [Path(run) for run in lists["runs"]], lists["metrics"]))
     return 0
 
 
@@ -208,13 +263,24 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 def main(words: Sequence[str]) -> int:
     """Run one command; returns the exit code."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no library below may download
-    if not words or words[0] in ("-h", "--help", "help"):
+    if words and words[0] in ("-h", "--help", "help"):
         print(__doc__)
-        return 0 if words else 2
-    command = _COMMANDS.get(words[0])
+        return 0
+    command = _COMMANDS.get(words[0]) if words else None
     try:
+        if not words:
+            raise EvaluationError("argument: must be key=value words or a command, got none; see --help")
         return command(words[1:]) if command else _evaluate(words)
     except EvaluationError as error:
         for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+            print(f"error: {printable(line)}", file=sys.stderr)
         return 2
+    except OSError as error:
+        at = f" at {error.filename}" if error.filename else ""
+        print(f"error: files must be readable and writable, got {error.strerror or error}{at}", file=sys.stderr)
+        return 1
+
+
+def printable(text: str) -> str:
+    """Foreign text without what a terminal would obey."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

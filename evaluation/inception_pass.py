@@ -9,7 +9,6 @@ since batches begin at the same places.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from evaluation.frechet import RunningCovariance
 from evaluation.inception import CLASSES, POOL, SPATIAL, Features, Inception
 from evaluation.item_values import digest
 from evaluation.pretrained import fingerprint
+from evaluation.storage import replacing
 
 __all__ = ["SHARD", "SPLIT", "SplitScores", "InceptionStatistics", "run_inception"]
 
@@ -115,16 +115,15 @@ class InceptionStatistics:
             for part in ("mean", "scatter")
         }
         seen = self.scores.probability
-        temporary = self.folder / "state.tmp.npz"
-        np.savez(
-            temporary,
-            count=self.count,
-            counts=np.array(self.scores.counts, dtype=np.int64),
-            probability=torch.stack(seen).numpy() if seen else np.zeros((0, CLASSES)),
-            negative_entropy=np.array(self.scores.negative_entropy, dtype=np.float64),
-            **arrays,
-        )
-        os.replace(temporary, self.folder / "state.npz")
+        with replacing(self.folder / "state.npz") as partial, partial.open("wb") as file:
+            np.savez(
+                file,
+                count=self.count,
+                counts=np.array(self.scores.counts, dtype=np.int64),
+                probability=torch.stack(seen).numpy() if seen else np.zeros((0, CLASSES)),
+                negative_entropy=np.array(self.scores.negative_entropy, dtype=np.float64),
+                **arrays,
+            )
 
     def _moments(self) -> tuple[tuple[str, RunningCovariance], tuple[str, RunningCovariance]]:
         return ("pool", self.pool), ("spatial", self.spatial)

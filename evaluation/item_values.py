@@ -17,6 +17,7 @@ from typing import Any
 
 from evaluation.base import MediaItem, Metric
 from evaluation.errors import EvaluationError
+from evaluation.storage import replacing
 
 __all__ = ["ValueStore", "digest", "item_key", "merge_json", "write_csv", "write_json"]
 
@@ -50,7 +51,7 @@ class ValueStore:
         for number, line in enumerate(lines[:-1], start=1):
             try:
                 row = json.loads(line)
-                self._values[row["key"]] = float(row["value"])
+                self._values[row["key"]] = _number(row["value"])
             except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
                 if self._is_torn_start(line):
                     continue
@@ -80,6 +81,13 @@ class ValueStore:
             os.fsync(file.fileno())
 
 
+def _number(value: float | str) -> float:
+    found = float(value)
+    if math.isnan(found):
+        raise ValueError("NaN")
+    return found
+
+
 def _plain(value: float) -> float | str:
     return value if math.isfinite(value) else repr(value)  # JSON has no infinity
 
@@ -87,20 +95,17 @@ def _plain(value: float) -> float | str:
 def write_csv(path: Path, items: list[str], columns: Mapping[str, list[float]]) -> None:
     """One row per item, one column per metric."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".csv.tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["item", *columns])
         writer.writerows([name, *values] for name, *values in zip(items, *columns.values(), strict=True))
-    temporary.replace(path)
 
 
 def write_json(path: Path, data: Any) -> None:
     """Write JSON by rename, so that a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def merge_json(path: Path, results: Mapping[str, Any]) -> None:

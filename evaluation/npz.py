@@ -18,6 +18,7 @@ from numpy.lib import format as npy
 
 from evaluation import media_files, pictures
 from evaluation.errors import EvaluationError
+from evaluation.storage import replacing
 
 __all__ = ["read_array", "read_samples", "sample_shape", "write_samples", "write_statistics"]
 
@@ -114,11 +115,11 @@ def write_samples(images: Path, out: Path) -> int:
     if bad := pictures.survey(files):
         raise EvaluationError("\n".join(bad))
     first = media_files.read_image(files[0])
-    temporary = out.with_name(out.name + ".tmp")
-    temporary.parent.mkdir(parents=True, exist_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(files), *first.shape)}
     with (
-        zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
+        replacing(out) as partial,
+        zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
         archive.open("arr_0.npy", "w", force_zip64=True) as member,
     ):
         npy.write_array_header_1_0(member, header)
@@ -130,7 +131,6 @@ def write_samples(images: Path, out: Path) -> int:
                     f"got {list(image.shape[:2])}"
                 )
             member.write(image.tobytes())
-    temporary.replace(out)
     return len(files)
 
 
@@ -139,8 +139,7 @@ def write_statistics(out: Path, statistics: dict[str, np.ndarray]) -> None:
     unknown = set(statistics) - set(_STATISTICS)
     if unknown:
         raise EvaluationError(f"{out}: statistics must be among {_STATISTICS}, got {sorted(unknown)}")
-    temporary = out.with_name(out.name + ".tmp.npz")
-    temporary.parent.mkdir(parents=True, exist_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, Any] = {name: np.asarray(value) for name, value in statistics.items()}
-    np.savez(temporary, **arrays)
-    temporary.replace(out)
+    with replacing(out) as partial, partial.open("wb") as file:
+        np.savez(file, **arrays)

@@ -262,7 +262,28 @@ def locate(name: str, given: Path | None = None) -> Path:
             f"weights.{name}: {', '.join(weight.files)} not found in {where}; get it with: {weight.command}"
             f"  ({weight.licence}{size})"
         )
+    files = [path / file for file in weight.files] if len(weight.files) > 1 else [path]
+    for file in files:
+        if said := damaged(file):
+            raise EvaluationError(f"weights.{name}: {file} {said}; get it with: {weight.command}")
     return path
+
+
+def damaged(path: Path) -> str | None:
+    """What the beginning of a file of weights gives away; None if it may be whole."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        begin = file.read(8)
+        if not begin:
+            return "is empty"
+        if path.suffix == ".safetensors":
+            length = int.from_bytes(begin, "little")
+            whole = len(begin) == 8 and 2 <= length <= size - 8 and file.read(1) == b"{"
+            return None if whole else "is no safetensors file"
+    if path.suffix in (".pt", ".pth"):
+        known = begin.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04"))
+        return None if known else "is no file of torch"
+    return None
 
 
 def load_state(path: Path) -> dict[str, Tensor]:

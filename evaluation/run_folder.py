@@ -5,13 +5,13 @@ Its reference is a sibling folder. Only these files are read; what produced them
 
 from __future__ import annotations
 
-import json
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from evaluation import media_files
+from evaluation.digests import Ledger
 from evaluation.errors import EvaluationError
+from evaluation.records import expected, is_identity, read_records
 
 __all__ = ["Run", "read_run", "read_values"]
 
@@ -23,6 +23,8 @@ class Run(NamedTuple):
     images: Path
     reference: Path | None
     prompts: dict[str, str] | None
+    unverified: int = 0
+    """Items that were recorded before there were digests: their files are taken as they are."""
 
 
 def read_run(folder: Path) -> Run:
@@ -30,7 +32,11 @@ def read_run(folder: Path) -> Run:
     if not folder.is_dir():
         raise EvaluationError(f"run: must be a run folder, got {folder}")
     images = folder / "media"
-    records = _records(folder)
+    if images.resolve() != folder.resolve() / "media":
+        raise EvaluationError(f"{images}: must be a folder of the run, got a link to {images.resolve()}")
+    records = read_records(folder)
+    if records:
+        _check_files(folder, records)
     _, files = media_files.list_media(images)
     if records:
         _check_complete(folder, records, files)
@@ -38,20 +44,19 @@ def read_run(folder: Path) -> Run:
     texts = {name: record.get("prompt", record.get("title")) for name, record in records.items()}
     prompts = {name: text for name, text in texts.items() if isinstance(text, str)}
     complete = bool(records) and len(prompts) == len(records)
-    return Run(folder, images, reference, prompts if complete else None)
+    unverified = sum("digests" not in record for record in records.values())
+    return Run(folder, images, reference, prompts if complete else None, unverified)
 
 
-def _records(folder: Path) -> dict[str, dict[str, Any]]:
-    records: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.glob("items*.jsonl")):
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline is torn
-        for number, line in enumerate(lines, start=1):
-            try:
-                record = json.loads(line)
-                records[str(record["item"])] = record
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise EvaluationError(f"{path}:{number}: must be a record with an item, got {line[:60]!r}") from error
-    return records
+def _check_files(folder: Path, records: dict[str, dict[str, Any]]) -> None:
+    """The media must be what was recorded; every one that is not is named."""
+    ledger = Ledger(folder / "media")
+    wanted = {name: digest for record in records.values() for name, digest in (expected(record) or {}).items()}
+    damages = ledger.damages(wanted)
+    ledger.save()
+    if damages:
+        mend = "the run's own command makes it again"
+        raise EvaluationError("\n".join(f"{folder / 'media' / name}: {said}; {mend}" for name, said in damages.items()))
 
 
 def _check_complete(folder: Path, records: dict[str, dict[str, Any]], files: list[Path]) -> None:
@@ -72,7 +77,7 @@ def _reference(folder: Path) -> Path | None:
         identity = _mapping(path).get("reference")
         if identity is None:
             continue
-        if not isinstance(identity, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", identity):
+        if not is_identity(identity):
             raise EvaluationError(f"{path}: reference must be the id of a sibling run, got {identity!r}")
         other = folder.resolve().parent / identity / "media"
         if not other.is_dir():
@@ -100,7 +105,10 @@ def read_values(folder: Path, metric: str) -> dict[str, float]:
     path = folder / "values.csv"
     if not path.is_file():
         raise EvaluationError(f"{path}: must exist; evaluate the run first")
-    table = pd.read_csv(path, dtype={"item": str}).set_index("item")
+    try:
+        table = pd.read_csv(path, dtype={"item": str}).set_index("item")
+    except (ValueError, KeyError) as error:
+        raise EvaluationError(f"{path}: must be a table of values by item (delete it), got: {error}") from error
     if metric not in table:
         raise EvaluationError(f"{path}: must hold {metric}, got {', '.join(table.columns)}; evaluate it first")
     return dict(zip(table.index.tolist(), table[metric].astype(float).tolist(), strict=True))

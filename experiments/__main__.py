@@ -13,6 +13,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "submit": ("plans.slurm", "submit a plan to Slurm"),
     "status": ("plans.status", "where the rows of a plan stand"),
     "retry": ("plans.retry", "let failed rows be tried again"),
+    "verify": ("plans.verify", "whether all files of runs and plans still are what was written"),
     "collect": ("plans.collect", "check, finish and index the runs of a plan"),
     "tables": ("reports.tables", "print a table and write it to results/tables"),
     "figures": ("reports.figures", "figures of tables, and of trajectories"),

@@ -7,13 +7,17 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from evaluation.storage import partial_of, replacing, sweep, sync_folder
 from experiments.errors import ConfigError, check
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "ASSETS",
@@ -24,7 +28,9 @@ __all__ = [
     "read_config",
     "read_json",
     "replacing",
+    "sweep",
     "write_new",
+    "write_tensors",
     "write_json",
     "write_text",
 ]
@@ -41,24 +47,6 @@ NO_SPACE_SAID = re.compile(
 """How libraries that drop the number of the error say it: safetensors, numpy."""
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to. It takes that place in one step, which a power cut does not undo or halve.
-
-    Nothing is left of one whose writing failed.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield partial
-        with open(partial, "rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
 def write_text(path: Path, text: str) -> None:
     """Replace a text file in one step."""
     with replacing(path) as partial:
@@ -67,9 +55,10 @@ def write_text(path: Path, text: str) -> None:
 
 def write_new(path: Path, text: str) -> None:
     """Write a text file unless it is there; of several processes the first decides."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial = partial_of(path)
+    partial.unlink(missing_ok=True)
     try:
-        with open(partial, "w") as handle:
+        with open(partial, "x") as handle:
             handle.write(text)
             handle.flush()
             os.fsync(handle.fileno())
@@ -80,6 +69,14 @@ def write_new(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Replace a safetensors file in one step."""
+    from safetensors.torch import save_file
+
+    with replacing(path, scratch=True) as partial:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=metadata)
+
+
 def append_text(path: Path, text: str) -> None:
     """Add to a file in one write, and wait until the disk has it."""
     with open(path, "ab") as handle:
@@ -88,22 +85,18 @@ def append_text(path: Path, text: str) -> None:
         os.fsync(handle.fileno())
 
 
-def sync_folder(folder: Path) -> None:
-    """Wait until the disk has the names in a folder, where its file system can be asked to."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def refuse(constant: str) -> float:
+    """NaN and infinity are not JSON."""
+    raise ValueError(f"{constant} is not JSON")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object; anything else is a `ConfigError` that names the file."""
     try:
-        found = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"{path}: must be readable JSON (delete or restore it), got {error}") from error
+        found = json.loads(path.read_text(), parse_constant=refuse)
+    except (ValueError, OSError, RecursionError) as error:
+        said = str(error).splitlines()[0]
+        raise ConfigError(f"{path}: must be readable JSON (delete or restore it), got {said}") from error
     check(isinstance(found, dict), str(path), "must hold a JSON object (delete or restore it)", found)
     return found
 

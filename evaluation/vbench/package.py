@@ -67,7 +67,9 @@ def run_dimension(
 
 
 def _dimensions(value: Any) -> list[str]:
-    names = [value] if isinstance(value, str) else list(value)
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not names:
+        raise EvaluationError(f"dimensions: must be a list of names, got {value!r}")
     for name in names:
         if name not in DIMENSIONS:
             raise EvaluationError(f"dimensions: must be among {', '.join(DIMENSIONS)}, got {name!r}")
@@ -86,7 +88,11 @@ def main(data: Mapping[str, Any]) -> int:
     if not videos.is_dir():
         raise EvaluationError(f"videos: must be a folder, got {videos}")
     dimensions = _dimensions(data.get("dimensions", list(DIMENSIONS)))
-    samples = int(data.get("samples", SAMPLES))
+    samples = data.get("samples", SAMPLES)
+    if not isinstance(samples, int) or isinstance(samples, bool) or samples < 1:
+        raise EvaluationError(f"samples: must be a whole number of at least 1, got {samples!r}")
+    if not isinstance(data.get("download", False), bool):
+        raise EvaluationError(f"download: must be true or false, got {data['download']!r}")
     for name in dimensions:
         missing = find_missing_videos(videos, info, name, samples)
         if missing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from dataclasses import fields
@@ -12,11 +13,13 @@ from experiments.backends.base import sampling_of
 from experiments.config.backend import BackendConfig
 from experiments.config.compose import compose
 from experiments.config.run import Settings
+from experiments.errors import check
 from experiments.files import ASSETS
 
 __all__ = [
     "SCOPES",
     "artefacts",
+    "check_output",
     "command",
     "compact",
     "keys_of",
@@ -70,6 +73,21 @@ def artefacts(backend: BackendConfig) -> Path:
     """Where what was calibrated for a backend is kept: with the code, or beside weights that do not ship with it."""
     own = Path(backend.path) if backend.path else None
     return own if own is not None and own.is_dir() else ASSETS / backend.name
+
+
+def check_output(name: str) -> None:
+    """Refuse what cannot become a file, before hours are spent on its contents.
+
+    Raises:
+        ConfigError: for a folder, or a place that nothing can be written to.
+    """
+    path = Path(name)
+    parent = path.parent
+    while not parent.exists():
+        parent = parent.parent
+    plain = bool(name.strip()) and not name.endswith("/") and not path.is_dir()
+    valid = plain and parent.is_dir() and os.access(parent, os.W_OK) and len(path.name.encode()) < 256
+    check(valid and str(parent) != "/proc", "output", "must be a file that can be written", name)
 
 
 def compact(text: str) -> str:

@@ -20,7 +20,7 @@ from experiments.backends import backend_class
 from experiments.config.method import SmoothCacheConfig
 from experiments.config.run import Settings
 from experiments.errors import ConfigError
-from experiments.files import write_text
+from experiments.files import sweep, write_text
 from hicache.adapters import ADAPTERS
 from hicache.policy.accumulate import MAGNITUDES, POLYNOMIALS
 from hicache.policy.scheduled import greedy
@@ -50,6 +50,7 @@ def curve_path(settings: Settings, name: str) -> Path:
 def save_curves(path: Path, curves: dict[str, Any], keys: dict[str, Any], made: dict[str, Any]) -> None:
     """Write curves with the keys that they are valid for and how they were made."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent)
     text = json.dumps({"keys": keys, "made": made, "curves": curves}, indent=1, allow_nan=False)
     write_text(path, compact(text) + "\n")
 
@@ -66,8 +67,8 @@ def load_curves(settings: Settings, name: str) -> dict[str, Any]:
         raise ConfigError(f"method: {name} must have been calibrated for these settings ({made}), got no {path.name}")
     try:
         data = json.loads(path.read_text())
-        found, curves = data["keys"], data["curves"]
-    except (ValueError, KeyError, TypeError) as error:
+        found, curves = dict(data["keys"]), dict(data["curves"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"method: {path} must be a file of experiments calibrate ({error})") from error
     for key, value in keys_of(settings).items():
         if found.get(key) != value:

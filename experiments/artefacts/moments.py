@@ -19,13 +19,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from experiments.artefacts.base import SCOPES, artefacts, command, keys_of
 from experiments.config.run import Settings
 from experiments.errors import ConfigError
-from experiments.files import replacing
+from experiments.files import sweep, write_tensors
 
 __all__ = [
     "Moments",
@@ -66,12 +65,12 @@ def moments_path(settings: Settings) -> Path:
 def save_moments(path: Path, moments: Moments, keys: dict[str, Any], made: dict[str, Any]) -> None:
     """Write them with the keys that they are valid for and how they were made."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent)
     tensors = {"gram": moments.gram.float(), "cost": moments.cost.double(), "size": moments.size.double()}
     tensors["carry"] = moments.carry.double()
     tensors |= {f"clock/{name}": torch.tensor(times, dtype=torch.float64) for name, times in moments.clocks.items()}
     facts = {"keys": json.dumps(keys), "made": json.dumps(made)}
-    with replacing(path) as partial:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=facts)
+    write_tensors(path, tensors, facts)
 
 
 @functools.cache
@@ -84,6 +83,10 @@ def read(path: Path, modified: int) -> tuple[Moments, dict[str, Any]]:
     clocks = {name.partition("/")[2]: t.tolist() for name, t in tensors.items() if name.startswith("clock/")}
     names = ("gram", "cost", "size", "carry")
     parts = {name: tensors[name].double() for name in names}
+    if not isinstance(keys, dict) or parts["gram"].dim() != 3 or parts["gram"].shape[1] != parts["gram"].shape[2]:
+        raise ValueError("no inner products [sites, T, T] with their keys")
+    if not all(bool(part.isfinite().all()) for part in parts.values()):
+        raise ValueError("numbers that are not finite")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     return Moments(**parts, clocks=clocks, digest=digest), keys
 
@@ -102,7 +105,7 @@ def load_moments(settings: Settings, key: str) -> Moments:
         raise ConfigError(f"{key}: must be a number where no trajectories are stored ({made}), got 'auto'")
     try:
         moments, found = read(path, path.stat().st_mtime_ns)
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{key}: {path.name} must be a file of experiments calibrate ({error}), got 'auto'"
         ) from error

@@ -17,7 +17,7 @@ from experiments.artefacts.base import SCOPES, artefacts, command, compact, keys
 from experiments.config.method import CalibratedConfig
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
-from experiments.files import write_text
+from experiments.files import sweep, write_text
 from hicache.fitting.calibrate import Plan
 
 __all__ = [
@@ -82,8 +82,8 @@ def load_plan(settings: Settings) -> Plan:
         raise ConfigError(f"method.plan: must be a plan file ({maker(settings)}), got no {str(path)!r}")
     try:
         data = json.loads(path.read_text())
-        plan, found = Plan.from_data(data["plan"]), data["keys"]
-    except (ValueError, KeyError, TypeError) as error:
+        plan, found = Plan.from_data(data["plan"]), dict(data["keys"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ConfigError(f"method.plan: must be a plan file ({error}), got {str(path)!r}") from error
     for key, value in (keys_of(settings) | {"scope": settings.scope}).items():
         if found.get(key) != value:
@@ -100,6 +100,7 @@ def load_plan(settings: Settings) -> Plan:
 def save_plan(path: Path, plan: Plan, keys: dict[str, Any], made: dict[str, Any]) -> None:
     """Write a plan with the keys that it is valid for and how it was made."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent)
     data = {"keys": keys | {"scope": plan.scope}, "made": made, "plan": plan.as_data()}
     text = json.dumps(data, indent=1, allow_nan=False)
     write_text(path, compact(text) + "\n")

@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from experiments.artefacts.base import command, keys_of
 from experiments.config.method import TRAINED_SCOPES, LearnedConfig
 from experiments.config.run import Settings
-from experiments.errors import ConfigError
-from experiments.files import ASSETS, replacing
+from experiments.errors import ConfigError, check
+from experiments.files import ASSETS, sweep, write_tensors
 from hicache.forecast.lesa import Predictor
 
 __all__ = [
@@ -75,7 +74,11 @@ def maker(settings: Settings) -> str:
     return command(settings, "train predictor", method=config.name, **words, output=config.artefact)
 
 
+MOST = 64
+"""Stages of noise at most."""
+
 HEADER = "artefact"
+"""The one key of the metadata: safetensors keeps no order of several."""
 
 
 def save_artefact(
@@ -83,16 +86,10 @@ def save_artefact(
 ) -> None:
     """Write tensors with the keys they are valid for, what they parametrise and how they were made."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent)
     header = {"keys": keys, "described": described, "made": made}
-    with replacing(path) as partial:
-        save_file(
-            {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()},
-            partial,
-            metadata={
-                HEADER: json.dumps(header, allow_nan=False, sort_keys=True)
-            },  # one key: safetensors keeps no order
-        )
-        partial.chmod(0o644)
+    text = json.dumps(header, allow_nan=False, sort_keys=True)
+    write_tensors(path, {name: tensor.detach().cpu() for name, tensor in tensors.items()}, {HEADER: text})
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -115,7 +112,9 @@ def load_artefact(settings: Settings) -> tuple[dict[str, Tensor], dict[str, Any]
     try:
         tensors, header = read(path)
         found, described = header["keys"], header["described"]
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        fits = isinstance(found, dict) and isinstance(described, dict)
+        check(fits, "header", "must say keys and what it describes", type(described).__name__)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"method.artefact: must be a trained file ({error}), got {str(path)!r}") from error
     for key, value in valid_for(settings).items():
         if found.get(key) != value:
@@ -129,8 +128,22 @@ def load_artefact(settings: Settings) -> tuple[dict[str, Tensor], dict[str, Any]
 def load_predictor(settings: Settings) -> Predictor:
     """The trained predictor of a `lesa` run."""
     tensors, described = load_artefact(settings)
+    values = {key: value for key, value in described.items() if key != "method"}
+    path = path_of(settings)
+    memories = values.get("memories")
+    few = isinstance(memories, list) and len(memories) <= MOST and all(isinstance(k, int) for k in memories)
+    check(few, "method.artefact", f"must describe at most {MOST} stages", str(path))
+    try:
+        with torch.device("meta"):  # what is described may be anything; no memory is asked for before it fits the file
+            shapes = {name: tensor.shape for name, tensor in Predictor(**values).state_dict().items()}
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        said = str(error).splitlines()[0]
+        raise ConfigError(f"method.artefact: must describe a predictor ({said}), got {str(path)!r}") from error
+    fits = shapes == {name: tensor.shape for name, tensor in tensors.items()}
+    check(fits, "method.artefact", "must hold the tensors that it describes", str(path))
+    check(all(t.isfinite().all() for t in tensors.values()), "method.artefact", "must hold finite numbers", str(path))
     with torch.random.fork_rng(devices=[]):  # building draws initial weights that are replaced
-        predictor = Predictor(**{key: value for key, value in described.items() if key != "method"})
+        predictor = Predictor(**values)
     predictor.load_state_dict(tensors)
     return predictor.eval().requires_grad_(False)
 
@@ -138,4 +151,8 @@ def load_predictor(settings: Settings) -> Predictor:
 def load_router(settings: Settings) -> dict[str, Any]:
     """Sites and logits of an `l2c` run."""
     tensors, described = load_artefact(settings)
-    return {"sites": described["sites"], "logits": tensors["logits"].tolist()}
+    sites, logits = described.get("sites"), tensors.get("logits")
+    fits = isinstance(sites, list) and logits is not None and logits.shape[-1:] == (len(sites),)
+    check(fits, "method.artefact", "must hold sites and a logit for each", str(path_of(settings)))
+    assert logits is not None
+    return {"sites": sites, "logits": logits.tolist()}

@@ -121,6 +121,12 @@ def convert(source: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit("usage: python -m experiments weights SOURCE TARGET")
-    convert(Path(sys.argv[1]), Path(sys.argv[2]))
+    try:
+        if len(sys.argv) != 3:
+            raise ConfigError(f"argument: must be SOURCE TARGET, got {' '.join(sys.argv[1:])!r}")
+        if not (Path(sys.argv[1]) / "model_index.json").is_file():
+            raise ConfigError(f"SOURCE: must be the folder of a diffusers pipeline, got {sys.argv[1]!r}")
+        convert(Path(sys.argv[1]), Path(sys.argv[2]))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

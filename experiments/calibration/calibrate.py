@@ -255,7 +255,8 @@ def calibrate(settings: Settings, options: Options, budgets: Sequence[int]) -> l
         plan = make_plan(settings, options, found, budget, backend)
         config = CalibratedConfig(name="calibrated", budget=budget, plan=options.output)
         path = path_of(dataclasses.replace(settings, method=config))
-        save_plan(path, plan, keys_of(settings), dataclasses.asdict(options) | {"revision": settings.backend.revision})
+        made = dataclasses.asdict(options) | {"output": None, "revision": settings.backend.revision}
+        save_plan(path, plan, keys_of(settings), made)
         print(f"plan: {path} ({time.monotonic() - begun:.1f} s)", flush=True)
         paths.append(path)
     return paths

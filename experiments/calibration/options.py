@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
+from experiments.artefacts.base import check_output
 from experiments.errors import ConfigError, check, choose
 from hicache.forecast import BASES
 
@@ -49,7 +50,11 @@ class Options:
         check(self.memory is None or self.memory >= 1, "memory", "must be an integer >= 1", self.memory)
         valid = self.place_memory is None or 1 <= self.place_memory <= min(3, self.memory or 3)
         check(valid, "place_memory", "must be 1, 2 or 3 and no more than memory", self.place_memory)
-        check(self.seconds >= 0, "seconds", "must be a number >= 0", self.seconds)
+        check(0 <= self.seconds < math.inf, "seconds", "must be a finite number >= 0", self.seconds)
+        valid = 0 <= self.calibration_seed < 1 << 63
+        check(valid, "calibration_seed", "must be an integer from 0 to 2^63 - 1", self.calibration_seed)
+        if self.output is not None:
+            check_output(self.output)
         # Without a ridge neighbouring values, or one anchor counted twice, leave the weights undetermined.
         valid = self.ridge is None or 0 < self.ridge < math.inf
         check(valid, "ridge", "must be a finite number > 0", self.ridge)
@@ -68,6 +73,8 @@ class Options:
         for key, text in given.items():
             try:
                 typed[key] = kinds.get(key, str)(text)
+                if isinstance(typed[key], int) and abs(typed[key]) >= 1 << 63:
+                    raise ValueError("too large")
             except ValueError:
                 raise ConfigError(f"{key}: must be of type {kinds[key].__name__}, got {text!r}") from None
         return Options(**typed)

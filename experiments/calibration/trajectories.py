@@ -21,7 +21,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import json
+import math
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -29,17 +29,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from experiments import stopping
 from experiments.artefacts.base import keys_of
 from experiments.backends import load_backend
 from experiments.backends.base import Backend, Item, sampling_of
+from experiments.calibration.recordings import damages, ledger_of, load, nearest_folder, read_manifest, shard_name
 from experiments.cli import Exit
 from experiments.config.compose import compose
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
-from experiments.files import replacing, write_json
+from experiments.files import sweep, write_json, write_tensors
 from experiments.progress import Progress
 from experiments.runs.runner import check as check_settings
 from experiments.runs.runner import items_of
@@ -69,7 +70,8 @@ class Recording:
         check(bool(self.sites), "sites", "must name at least one site", self.sites)
         check(self.keep in KEEPS, "keep", f"must be one of {', '.join(KEEPS)}", self.keep)
         check(self.tokens is None or self.tokens >= 1, "tokens", "must be an integer >= 1", self.tokens)
-        check(self.reserve >= 0, "reserve", "must be a number >= 0", self.reserve)
+        finite = 0 <= self.reserve < math.inf
+        check(finite, "reserve", "must be a finite number >= 0", self.reserve)
 
 
 class Recorder:
@@ -153,16 +155,28 @@ def attach(adapter: Adapter, site: str, keep: Callable[[str, Tensor], None]) -> 
     if site in adapter.scopes and site != "span":
         names = [str(s) for s in adapter.sites(site)] if site in ("modules", "blocks") else [site]
         return attach_scope(adapter, site, [(0, blocks)], lambda index, value: keep(names[index], value))
+    check_sites(adapter, [site])
     modules = [str(s) for s in adapter.sites("modules")]
-    if site not in modules:
-        known = ", ".join([*SAMPLER_SITES, *(s for s in adapter.scopes if s not in ("span", "output")), modules[0]])
-        raise ConfigError(f"sites: must be one of {known}, ..., got {site!r}")
 
     def sink(index: int, value: Tensor) -> None:
         if modules[index] == site:
             keep(site, value)
 
     return attach_scope(adapter, "modules", [(0, blocks)], sink)
+
+
+def check_sites(adapter: Adapter, sites: Sequence[str]) -> None:
+    """Refuse sites that the model does not have.
+
+    Raises:
+        ConfigError: naming those that there are.
+    """
+    scopes = [scope for scope in adapter.scopes if scope not in ("span", "output")]
+    modules = [str(s) for s in adapter.sites("modules")]
+    for site in sites:
+        if site not in (*SAMPLER_SITES, *scopes, *modules):
+            known = ", ".join([*SAMPLER_SITES, *scopes, modules[0]])
+            raise ConfigError(f"sites: must be one of {known}, ..., got {site!r}")
 
 
 def chosen_tokens(count: int, tokens: int) -> Tensor:
@@ -208,34 +222,38 @@ def generate(
 
 
 def record(settings: Settings, recording: Recording, folder: Path) -> dict[str, Any]:
-    """Record what is missing in `folder`; returns the manifest."""
+    """Record what is missing in `folder`, or damaged; returns the manifest."""
     manifest = opened(settings, recording, folder)
+    for name, said in damages(folder, manifest).items():
+        print(f"{folder.name}: {name} {said}; it is recorded again", file=sys.stderr, flush=True)
+        del manifest["shards"][name]
     items, size = items_of(settings), settings.batch_size
     batches = [items[start : start + size] for start in range(0, len(items), size)]
     todo = [(i, batch) for i, batch in enumerate(batches) if shard_name(i) not in manifest["shards"]]
     if not todo:
         return manifest
     backend = load_backend(settings.backend)
+    check_sites(adapter_for(backend.transformer), recording.sites)
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
     done = len(items) - sum(len(batch) for _, batch in todo)
     with Progress(folder.name, len(items), done, settings.progress_every) as progress:
         for index, batch in todo:
+            stopping.check()
             recorder = watched(backend, settings, batch, recording.sites, recording.tokens)
             shard = reduced(recorder, len(batch), recording.keep)
             size_now = sum(t.numel() * t.element_size() for t in shard.values())
             left = sum(len(other) for i, other in todo if i >= index)
             require_space(folder, size_now * left / len(batch), recording.reserve)
-            with replacing(folder / shard_name(index)) as partial:
-                save_file({name: tensor.contiguous() for name, tensor in shard.items()}, partial)
-            manifest["shards"][shard_name(index)] = {"items": [item.name for item in batch], "bytes": size_now}
+            write_tensors(folder / shard_name(index), shard)
+            digest = ledger_of(folder).add([folder / shard_name(index)])[shard_name(index)]
+            names = [item.name for item in batch]
+            manifest["shards"][shard_name(index)] = {"items": names, "bytes": size_now, "file": digest.as_data()}
             manifest["dtype"] = {name: str(t.dtype).removeprefix("torch.") for name, t in shard.items()}
             manifest["bytes"] = sum(entry["bytes"] for entry in manifest["shards"].values())
             write_json(folder / "manifest.json", manifest)
             progress.advance(len(batch))
     return manifest
-
-
-def shard_name(index: int) -> str:
-    return f"shard-{index:05d}.safetensors"
 
 
 def opened(settings: Settings, recording: Recording, folder: Path) -> dict[str, Any]:
@@ -261,22 +279,10 @@ def opened(settings: Settings, recording: Recording, folder: Path) -> dict[str, 
             if found[key] != value:
                 raise ConfigError(f"folder: {folder} was recorded with {key}={found[key]!r}, got {value!r}")
         return found
-    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(nearest_folder(folder)).free / 1e9
+    rule = f"must leave room for the recording ({free:.2f} GB are there)"
+    check(recording.reserve < free, "reserve", rule, recording.reserve)
     return wanted | {"dtype": {}, "bytes": 0, "shards": {}}
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a recording."""
-    path = folder / "manifest.json"
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"folder: must hold a manifest.json that can be read ({error}), got {str(folder)!r}"
-        ) from error
-    complete = isinstance(found, dict) and isinstance(found.get("shards"), dict)
-    check(complete, "folder", "must hold the manifest.json of a recording", str(folder))
-    return found
 
 
 def require_plain(settings: Settings) -> None:
@@ -291,14 +297,6 @@ def require_space(folder: Path, needed: float, reserve: float) -> None:
     free = shutil.disk_usage(folder).free / 1e9
     rule = f"{needed / 1e9:.2f} GB are needed and {reserve:g} GB stay free, {free:.2f} GB are there"
     check(needed / 1e9 + reserve <= free, "reserve", f"must leave room for the recording ({rule})", reserve)
-
-
-def load(folder: Path) -> dict[str, Tensor]:
-    """All shards of a recording, joined over items."""
-    manifest = read_manifest(folder)
-    check(bool(manifest["shards"]), "folder", "must hold at least one shard", str(folder))
-    shards = [load_file(folder / name) for name in sorted(manifest["shards"])]
-    return {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
 
 
 def split_arguments(arguments: Sequence[str], own: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -318,18 +316,23 @@ def split_arguments(arguments: Sequence[str], own: Sequence[str]) -> tuple[dict[
 def main(arguments: Sequence[str]) -> None:
     """The command line."""
     own, overrides = split_arguments(arguments, ("sites", "keep", "tokens", "folder", "reserve"))
-    try:
-        recording = Recording(
-            sites=tuple(own.get("sites", "output").split(",")),
-            keep=own.get("keep", "tensors"),
-            tokens=int(own["tokens"]) if "tokens" in own else None,
-            reserve=float(own.get("reserve", 2.0)),
-        )
-    except ValueError as error:
-        raise error if isinstance(error, ConfigError) else ConfigError(f"argument: {error}") from error
+    for key, kind in (("tokens", int), ("reserve", float)):
+        try:
+            kind(own.get(key, 1))
+        except ValueError:
+            raise ConfigError(f"{key}: must be of type {kind.__name__}, got {own[key]!r}") from None
+    check(own.get("folder") != "", "folder", "must be the name of a folder", own.get("folder"))
+    recording = Recording(
+        sites=tuple(own.get("sites", "output").split(",")),
+        keep=own.get("keep", "tensors"),
+        tokens=int(own["tokens"]) if "tokens" in own else None,
+        reserve=float(own.get("reserve", 2.0)),
+    )
     settings = resolve(compose(["method=none", *overrides]))
     require_plain(settings)
     check_settings(settings)
+    if "folder" in own:
+        nearest_folder(Path(own["folder"]))
     name = f"{settings.backend.name}-t{settings.num_steps}-n{settings.num_items}-{recording.keep}"
     folder = Path(own["folder"]) if "folder" in own else settings.results / "trajectories" / name
     manifest = record(settings, recording, folder)

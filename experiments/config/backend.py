@@ -53,6 +53,16 @@ class Recommended:
     batch_size: int = MISSING
     scope: str = "modules"
 
+    def __post_init__(self) -> None:
+        for name in ("interval", "warmup_steps", "num_steps", "num_items", "batch_size"):
+            value, least = getattr(self, name), 0 if name == "num_items" else 1  # 0 items: all that there are
+            rule = f"must be an integer >= {least}"
+            check(value == MISSING or value >= least, f"backend.recommended.{name}", rule, value)
+        order = self.order
+        check(order == MISSING or order >= 0, "backend.recommended.order", "must be an integer >= 0", order)
+        valid = self.sigma == MISSING or 0 < self.sigma < float("inf")
+        check(valid, "backend.recommended.sigma", "must be a finite number > 0", self.sigma)
+
 
 @dataclass(kw_only=True)
 class BackendConfig:
@@ -80,7 +90,8 @@ class DigitsConfig(BackendConfig):
     solver: str = "ddim"
 
     def __post_init__(self) -> None:
-        check(self.guidance >= 1, "backend.guidance", "must be >= 1 (1 = no guidance)", self.guidance)
+        valid = 1 <= self.guidance < float("inf")
+        check(valid, "backend.guidance", "must be >= 1 and finite (1 = no guidance)", self.guidance)
         choose("backend.solver", self.solver, SOLVERS)
 
 

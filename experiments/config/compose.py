@@ -9,29 +9,33 @@ from __future__ import annotations
 import atexit
 import copy
 import dataclasses
+import math
+import os
 import re
 import shutil
 import tempfile
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config.register import register
 from experiments.config.run import RunConfig
-from experiments.errors import ConfigError, nearest
+from experiments.errors import ConfigError, check, choose, nearest
 
 __all__ = [
     "CONF",
     "Composer",
+    "check_override",
     "compose",
     "explain",
     "key",
@@ -44,10 +48,46 @@ __all__ = [
 
 def to_dataclass(config: DictConfig) -> RunConfig:
     """The composed configuration as typed objects; the one place where a DictConfig is read."""
+    refuse_strangers(config)
     typed = OmegaConf.to_object(config)
     if not isinstance(typed, RunConfig):
         raise ConfigError(f"config: must be composed from conf/config.yaml, got {type(typed).__name__}")
+    for group in ("backend", "method", "sigma_schedule", "guidance"):
+        choose(f"{group}.name", getattr(typed, group).name, options(group))
+    refuse_infinite(dataclasses.asdict(typed))
     return typed
+
+
+def refuse_infinite(value: Any, key: str = "") -> None:
+    """Refuse numbers that are none: no setting may be infinite or NaN, or counted by no machine."""
+    if isinstance(value, float):
+        check(math.isfinite(value), key, "must be a finite number", value)
+    elif isinstance(value, int):
+        check(abs(value) < 1 << 63, key, "must be less than 2^63", value)
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            refuse_infinite(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            refuse_infinite(inner, key)
+
+
+def refuse_strangers(config: DictConfig, prefix: str = "") -> None:
+    """Refuse keys that are in no schema, however they were written (`+foo=1`).
+
+    Raises:
+        ConfigError: with the known keys.
+    """
+    kind = OmegaConf.get_type(config)
+    fields = sorted(f.name for f in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else None
+    for raw in config:
+        name = str(raw)
+        if fields is not None and name not in fields:
+            rule = f"must be a known key ({', '.join(fields)})"
+            raise ConfigError(f"{prefix}{name}: {rule}, got {name!r}{nearest(name, fields)}")
+        inner = None if OmegaConf.is_missing(config, raw) else config._get_node(raw)
+        if fields is not None and isinstance(inner, DictConfig) and not inner._is_none():
+            refuse_strangers(inner, f"{prefix}{name}.")
 
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -57,9 +97,14 @@ CONF = Path(__file__).parents[2] / "conf"
 def scratch() -> str:
     """A folder for what Hydra insists on writing in a sweep; it goes when the process ends.
 
-    Launchers that start other processes need one that stays and is shared: `hydra.sweep.dir=results/sweep`.
+    One of a process that was killed goes with the next sweep. Launchers that start other processes need one that stays
+    and is shared: `hydra.sweep.dir=results/sweep`.
     """
-    folder = tempfile.mkdtemp(prefix="hicache-sweep-")
+    for left in Path(tempfile.gettempdir()).glob("hicache-sweep-*"):
+        pid = left.name.split("-")[2]
+        if pid.isdecimal() and Path("/proc/self").exists() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(left, ignore_errors=True)
+    folder = tempfile.mkdtemp(prefix=f"hicache-sweep-{os.getpid()}-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
@@ -71,8 +116,42 @@ def set_up() -> None:
     OmegaConf.register_new_resolver("scratch", scratch, replace=True, use_cache=True)
 
 
+@cache
+def groups() -> frozenset[str]:
+    """The folders of conf/."""
+    return frozenset(path.name for path in CONF.iterdir() if path.is_dir())
+
+
+def check_override(word: str) -> None:
+    """One `key=value`, before Hydra reads it.
+
+    Raises:
+        ConfigError: for words that are none, sweeps without a value, and options that their group does not have.
+    """
+    if word.startswith("~"):
+        return
+    key, equals, _ = word.partition("=")
+    check(bool(equals) and bool(key.lstrip("+")), "override", "must read key=value", word)
+    try:
+        override = parsed(word)
+    except HydraException as error:
+        raise ConfigError(explain(error)) from error
+    if override.is_sweep_override():
+        empty = not (override.is_choice_sweep() or override.is_interval_sweep()) and not list(override.sweep_iterator())
+        check(not empty, key, "must have values", word.partition("=")[2])
+        return
+    name, value = key.lstrip("+"), override.value()
+    if name not in groups() or (name == "experiment" and value is None):
+        return
+    value = value.text if isinstance(value, QuotedString) else value
+    if not isinstance(value, (list, dict)) and value not in options(name):
+        raise ConfigError(refusal(name, str(value), options(name)))
+
+
 def compose(overrides: list[str]) -> RunConfig:
     """The run that a command line with these overrides means."""
+    for override in overrides:
+        check_override(override)
     try:
         return to_dataclass(composed(overrides))
     except (HydraException, OmegaConfBaseException) as error:
@@ -107,6 +186,8 @@ class Composer:
 
     def __call__(self, overrides: list[str]) -> RunConfig:
         """The run, without its preset."""
+        for override in overrides:
+            check_override(override)
         try:
             return dataclasses.replace(to_dataclass(self.merged(overrides)), preset=None)
         except (HydraException, OmegaConfBaseException) as error:
@@ -150,8 +231,7 @@ def explain(error: Exception) -> str:
     if isinstance(error, OverrideParseException):
         return f"override: must read key=value, got {error.override!r}"
     if match := re.search(r"Could not override '(.+?)'", str(error)):
-        groups = [path.name for path in CONF.iterdir() if path.is_dir()]
-        return f"{match[1]}: must be a known key or group, got {match[1]!r}{nearest(match[1], groups)}"
+        return f"{match[1]}: must be a known key or group, got {match[1]!r}{nearest(match[1], groups())}"
     return " ".join(str(error).split())
 
 

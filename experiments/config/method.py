@@ -90,7 +90,7 @@ class StepsConfig(MethodConfig):
     solver: str | None = None
 
     def __post_init__(self) -> None:
-        check(self.steps >= 1, "method.steps", "must be an integer >= 1", self.steps)
+        check(1 <= self.steps <= 1000, "method.steps", "must be an integer from 1 to 1000", self.steps)
         if self.solver is not None:
             choose("method.solver", self.solver, SOLVERS)
 

@@ -41,4 +41,6 @@ class MetricsConfig:
         check(0 < self.level < 1, "metrics.level", "must be between 0 and 1", self.level)
         for name in ("resamples", "latency_batch", "latency_repeats"):
             check(getattr(self, name) >= 1, f"metrics.{name}", "must be an integer >= 1", getattr(self, name))
+        valid = 0 <= self.bootstrap_seed < 1 << 63
+        check(valid, "metrics.bootstrap_seed", "must be an integer from 0 to 2^63 - 1", self.bootstrap_seed)
         check(self.latency_warmup >= 0, "metrics.latency_warmup", "must be an integer >= 0", self.latency_warmup)

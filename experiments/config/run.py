@@ -37,6 +37,10 @@ __all__ = [
 ]
 
 
+MOST_STEPS = 1000
+"""Timesteps that the models were trained with; samplers cannot take more steps."""
+
+
 @dataclass(kw_only=True)
 class RunConfig:
     """Everything that the command line can say. Null top-level keys take the backend's recommended value."""
@@ -89,6 +93,14 @@ class RunConfig:
             if (value := getattr(self, name)) is not None:
                 choose(name, value, known)
         check(self.seed >= 0, "seed", "must be an integer >= 0", self.seed)
+        check(self.seed < 1 << 63, "seed", "must be less than 2^63", self.seed)
+        check(bool(self.results.strip()), "results", "must be the name of a folder", self.results)
+        check(
+            self.num_steps is None or self.num_steps <= MOST_STEPS,
+            "num_steps",
+            f"must be an integer from 1 to {MOST_STEPS}",
+            self.num_steps,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from evaluation.pictures import open_picture
 from experiments.backends.emoji.atlas import ATLAS, OBJECTS, PER_ROW, SIZES, cell_box
 
 __all__ = ["main", "sprite"]
@@ -23,7 +24,7 @@ __all__ = ["main", "sprite"]
 
 def sprite(path: Path, size: int) -> Image.Image:
     """The picture cropped to what is visible, as a square of `size` pixels with straight alpha."""
-    image = Image.open(path).convert("RGBA")
+    image = open_picture(path).convert("RGBA")
     image = image.crop(image.getchannel("A").getbbox())
     side = max(image.size)
     square = Image.new("RGBA", (side, side))

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from experiments import stopping
 from experiments.artefacts.weights import read
 from experiments.errors import check
-from experiments.files import replacing
+from experiments.files import replacing, sweep, write_tensors
 
 __all__ = ["Phase", "Point", "Task", "train"]
 
@@ -124,8 +123,7 @@ class State:
             tensors |= {f"optimiser/{index}/{key}": value for key, value in values.items()}
         tensors["generator"] = self.generator.get_state()
         state = {"index": self.index, "update": self.update, "curve": [vars(point) for point in self.curve]}
-        with replacing(path) as partial:
-            save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata={"state": json.dumps(state)})
+        write_tensors(path, tensors, {"state": json.dumps(state)})
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint."""
@@ -154,6 +152,7 @@ def train(task: Task, folder: Path, seed: int, every: int) -> list[Point]:
     """
     state, checkpoint, started = State(task, seed), folder / "checkpoint.safetensors", time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
     if checkpoint.is_file():
         state.load(checkpoint)
         print(f"continues after {state.phase.name} {state.update} ({checkpoint})", flush=True)
@@ -184,7 +183,7 @@ def points(state: State, every: int) -> Iterator[Point]:
 
 def write_curve(path: Path, curve: list[Point]) -> None:
     """`losses.csv`; a point without updates has no training loss."""
-    with open(path, "w", newline="") as handle:
+    with replacing(path) as partial, open(partial, "w", newline="") as handle:
         writer = csv.writer(handle)
         writer.writerow(COLUMNS)
         for p in curve:

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from experiments.artefacts.base import check_output
 from experiments.errors import ConfigError, check, choose
 from hicache.forecast.lesa import MIXINGS, TEMPORALS
 
@@ -34,6 +35,10 @@ class TrainOptions:
     def __post_init__(self) -> None:
         for key in ("items", "held_out", "every"):
             check(getattr(self, key) >= 1, key, "must be an integer >= 1", getattr(self, key))
+        valid = 0 <= self.training_seed < 1 << 63
+        check(valid, "training_seed", "must be an integer from 0 to 2^63 - 1", self.training_seed)
+        if self.output is not None:
+            check_output(self.output)
         check(0 < self.rate < math.inf, "rate", "must be a number > 0", self.rate)
         phases = len(type(self).updates)
         valid = len(self.updates) == phases and min(self.updates) >= 0 and max(self.updates) > 0
@@ -70,6 +75,7 @@ class LesaOptions(TrainOptions):
         choose("temporal", self.temporal, TEMPORALS)
         choose("mixing", self.mixing, MIXINGS)
         check(min(self.intervals) >= 2, "intervals", "must be integers >= 2", self.intervals)
+        check(self.cuts is None or min(self.cuts) >= 1, "cuts", "must be integers >= 1", self.cuts)
         check(min(self.memories) >= 1, "memories", "must be integers >= 1", self.memories)
         check(self.splines >= 4, "splines", "must be an integer >= 4", self.splines)
         for key in ("width", "rows", "tokens"):
@@ -107,14 +113,25 @@ def parse(kind: type[TrainOptions], given: dict[str, str]) -> Any:
     return kind(**typed)
 
 
+def within(value: int) -> int:
+    """An integer that counts something.
+
+    Raises:
+        ValueError: for one that no computer can count to.
+    """
+    if abs(value) >= 1 << 63:
+        raise ValueError("too large")
+    return value
+
+
 def convert(key: str, kind: str, text: str) -> Any:
     """One value; the annotation says what it is."""
     if text == "null" and "None" in kind:
         return None
     try:
         if kind.startswith("tuple"):
-            return tuple(int(part) for part in text.split(","))
-        return {"int": int, "float": float}.get(kind, str)(text)
+            return tuple(within(int(part)) for part in text.split(","))
+        return {"int": lambda text: within(int(text)), "float": float}.get(kind, str)(text)
     except ValueError:
         rule = "must be integers, as in 4,6,8" if kind.startswith("tuple") else f"must be of type {kind}"
         raise ConfigError(f"{key}: {rule}, got {text!r}") from None

@@ -67,7 +67,7 @@ def recorded(settings: Settings, options: LesaOptions) -> tuple[Tensor, Tensor]:
         num_items=options.items + options.held_out,
         seed=options.training_seed,
     )
-    recording = Recording(sites=(scope,), keep="tensors", tokens=options.tokens)
+    recording = Recording(sites=(scope,), keep="tensors", tokens=options.tokens, reserve=0.0)
     name = digest([valid_for(settings), none.num_items, none.seed, none.batch_size, options.tokens])
     folder = settings.results / "training" / f"trajectories-{settings.backend.name}-{name}"
     record(none, recording, folder)
@@ -77,6 +77,7 @@ def recorded(settings: Settings, options: LesaOptions) -> tuple[Tensor, Tensor]:
 
 def lesa_task(settings: Settings, options: LesaOptions) -> PredictorTask:
     """The predictor with its data."""
+    check_lesa(settings, options)
     known, unseen = recorded(settings, options)
     adapter = adapter_for(load_backend(settings.backend).transformer)
     axis = adapter.channel(settings.scope)
@@ -102,6 +103,17 @@ def lesa_task(settings: Settings, options: LesaOptions) -> PredictorTask:
     return PredictorTask(
         predictor, train_rows, held_rows, options.intervals, settings.warmup_steps, options.rows, phases
     )
+
+
+def check_lesa(settings: Settings, options: LesaOptions) -> None:
+    """What does not fit the run's steps, found before anything is recorded."""
+    over = max(options.intervals) > settings.num_steps
+    check(not over, "intervals", f"must be integers from 2 to {settings.num_steps}", options.intervals)
+    try:
+        with torch.device("meta"):
+            Predictor(1, settings.num_steps, options.memories, options.cuts, width=1, splines=4)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def l2c_task(settings: Settings, options: L2cOptions) -> RouterTask:

@@ -2,17 +2,15 @@
 
     python -m experiments collect PLAN
 
-Of each row: all items recorded, each once, each with its media; shards complete and disjoint. A run whose items are
-all there but which nobody finished is finished here. `results/index.parquet` has one line per run of the results
-folder and is made anew each time: it may be deleted. Exit code 0 = complete, 1 = something is missing (said by row).
+Of each row: all items recorded, each once, its media as they were recorded; shards complete and disjoint. A run whose
+items are all there but which nobody finished is finished here. `results/index.parquet` has one line per run of the
+results folder and is made anew each time: it may be deleted. Exit code 0 = complete, 1 = something is missing (said by
+row).
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -21,15 +19,18 @@ from typing import Any
 
 import pandas
 
-from experiments.cli import Exit
+from evaluation.errors import EvaluationError
+from evaluation.records import lines_of
+from experiments.cli import Arguments, Exit
 from experiments.config.compose import set_up
 from experiments.errors import ConfigError
-from experiments.files import complete_lines, read_config, read_json, replacing
+from experiments.files import read_config, read_json, replacing, sweep
 from experiments.plans.execute import devices_of
 from experiments.plans.manifest import Plan, PlanRow
 from experiments.plans.status import State, state_of
 from experiments.plans.worker import Task, Worker, tasks_of
 from experiments.runs import runner
+from experiments.runs.folder import REQUIRED
 
 __all__ = ["index", "main", "problems", "write_index"]
 
@@ -37,13 +38,12 @@ __all__ = ["index", "main", "problems", "write_index"]
 def problems(plan: Plan, row: PlanRow) -> list[str]:
     """What is wrong with the items of a row; empty if they are complete and disjoint."""
     folder = plan.run(row)
-    records: list[dict[str, Any]] = []
-    for path in sorted(folder.path.glob("items*.jsonl")):
-        try:
-            records += [json.loads(line) for line in complete_lines(path)]
-        except ValueError as error:
-            return [f"{path}: a line is not JSON ({error})"]
-    found = Counter(record["item"] for record in records)
+    try:
+        lines = [line for path in sorted(folder.path.glob("items*.jsonl")) for line in lines_of(path, REQUIRED)]
+        damages = folder.damages()
+    except (ConfigError, EvaluationError) as error:
+        return [str(error)]
+    found = Counter(line.record["item"] for line in lines)
     expected = {item.name for item in runner.items_of(row.settings(plan.results))}
     said = []
     if missing := expected - set(found):
@@ -52,10 +52,10 @@ def problems(plan: Plan, row: PlanRow) -> list[str]:
         said.append(f"{len(surplus)} items do not belong to it, such as {min(surplus)}")
     if twice := sorted(name for name, times in found.items() if times > 1):
         said.append(f"{len(twice)} items are recorded twice, such as {twice[0]}")
-    present = set(os.listdir(folder.media)) if folder.media.is_dir() else set()
-    lost = [name for record in records for name in record["files"] if name not in present]
-    if lost:
-        said.append(f"{len(lost)} files are missing, such as media/{lost[0]}")
+    if damages:
+        said.append(f"{len(damages)} items are damaged (experiments execute mends them): {min(damages.values())}")
+    if old := folder.undigested():
+        print(f"row {row.index} {row.run}: {old} items are older than digests, taken as they are", file=sys.stderr)
     return said
 
 
@@ -129,6 +129,7 @@ def told(run: str) -> Iterator[None]:
 def write_index(results: Path) -> Path:
     """Replace the index in one step."""
     path = results / "index.parquet"
+    sweep(results)
     with replacing(path) as partial:
         index(results).to_parquet(partial, index=False)
     return path
@@ -136,7 +137,7 @@ def write_index(results: Path) -> Path:
 
 def main(arguments: list[str]) -> int:
     """Collect; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m experiments collect")
+    parser = Arguments(prog="python -m experiments collect")
     parser.add_argument("plan")
     parser.add_argument("--devices", help="where metrics are computed: the number of a GPU, or cpu")
     given = parser.parse_args(arguments)

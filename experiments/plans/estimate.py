@@ -5,14 +5,15 @@ The timed runs are all un-cached ones of the results folder, whichever plan or c
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from experiments.backends.base import sampling_of
 from experiments.config.run import Settings
+from experiments.errors import ConfigError
 from experiments.plans.manifest import Plan
 from experiments.plans.status import State, state_of
+from experiments.runs.folder import read_metrics
 from experiments.settings.cost import cost_of
 
 __all__ = ["Forecast", "forecast"]
@@ -101,7 +102,11 @@ def speed_of(runs: Path, backend: str, first: list[str]) -> float | None:
     others = [path for path in runs.glob(f"{backend}-none-*/metrics.json") if path.parent.name not in first]
     others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     for path in (*(runs / run / "metrics.json" for run in first), *others):
-        metrics = json.loads(path.read_text()) if path.is_file() else {}
-        if latency := metrics.get("latency"):
-            return latency["batch"] * metrics["flops"]["total"] / latency["median"]
+        try:
+            metrics = read_metrics(path)
+        except ConfigError:
+            continue  # status and collect say so; an estimate does without it
+        latency, flops = metrics.get("latency"), metrics.get("flops")
+        if isinstance(latency, dict) and isinstance(flops, dict) and latency.get("median"):
+            return latency.get("batch", 0) * flops.get("total", 0) / latency["median"] or None
     return None

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO
 
 from experiments import stopping
-from experiments.cli import Exit
+from experiments.cli import Arguments, Exit
 from experiments.config.compose import set_up
 from experiments.errors import ConfigError, check
 from experiments.files import ensure_writable
@@ -31,15 +31,12 @@ from experiments.plans.manifest import Plan
 from experiments.plans.status import State, states_of, summary
 from experiments.plans.worker import DiskFull, Task, Worker, tasks_of
 
-__all__ = ["STOPPED", "main"]
-
-STOPPED = 85
-"""Exit code of a worker that was told to stop and has work left: put it back into the queue."""
+__all__ = ["main"]
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Arguments:
     """The command line."""
-    made = argparse.ArgumentParser(prog="python -m experiments execute")
+    made = Arguments(prog="python -m experiments execute")
     made.add_argument("plan")
     made.add_argument("--devices", help="comma-separated: numbers of GPUs, or cpu")
     made.add_argument("--executor", choices=("inline", "local", "slurm"))
@@ -142,7 +139,7 @@ def inline(plan: Plan, tasks: list[Task], device: str, threads: int | None, wait
         worker.run(tasks)
     except KeyboardInterrupt:
         print("stopped; the same command continues", file=sys.stderr, flush=True)
-        return STOPPED
+        return stopping.STOPPED
     except DiskFull as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
@@ -225,7 +222,7 @@ class Local:
             if code < 0 and not stopping.asked():
                 name = signal.Signals(-code).name
                 print(f"worker on {child.device} was killed by {name}; its log: {child.log}", file=sys.stderr)
-            elif code > 0 and code != STOPPED:
+            elif code > 0 and code != stopping.STOPPED:
                 last = (child.log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
                 print(f"worker on {child.device} ended with code {code}: {last} ({child.log})", file=sys.stderr)
         states = states_of(self.plan)
@@ -233,7 +230,7 @@ class Local:
         if all(state.state is State.DONE for state in states):
             return 0
         print(f"the same command continues: python -m experiments execute {self.plan.folder}", file=sys.stderr)
-        return STOPPED if STOPPED in codes or stopping.asked() else 1
+        return stopping.STOPPED if stopping.STOPPED in codes or stopping.asked() else 1
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from experiments.config.compose import Composer, compose, parsed
 from experiments.config.preset import RowConfig
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
-from experiments.files import ensure_writable, write_json, write_text
+from experiments.files import ensure_writable, sweep, write_json, write_text
 from experiments.plans.estimate import Forecast, forecast
 from experiments.plans.manifest import Plan, PlanRow, freeze, lines_of, plan_name
 from experiments.plans.revision import revision
@@ -135,6 +135,7 @@ def write_plan(folder: Path, manifest: str, words: list[str]) -> None:
         (folder / "plan.json").touch()  # the newest of its title again
         return
     folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
     code, diff = revision()
     write_text(folder / "code.diff", diff)
     write_json(folder / "plan.json", {"words": words, "rows": manifest.count("\n"), "code": code})
@@ -164,7 +165,7 @@ def main(arguments: list[str]) -> None:
     words = [word for word in arguments if word.partition("=")[0] not in OWN]
     title = given.get("title")
     valid = title is None or title.replace("-", "").replace("_", "").isalnum()
-    check(valid, "title", "must be made of letters, digits, - and _", title)
+    check(valid and len(title or "") <= 100, "title", "must be at most 100 letters, digits, - and _", title)
     results = Path(given.get("results", "results"))
     ensure_writable(results)
     plan, absent = make_plan(words, results, title)

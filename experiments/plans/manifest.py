@@ -22,11 +22,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from evaluation.records import is_identity
 from experiments.config.backend import Recommended
 from experiments.config.cluster import ClusterConfig
 from experiments.config.register import schema_of
 from experiments.config.run import Settings, Shard
 from experiments.errors import ConfigError, check
+from experiments.files import read_json
 from experiments.runs.folder import RunFolder
 from experiments.settings.identity import run_id
 
@@ -57,12 +59,18 @@ def thaw(frozen: dict[str, Any], results: Path) -> Settings:
         values = dict(given[name])
         chosen: Any = schema_of(name, values.pop("schema"))
         if "recommended" in values:
-            values["recommended"] = Recommended(**values["recommended"])
+            try:
+                values["recommended"] = Recommended(**values["recommended"])
+            except TypeError as error:
+                raise ConfigError(f"manifest.{name}.recommended: must fit this version, got {error}") from error
         try:
             given[name] = chosen(**values)
-        except TypeError as error:
+        except (TypeError, AttributeError) as error:
             raise ConfigError(f"manifest.{name}: must fit the schema of this version, got {error}") from error
-    return Settings(**given, results=results, shard=Shard(), cluster=ClusterConfig(name="local"))
+    try:
+        return Settings(**given, results=results, shard=Shard(), cluster=ClusterConfig(name="local"))
+    except TypeError as error:
+        raise ConfigError(f"manifest: must fit the settings of this version, got {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +106,9 @@ class Plan:
         """The plan of that folder, or of that name under results/plans; without its hash, the newest of that title."""
         known = sorted(p.name for p in Path("results/plans").glob("*") if (p / "manifest.jsonl").is_file())
         titled = [Path("results/plans") / name for name in known if name.rpartition("-")[0] == path]
-        newest = sorted(titled, key=lambda folder: (folder / "plan.json").stat().st_mtime)[-1:]
+        newest = sorted(titled, key=age)[-1:]
         for folder in (Path(path), Path("results/plans") / path, *newest):
-            if (folder / "manifest.jsonl").is_file() and folder.resolve().parent.name == "plans":
+            if is_file(folder / "manifest.jsonl") and folder.resolve().parent.name == "plans":
                 return Plan(folder.resolve())
         raise ConfigError(f"plan: must be a folder that experiments plan wrote ({', '.join(known)}), got {path!r}")
 
@@ -112,23 +120,63 @@ class Plan:
     @cached_property
     def rows(self) -> list[PlanRow]:
         """All rows in their order."""
-        rows: list[PlanRow] = []
-        for number, line in enumerate((self.folder / "manifest.jsonl").read_text().splitlines()):
-            try:
-                rows.append(PlanRow(**json.loads(line)))
-            except (json.JSONDecodeError, TypeError) as error:
-                where = f"{self.folder / 'manifest.jsonl'}:{number + 1}"
-                raise ConfigError(f"{where}: must be a row of a plan, got {line[:60]!r} ({error})") from error
-        return rows
+        path = self.folder / "manifest.jsonl"
+        try:
+            lines = path.read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: must be a readable manifest, got {error}") from error
+        check(bool(lines), str(path), "must have a row", lines)
+        return [row_of(line, f"{path}:{number}", number - 1) for number, line in enumerate(lines, start=1)]
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """plan.json."""
-        return json.loads((self.folder / "plan.json").read_text())
+        """plan.json; what is not known where it was lost."""
+        path = self.folder / "plan.json"
+        found = read_json(path) if path.is_file() else {"code": {}}
+        check(isinstance(found.get("code"), dict), str(path), "must say the code of the plan", found.get("code"))
+        return found | {"code": {"git": None, "dirty": False, "constraints": None} | found["code"]}
 
     def run(self, row: PlanRow, shard: Shard | None = None) -> RunFolder:
         """The folder of a row's run."""
         return RunFolder(self.results, row.run, shard or Shard())
+
+
+def row_of(line: str, where: str, index: int) -> PlanRow:
+    """A line of a manifest, checked: names are ids, every group of settings is there.
+
+    Raises:
+        ConfigError: with file and line.
+    """
+    try:
+        row = PlanRow(**json.loads(line))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{where}: must be a row of a plan, got {line[:60]!r} ({error})") from error
+    check(row.index == index, f"{where}: index", f"must be {index}", row.index)
+    check(is_identity(row.run), f"{where}: run", "must be the id of a run", row.run)
+    known = row.reference is None or is_identity(row.reference)
+    check(known, f"{where}: reference", "must be the id of a run, or null", row.reference)
+    for key in ("label", "block"):
+        check(isinstance(getattr(row, key), str), f"{where}: {key}", "must be text", getattr(row, key))
+    check(isinstance(row.frozen, dict), f"{where}: frozen", "must be settings", row.frozen)
+    for group in FROZEN_GROUPS:
+        values = row.frozen.get(group, {"schema": "GuidanceConfig"} if group == "guidance" else None)
+        fits = isinstance(values, dict) and isinstance(values.get("schema"), str)
+        check(fits, f"{where}: {group}", "must be settings with a schema", values)
+    return row
+
+
+def age(folder: Path) -> float:
+    """When a plan was last made."""
+    path = folder / "plan.json"
+    return (path if path.is_file() else folder).stat().st_mtime
+
+
+def is_file(path: Path) -> bool:
+    """Whether it is there; a name that is too long for one is not."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def lines_of(rows: list[PlanRow]) -> str:

@@ -9,10 +9,9 @@ the rows up like any other.
 
 from __future__ import annotations
 
-import argparse
 import sys
 
-from experiments.cli import Exit
+from experiments.cli import Arguments, Exit
 from experiments.errors import ConfigError
 from experiments.plans.manifest import Plan, PlanRow
 from experiments.plans.status import State, state_of
@@ -34,7 +33,7 @@ def retry(plan: Plan, row: PlanRow) -> None:
 
 def main(arguments: list[str]) -> None:
     """Retry what the arguments name."""
-    parser = argparse.ArgumentParser(prog="python -m experiments retry")
+    parser = Arguments(prog="python -m experiments retry")
     parser.add_argument("plan")
     parser.add_argument("rows", nargs="*", type=int)
     given = parser.parse_args(arguments)

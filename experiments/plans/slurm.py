@@ -12,7 +12,6 @@ run folders: `sacct` is not needed, `experiments status` shows it.
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import re
@@ -26,7 +25,7 @@ from typing import Any
 
 import jinja2
 
-from experiments.cli import Exit
+from experiments.cli import Arguments, Exit
 from experiments.config.cluster import SlurmConfig
 from experiments.config.compose import compose
 from experiments.errors import ConfigError, check
@@ -188,7 +187,7 @@ def sbatch(script: Path, after: list[str]) -> str:
 
 def main(arguments: list[str]) -> int:
     """Submit, or show what would be submitted."""
-    parser = argparse.ArgumentParser(prog="python -m experiments submit")
+    parser = Arguments(prog="python -m experiments submit")
     parser.add_argument("plan")
     parser.add_argument("--dry-run", action="store_true", help="print the scripts")
     given, words = parser.parse_known_args(arguments)

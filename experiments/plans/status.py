@@ -4,14 +4,13 @@
     python -m experiments status PLAN --watch      the same, live, until nothing runs or waits
     python -m experiments status PLAN --failed     only what failed
 
-The state is read from the files of the runs alone: no daemon, no scheduler, no lock is asked. A run that says it runs
-while its process is gone, or gave no sign for a quarter of an hour on another machine, counts as interrupted; any
-executor continues it.
+The state is read from the files of the runs alone: no daemon, no scheduler is asked. A run that says it runs on this
+machine does so if its lock is held, whatever process has its number by now; one on another machine if it gave a sign
+within a quarter of an hour, either way by its clock. Otherwise it counts as interrupted; any executor continues it.
 """
 
 from __future__ import annotations
 
-import argparse
 import enum
 import os
 import socket
@@ -26,9 +25,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from experiments.cli import Exit
+from evaluation.records import is_identity
+from experiments.cli import Arguments, Exit
+from experiments.errors import check
 from experiments.plans.manifest import Plan
-from experiments.runs.folder import read_status
+from experiments.runs.folder import is_held, read_status
 
 __all__ = ["RunState", "State", "main", "state_of", "states_of"]
 
@@ -56,10 +57,11 @@ class RunState:
 
 def state_of(results: Path, run: str) -> RunState:
     """The state of a run, from the status files of its shards."""
+    check(is_identity(run), "run", "must be the id of a run", run)
     folder = results / "runs" / run
     try:
         names = [name for name in os.listdir(folder) if name.startswith("status") and name.endswith(".json")]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return RunState(state=State.WAITING)
     records = [(name, read_status(folder / name)) for name in sorted(names)]
     whole = dict(records).get("status.json", {})
@@ -68,15 +70,15 @@ def state_of(results: Path, run: str) -> RunState:
     failed = [record for _, record in records if record["state"] == "failed"]
     if failed:
         return RunState(state=State.FAILED, detail=str(failed[0].get("reason", "see error.txt")))
-    alive = [record for _, record in records if record["state"] == "running" and lives(record)]
-    items = sum(record.get("items", 0) for _, record in records) or None
+    alive = [record for name, record in records if record["state"] == "running" and lives(record, folder, name)]
+    items = sum(record.get("items") or 0 for _, record in records) or None
     far = progress([record for _, record in records])
     if alive:
         detail = ", ".join([*far, *(where(record) for record in alive)])
         return RunState(state=State.RUNNING, detail=detail, items=items)
     dead = [record for _, record in records if record["state"] in ("running", "stopped", "interrupted")]
     if dead:
-        signs = [record["heartbeat"] for record in dead if "heartbeat" in record]
+        signs = [record["heartbeat"] for record in dead if record.get("heartbeat") is not None]
         last = f"last sign {ago(max(signs))} ago" if signs else "its status file cannot be read"
         return RunState(state=State.INTERRUPTED, detail=", ".join([*far, last]), items=items)
     return RunState(state=State.WAITING, detail=", ".join(["begun", *far]) if records else "")
@@ -85,15 +87,15 @@ def state_of(results: Path, run: str) -> RunState:
 def progress(records: list[dict[str, Any]]) -> list[str]:
     """`12/30 items`, over all shards; nothing where no record says how many there are."""
     totals = [record["total"] for record in records if record.get("total")]
-    done = sum(record.get("items", 0) for record in records)
+    done = sum(record.get("items") or 0 for record in records)
     return [f"{done}/{max(totals)} items"] if totals else []
 
 
-def lives(record: dict[str, Any]) -> bool:
-    """Whether the process that wrote a record is still there."""
+def lives(record: dict[str, Any], folder: Path, name: str) -> bool:
+    """Whether somebody works on what the status file `name` of a run speaks of."""
     if record.get("host") == socket.gethostname():
-        return Path(f"/proc/{record.get('pid')}").is_dir()
-    return time.time() - record.get("heartbeat", 0.0) < SILENT_SECONDS
+        return is_held(folder / name.replace("status", "lock").removesuffix(".json"))
+    return abs(time.time() - (record.get("heartbeat") or 0.0)) < SILENT_SECONDS
 
 
 def where(record: dict[str, Any]) -> str:
@@ -101,7 +103,7 @@ def where(record: dict[str, Any]) -> str:
     job = f" job {record['job']}" if record.get("job") else ""
     since = f"for {ago(record['started'])} on " if record.get("started") else ""
     machine = f"{record.get('host')}{job} pid {record.get('pid')}"
-    return f"{since}{machine}, last sign {ago(record.get('heartbeat', 0.0))} ago"
+    return f"{since}{machine}, last sign {ago(record.get('heartbeat') or 0.0)} ago"
 
 
 def ago(moment: float) -> str:
@@ -139,8 +141,13 @@ def table(plan: Plan, states: list[RunState], only: set[State]) -> Group:
     for row, state in zip(plan.rows, states, strict=True):
         if state.state in only:
             named = Text(state.state.value, style=COLOURS[state.state])
-            shown.add_row(str(row.index), Text(row.label), named, row.run, Text(state.detail))
+            shown.add_row(str(row.index), Text(plain(row.label)), named, row.run, Text(plain(state.detail)))
     return Group(shown, summary(states))
+
+
+def plain(text: str) -> str:
+    """Foreign text without what a terminal would obey."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def summary(states: list[RunState]) -> str:
@@ -150,7 +157,7 @@ def summary(states: list[RunState]) -> str:
 
 def main(arguments: list[str]) -> int:
     """Print the states; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m experiments status")
+    parser = Arguments(prog="python -m experiments status")
     parser.add_argument("plan")
     parser.add_argument("--watch", action="store_true", help="redraw until nothing runs or waits")
     parser.add_argument("--failed", action="store_true", help="only rows that failed")

@@ -65,6 +65,8 @@ class Worker:
     """Come back for tasks that others are at, or whose reference is not done yet."""
     failed: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
+    sound: set[str] = field(default_factory=set)
+    """Runs that are done and whose media were verified."""
 
     def run(self, tasks: Sequence[Task]) -> None:
         """Do what can be done.
@@ -130,8 +132,14 @@ class Worker:
         return "go"
 
     def state(self, run: str) -> State:
-        """The state on disk."""
-        return state_of(self.plan.results, run).state
+        """The state on disk; a run that is done while its media are damaged is not done."""
+        state = state_of(self.plan.results, run).state
+        if state is not State.DONE or run in self.sound:
+            return state
+        if RunFolder(self.plan.results, run, Shard()).damages():
+            return State.INTERRUPTED
+        self.sound.add(run)
+        return state
 
     def settings(self, task: Task) -> Settings:
         """The frozen settings, on this worker's device."""

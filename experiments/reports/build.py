@@ -16,9 +16,9 @@ from experiments.config.compose import compose, options
 from experiments.config.preset import PaperConfig, PresetConfig, RowConfig
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check, choose
-from experiments.files import read_json
 from experiments.plans.manifest import Plan, thaw
 from experiments.plans.status import State, state_of
+from experiments.runs.folder import is_number, read_metrics
 from experiments.runs.metrics.registry import paired_with_reference
 from experiments.settings.identity import run_id
 from experiments.settings.resolve import resolve
@@ -162,7 +162,7 @@ def cells_of(results: Path, run: str, is_reference: bool, names: list[str]) -> d
     """The metrics of a run."""
     path = results / "runs" / run / "metrics.json"
     try:
-        metrics = read_json(path) if path.is_file() else {}
+        metrics = read_metrics(path)
     except ConfigError:
         return {name: Cell(why="metrics.json cannot be read") for name in names}
     why = WHY[state_of(results, run).state] if any(metrics.get(name) is None for name in names) else ""
@@ -174,8 +174,8 @@ def cells_of(results: Path, run: str, is_reference: bool, names: list[str]) -> d
         elif value is None:
             found[name] = Cell(why=why)
         elif not isinstance(value, dict):
-            found[name] = Cell(value=float(value))
-        elif value["mean"] is None:
+            found[name] = Cell(value=float(value)) if is_number(value) else Cell(why="no value")
+        elif value.get("mean") is None:
             equal = value.get("infinite", 0)
             found[name] = Cell(why=f"equal in {equal} items" if equal else value.get("why", "no value"), equal=equal)
         else:

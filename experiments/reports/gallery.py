@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ from typing import Any
 from PIL import Image
 
 from evaluation.pictures import open_picture, read_frames
-from experiments.files import complete_lines, read_json
+from evaluation.records import is_identity
+from experiments.errors import check
+from experiments.runs.folder import RunFolder, read_metrics, read_values
 
 __all__ = ["Gallery", "read_still", "records_of"]
 
@@ -25,13 +27,12 @@ SMALL = 64
 
 
 def records_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """The items of a run by name."""
-    found: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.glob("items*.jsonl")):
-        for text in complete_lines(path):
-            record = json.loads(text)
-            found.setdefault(record["item"], record)
-    return found
+    """The items of a run by name, of those whose files are what was recorded; the others are said and left out."""
+    run = RunFolder.at(folder)
+    records, damages = run.records(), run.damages()
+    for said in damages.values():
+        print(f"left out: {folder.name}: {said}", file=sys.stderr)
+    return {name: record for name, record in records.items() if name not in damages and record.get("files")}
 
 
 def read_still(path: Path) -> Image.Image:
@@ -51,7 +52,8 @@ class Gallery:
     labels: dict[str, str] = field(default_factory=dict)
 
     def folder(self, run: str) -> Path:
-        """Where a run lies."""
+        """Where a run lies; its name is an id and nothing that leads elsewhere."""
+        check(is_identity(run), "run", "must be the id of a run", run)
         return next((root / run for root in self.roots if (root / run).is_dir()), self.roots[0] / run)
 
     def add(self, run: str, label: str) -> None:
@@ -61,8 +63,7 @@ class Gallery:
 
     def reference(self, run: str) -> str | None:
         """The run that it is compared with, once it is measured."""
-        path = self.folder(run) / "metrics.json"
-        return read_json(path).get("reference") if path.is_file() else None
+        return read_metrics(self.folder(run) / "metrics.json").get("reference")
 
     def chosen(self, count: int) -> dict[str, Any]:
         """The first `count` items that all shown runs of one reference have, and their pictures."""
@@ -79,7 +80,7 @@ class Gallery:
         shared = [name for name in records[reference] if all(name in records[run] for run in runs)]
         found: list[dict[str, Any]] = []
         scores = {run: self.scores(run) for run in runs}
-        for name in varied({name: records[reference][name]["title"] for name in shared})[:count]:
+        for name in varied({name: str(records[reference][name].get("title", "")) for name in shared})[:count]:
             key, still = self.put(reference, records[reference][name], images)
             media = [
                 {
@@ -90,7 +91,7 @@ class Gallery:
                 }
                 for run in runs
             ]
-            title = f"{reference}: {name} · {records[reference][name]['title']}"
+            title = f"{reference}: {name} · {records[reference][name].get('title', '')}"
             width, height = still.size
             found.append(
                 {"title": title, "small": max(still.size) <= SMALL, "ratio": f"{width} / {height}", "media": media}
@@ -99,8 +100,7 @@ class Gallery:
 
     def scores(self, run: str) -> dict[str, float | None]:
         """PSNR by item, where it was kept."""
-        path = self.folder(run) / "values" / "psnr.json"
-        return read_json(path) if path.is_file() else {}
+        return read_values(self.folder(run) / "values" / "psnr.json")
 
     def put(self, run: str, record: dict[str, Any], images: dict[str, str]) -> tuple[str, Image.Image]:
         """Keep a picture; returns its key."""

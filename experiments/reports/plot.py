@@ -9,6 +9,7 @@ import matplotlib
 
 import hicache
 from experiments.config.method import StepsConfig
+from experiments.files import replacing
 from experiments.reports.build import Row, Table
 from experiments.reports.columns import head_of
 
@@ -73,7 +74,8 @@ def plot(table: Table, path: Path) -> bool:
         axes[0][0].legend(fontsize=8)
     figure.suptitle(textwrap.fill(table.preset.title, 62 * len(shown)), fontsize=10)
     figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=130, format="png")
     pyplot.close(figure)
     return True
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,9 +22,10 @@ from pathlib import Path
 
 import hicache
 from evaluation.statistics import tied_with_best, wilcoxon_holm
-from experiments.errors import choose
+from experiments.errors import ConfigError, choose
 from experiments.reports.build import Cell, Row, Table
 from experiments.reports.columns import EXACT, directions
+from experiments.runs.folder import read_values
 
 __all__ = ["judged", "values_of"]
 
@@ -156,9 +156,12 @@ def values_of(folder: Path, name: str) -> dict[str, float]:
     """A run's values per item; empty for a metric of whole sets, or where there are none."""
     path = folder / "values" / f"{name}.json"
     if path.is_file():
-        return {item: math.inf if value is None else value for item, value in json.loads(path.read_text()).items()}
+        return {item: math.inf if value is None else value for item, value in read_values(path).items()}
     path = folder / "evaluation" / "values.csv"
     if not path.is_file():
         return {}
-    with open(path, newline="") as handle:
-        return {line["item"]: float(line[name]) for line in csv.DictReader(handle) if line.get(name)}
+    try:
+        with open(path, newline="") as handle:
+            return {line["item"]: float(line[name]) for line in csv.DictReader(handle) if line.get(name)}
+    except (ValueError, KeyError, csv.Error) as error:
+        raise ConfigError(f"{path}: must have items and numbers (delete it), got {error}") from error

@@ -24,7 +24,7 @@ import hicache
 from experiments.cli import Exit
 from experiments.environment import git
 from experiments.errors import ConfigError, check
-from experiments.files import ASSETS, write_text
+from experiments.files import ASSETS, sweep, write_text
 from experiments.plans.manifest import Plan
 from experiments.reports.build import Cell, Row, Table, build, build_plan
 from experiments.reports.columns import decimals_of, directions, head_of
@@ -154,9 +154,11 @@ def main(arguments: list[str]) -> None:
         return print(__doc__)
     words = [word for word in arguments if "=" not in word]
     given = dict(parse(argument) for argument in arguments if "=" in argument)
+    said = set(given)
     names, plan = given.pop("table", ""), given.pop("plan", "")
     results = Path(given.pop("results", "results"))
     items, side, out = whole(given, "items", 8), whole(given, "side", 384), given.pop("out", "")
+    check(out != "" or "out" not in said, "out", "must be the name of a file", out)
     rule = "must be given, or plan, or runs, and only one of them"
     check(sum(map(bool, (names, plan, words))) == 1, "table", rule, names or plan or " ".join(words))
     roots, stem = [results / "runs"], "runs"
@@ -184,6 +186,7 @@ def put(path: Path, text: str) -> None:
     """Write the page where it is wanted."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent)
         write_text(path, text)
     except OSError as error:
         raise ConfigError(f"out: must be a file that can be written, got {str(path)!r} ({error.strerror})") from error

@@ -12,14 +12,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import hicache
+from evaluation.records import is_identity
 from experiments.config.preset import PresetConfig
 from experiments.errors import check, choose
-from experiments.files import read_json
+from experiments.files import read_config, read_json
 from experiments.reports.build import COSTS, Row, Table, cells_of
 from experiments.reports.columns import directions
+from experiments.runs.folder import read_metrics
 
 __all__ = ["build_runs", "found_runs"]
 
@@ -38,6 +38,7 @@ def found_runs(words: list[str], results: Path) -> dict[str, Path]:
 
 def folders_of(word: str, results: Path) -> list[Path]:
     """The run folders that one word means."""
+    check(len(word) < 1024 and max(map(len, word.split("/"))) < 256, "run", "must be a run, or a folder of runs", word)
     for path in (Path(word), results / "runs" / word):
         if (path / RECORD).is_file():
             return [path.resolve()]
@@ -45,7 +46,9 @@ def folders_of(word: str, results: Path) -> list[Path]:
         if runs := sorted(record.parent for record in path.glob(f"*/{RECORD}")):
             return [run.resolve() for run in runs]
     if (Path(word) / "runs.json").is_file():
-        return [run for name in read_json(Path(word) / "runs.json") for run in folders_of(name, Path(word).parents[1])]
+        return [
+            folder for name in listed(Path(word) / "runs.json") for folder in folders_of(name, Path(word).parents[1])
+        ]
     names = [record.parent.name for record in sorted((results / "runs").glob(f"*/{RECORD}"))]
     if "*" in word:
         matching = fnmatch.filter(names, word)
@@ -57,12 +60,20 @@ def folders_of(word: str, results: Path) -> list[Path]:
     return [(results / "runs" / name).resolve()]
 
 
+def listed(path: Path) -> list[str]:
+    """The runs of a sweep, which are named by their ids and nothing that leads elsewhere."""
+    names = list(read_json(path))
+    wrong = [name for name in names if not is_identity(name)]
+    check(not wrong, str(path), "must name runs by their ids", wrong)
+    return names
+
+
 def build_runs(words: list[str], results: Path) -> tuple[Table, list[Path]]:
     """The table of the runs, and the folders that they lie in."""
     found = found_runs(words, results)
     check(bool(found), "run", "must be a run, or a folder of runs", " ".join(words))
-    said = {name: yaml.safe_load((folder / RECORD).read_text())["identity"] for name, folder in found.items()}
-    metrics = {name: measured(folder) for name, folder in found.items()}
+    said = {name: identity_of(folder) for name, folder in found.items()}
+    metrics = {name: read_metrics(folder / "metrics.json") for name, folder in found.items()}
     columns = [name for name in directions() if name not in COSTS and any(name in of for of in metrics.values())]
     labels, rows = labels_of(said), []
     for name, folder in found.items():
@@ -75,10 +86,14 @@ def build_runs(words: list[str], results: Path) -> tuple[Table, list[Path]]:
     return Table(preset=PresetConfig(name="runs", title=title, columns=columns), rows=rows), roots
 
 
-def measured(folder: Path) -> dict[str, Any]:
-    """The metrics of a run; none before it is done."""
-    path = folder / "metrics.json"
-    return read_json(path) if path.is_file() else {}
+def identity_of(folder: Path) -> dict[str, Any]:
+    """What a run is, as its config.yaml says."""
+    path = folder / RECORD
+    identity = read_config(path).get("identity")
+    method = identity.get("method") if isinstance(identity, dict) else None
+    named = isinstance(method, dict) and isinstance(method.get("name"), str)
+    check(named, str(path), "must say the identity of a run, with its method", identity)
+    return identity
 
 
 def labels_of(said: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from experiments.cli import Exit
 from experiments.config.compose import options, parsed
 from experiments.errors import ConfigError, check
-from experiments.files import ensure_writable, write_text
+from experiments.files import ensure_writable, sweep, write_text
 from experiments.plans.manifest import Plan
 from experiments.reports.build import Table, build, build_plan, preset_of
 from experiments.reports.costs import build_costs, build_plan_costs
@@ -101,6 +101,7 @@ def parse(argument: str) -> tuple[str, str]:
 def write(table: Table, folder: Path, suffix: str) -> list[Path]:
     """The table's files in a folder; the plot needs rows that were run."""
     folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
     stem, written = folder / f"{table.preset.name}{suffix}", []
     for extension, render in ((".md", to_markdown), (".csv", to_csv), (".tex", to_latex)):
         written.append(stem.with_suffix(extension))

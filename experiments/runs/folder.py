@@ -6,8 +6,11 @@
 - Whole files are written beside and renamed, so a reader never sees half of one.
 - `items.jsonl` is append-only: the lines of one batch in one write, flushed and fsynced. A torn last line (a
   kill in the middle of the write) is ignored by readers and cut off by the next writer.
+- An item's media are on the disk, folder included, before its record is; the record has the digest of each file. What
+  is measured, drawn or collected is verified first (`damages`); an item whose files do not fit is not done.
 - A lock on `lock`, released by the operating system when its process dies, lets one process work on a run;
-  shards share it, each writing items and status files of its own (`items-1of4.jsonl`).
+  shards share it, each writing items and status files of its own (`items-1of4.jsonl`). A lock on `lock-items` is held
+  for as long as it takes to write a record or to drop one.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import socket
 import sys
@@ -26,14 +30,23 @@ from typing import Any
 
 import yaml
 
+from evaluation.digests import Ledger
+from evaluation.errors import EvaluationError
+from evaluation.records import expected, is_identity, read_records
+from evaluation.storage import sync_files, sync_folder
 from experiments import stopping
 from experiments.config.run import Shard
-from experiments.errors import ConfigError
-from experiments.files import append_text, complete_lines, read_config, read_json, write_json, write_new, write_text
+from experiments.errors import ConfigError, check
+from experiments.files import append_text, read_config, read_json, sweep, write_json, write_new, write_text
 
 __all__ = [
+    "REQUIRED",
     "RunFolder",
+    "is_held",
+    "is_number",
+    "read_metrics",
     "read_status",
+    "read_values",
 ]
 
 
@@ -42,13 +55,77 @@ POLL_SECONDS = 0.5
 PROBE_PAUSES = (0.01, 0.03)
 
 
+STATES = ("running", "stopped", "failed", "shard done", "done")
+
+REQUIRED = ("item", "files", "full_steps", "cache_bytes")
+"""Keys of a record without which a run cannot be finished."""
+
+
 def read_status(path: Path) -> dict[str, Any]:
-    """A status file. One that was torn says "interrupted": any executor continues the run."""
+    """A status file. One that was torn or altered says "interrupted": any executor continues the run."""
     try:
         found = read_json(path)
     except ConfigError:
         return {"state": "interrupted"}
-    return found if isinstance(found.get("state"), str) else {"state": "interrupted"}
+    return found if is_status(found) else {"state": "interrupted"}
+
+
+def is_status(found: dict[str, Any]) -> bool:
+    """Whether every key that is read has a value of its kind."""
+
+    def count(value: object) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
+
+    def text(value: object) -> bool:
+        return isinstance(value, str)
+
+    rules = {"started": is_number, "heartbeat": is_number, "pid": count, "items": count, "total": count}
+    rules |= {"host": text, "job": text, "reason": text}
+    fits = all(found.get(key) is None or holds(found[key]) for key, holds in rules.items())
+    return found.get("state") in STATES and fits
+
+
+def is_number(value: object) -> bool:
+    """A finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+SUMMARY = ("mean", "low", "high", "n", "infinite", "median", "q25", "q75", "batch", "total", "reference")
+"""Keys of a metric's summary, whose values are numbers or null."""
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """A metrics.json; empty if there is none.
+
+    Raises:
+        ConfigError: for what a run does not write, by file and key.
+    """
+    if not path.is_file():
+        return {}
+    found = read_json(path)
+    for name, value in found.items():
+        where = f"{path}: {name}"
+        if name in ("reference", "run"):
+            check(value is None or is_identity(value), where, "must be the id of a run", value)
+        elif isinstance(value, dict):
+            wrong = [key for key in SUMMARY if value.get(key) is not None and not is_number(value[key])]
+            check(not wrong, where, f"must have numbers as {', '.join(wrong)}", value)
+        elif name == "full_steps":
+            fits = isinstance(value, list) and all(is_number(step) for step in value)
+            check(fits, where, "must be integers", value)
+        else:
+            check(value is None or isinstance(value, (str, list)) or is_number(value), where, "must be a number", value)
+    return found
+
+
+def read_values(path: Path) -> dict[str, float | None]:
+    """Values of a metric by item; empty if none were kept."""
+    if not path.is_file():
+        return {}
+    found = read_json(path)
+    for name, value in found.items():
+        check(value is None or is_number(value), f"{path}: {name}", "must be a number or null", value)
+    return found
 
 
 class RunFolder:
@@ -56,10 +133,20 @@ class RunFolder:
 
     def __init__(self, results: Path, run_id: str, shard: Shard) -> None:
         runs = results / "runs"
-        self.path = runs / run_id
-        if self.path.resolve().parent != runs.resolve():
-            raise ValueError(f"run id: must name a folder in {runs}, got {run_id!r}")
-        self.id = run_id
+        check(is_identity(run_id), "run id", f"must name a folder in {runs}", run_id)
+        self._settle_at(runs / run_id, shard)
+
+    @classmethod
+    def at(cls, path: Path) -> RunFolder:
+        """A run that lies anywhere, to be read."""
+        check(is_identity(path.name), "run", "must be a run folder", str(path))
+        made = cls.__new__(cls)
+        made._settle_at(path, Shard())
+        return made
+
+    def _settle_at(self, path: Path, shard: Shard) -> None:
+        self.path = path
+        self.id = path.name
         self.shard = shard
         part = "" if shard.world == 1 else f"-{shard.rank}of{shard.world}"
         self.media = self.path / "media"
@@ -67,6 +154,7 @@ class RunFolder:
         self.status_file = self.path / f"status{part}.json"
         self.metrics_file = self.path / "metrics.json"
         self.picture = self.path / "picture.png"
+        self.ledger = Ledger(self.media)
         self.entered = False
         """Whether this process has held the lock: only then are status and error its to write."""
         self.started: float | None = None
@@ -89,7 +177,11 @@ class RunFolder:
                 if shared:
                     self._agree_on_world()
             self.entered = True
+            if whole:
+                self._drop_shard_locks()
             self._cut_torn_line()
+            for folder in (self.path, self.media, self.path / "values"):
+                sweep(folder)
             yield
 
     @contextlib.contextmanager
@@ -105,19 +197,19 @@ class RunFolder:
                         yield False
                         return
                     time.sleep(pause)  # it may only be somebody who looks whether the run is busy
+            self._drop_shard_locks()
             yield True
+
+    def _drop_shard_locks(self) -> None:
+        """Nobody holds one while `lock` is held alone: shards hold that first."""
+        for other in self.path.glob("lock-*of*"):
+            other.unlink(missing_ok=True)
 
     def busy(self) -> bool:
         """Whether another process works on this run, or on this shard of it."""
-        name = "lock" if self.shard.world == 1 else f"lock-{self.shard.rank}of{self.shard.world}"
-        if not (self.path / name).is_file():
-            return False
-        with open(self.path / name, "a+") as handle:
-            try:
-                fcntl.flock(handle.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
+        if self.shard.world > 1:
+            return is_held(self.path / f"lock-{self.shard.rank}of{self.shard.world}")
+        return any(map(is_held, [self.path / "lock", *self.path.glob("lock-*of*")]))
 
     def _acquire(self, descriptor: int, mode: int) -> None:
         told = False
@@ -128,10 +220,8 @@ class RunFolder:
             except BlockingIOError:
                 if not told:
                     holder = self.status()
-                    print(
-                        f"waiting: {self.id} is run by process {holder.get('pid')} on {holder.get('host')}",
-                        file=sys.stderr,
-                    )
+                    who = f"process {holder['pid']} on {holder.get('host')}" if "pid" in holder else "another process"
+                    print(f"waiting: {self.id} is run by {who}", file=sys.stderr)
                     told = True
                 stopping.check()
                 time.sleep(POLL_SECONDS)
@@ -196,18 +286,78 @@ class RunFolder:
     # Items
 
     def records(self) -> dict[str, dict[str, Any]]:
-        """Finished items of all shards by name."""
-        found: dict[str, dict[str, Any]] = {}
-        for path in sorted(self.path.glob("items*.jsonl")):
-            for line in complete_lines(path):
-                record = json.loads(line)
-                found.setdefault(record["item"], record)
-        return found
+        """Finished items of all shards by name.
+
+        Raises:
+            ConfigError: for a line that is no record, with its file and number.
+        """
+        try:
+            return read_records(self.path)
+        except EvaluationError as error:
+            raise ConfigError(str(error)) from error
 
     def append(self, records: list[dict[str, Any]]) -> None:
         """Add finished items, durably. The lock must be held: it has cut off a torn line."""
         text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
-        append_text(self.items_file, text)
+        with self._items_lock():
+            append_text(self.items_file, text)
+
+    def drop(self, names: set[str]) -> None:
+        """Forget finished items, which are then generated again, and remove their files. The lock must be held."""
+        self._keep_inside()
+        records = self.records()
+        for name in (name for item in names for name in records[item].get("files", [])):
+            path = self.media / name
+            if path.is_symlink() or path.is_file():
+                path.unlink()  # what is written next must not go through a link
+        with self._items_lock():
+            for path in sorted(self.path.glob("items*.jsonl")):
+                lines = path.read_text().splitlines(keepends=True)
+                kept = [line for line in lines if not line.endswith("\n") or json.loads(line)["item"] not in names]
+                if len(kept) < len(lines):
+                    write_text(path, "".join(kept))
+
+    @contextlib.contextmanager
+    def _items_lock(self) -> Iterator[None]:
+        with open(self.path / "lock-items", "a+") as handle:
+            fcntl.flock(handle.fileno(), fcntl.LOCK_EX)
+            yield
+
+    def seal(self, files: list[Path]) -> dict[str, dict[str, Any]]:
+        """Wait until the disk has media files; returns their digests for the records."""
+        found = self.ledger.add(files)
+        sync_files(files)
+        sync_folder(self.media)
+        return {name: digest.as_data() for name, digest in found.items()}
+
+    def damages(self, *, fresh: bool = False) -> dict[str, str]:
+        """What is wrong with the media of recorded items, by item; empty if they are what was recorded.
+
+        Of items that were recorded before there were digests, only missing and empty files are found.
+        """
+        self._keep_inside()
+        found: dict[str, str] = {}
+        wanted = {}
+        for item, record in self.records().items():
+            for name, digest in (expected(record) or {}).items():
+                wanted[name] = (item, digest)
+            for name in record.get("files", []) if "digests" not in record else []:
+                path = self.media / name
+                if path.is_symlink() or not path.is_file() or not path.stat().st_size:
+                    found.setdefault(item, f"media/{name} is missing or empty")
+        for name, said in self.ledger.damages({n: d for n, (_, d) in wanted.items()}, fresh=fresh).items():
+            found.setdefault(wanted[name][0], f"media/{name} {said}")
+        self.ledger.save()
+        return found
+
+    def undigested(self) -> int:
+        """How many items were recorded before there were digests: their files are taken as they are."""
+        return sum("digests" not in record for record in self.records().values())
+
+    def _keep_inside(self) -> None:
+        """A run folder may be a link; its media may not lead out of it."""
+        inside = self.path.resolve() / "media"
+        check(self.media.resolve() == inside, str(self.media), "must be a folder of the run", str(self.media.resolve()))
 
     def _cut_torn_line(self) -> None:
         if self.items_file.is_file():
@@ -218,4 +368,16 @@ class RunFolder:
 
     def metrics(self) -> dict[str, Any]:
         """The metrics written so far; empty if none."""
-        return read_json(self.metrics_file) if self.metrics_file.is_file() else {}
+        return read_metrics(self.metrics_file)
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a process holds a lock, exclusively; asking takes nothing away from anybody."""
+    try:
+        with open(lock, "rb") as handle:
+            fcntl.flock(handle.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import statistics
+import sys
 import time
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -26,10 +27,11 @@ from experiments.backends import backend_class, load_backend
 from experiments.backends.base import Backend, Item, sampling_of
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, RunError, choose
+from experiments.errors import check as check_value
 from experiments.files import ensure_writable, lacks_space, write_json
 from experiments.progress import Progress
 from experiments.runs import operators
-from experiments.runs.folder import RunFolder
+from experiments.runs.folder import REQUIRED, RunFolder
 from experiments.runs.guided import count_guided, facts_of, summary_of
 from experiments.runs.loggers import Logger, make_logger
 from experiments.runs.metrics.evidence import Evidence
@@ -96,10 +98,10 @@ def items_of(settings: Settings) -> list[Item]:
 
 
 def execute(settings: Settings) -> Outcome:
-    """Run what is missing of a run and of its reference; a finished run is only read."""
+    """Run what is missing of a run and of its reference; a finished run is only read, and its media verified."""
     reference = execute(settings.reference()) if not settings.plain else None
     folder = folder_of(settings)
-    found = finished(settings, folder)
+    found = finished(settings, folder) and not folder.damages()
     if not found:
         try:
             work(settings, folder, reference)
@@ -110,6 +112,8 @@ def execute(settings: Settings) -> Outcome:
             if isinstance(error, ConfigError) and not folder.entered:
                 raise
             record_failure(folder, error)
+    if old := folder.undigested():
+        print(f"{folder.id}: {old} items are older than digests; their files are taken as they are", file=sys.stderr)
     return Outcome(settings=settings, folder=folder, metrics=folder.metrics(), reference=reference, found=found)
 
 
@@ -149,7 +153,8 @@ def work(settings: Settings, folder: RunFolder, reference: Outcome | None) -> No
     if settings.cluster.threads is not None:
         torch.set_num_threads(settings.cluster.threads)
     with folder.lock():
-        if finished(settings, folder):
+        damaged = drop_damaged(folder)
+        if finished(settings, folder) and not damaged:
             return
         logger = make_logger(settings, folder)
         mine = generate_missing(settings, folder, items, logger)
@@ -158,8 +163,32 @@ def work(settings: Settings, folder: RunFolder, reference: Outcome | None) -> No
             return
         folder.write_status("shard done", items=mine, total=len(items))
     with folder.last() as alone:
-        if alone and len(folder.records()) == len(items):
+        if alone and not drop_damaged(folder) and len(folder.records()) == len(items):
             finish(settings, folder, items, reference, logger)
+
+
+def drop_damaged(folder: RunFolder) -> set[str]:
+    """Forget the items whose media are not what was recorded, and what was measured on them; returns their names."""
+    damages = folder.damages()
+    if damages:
+        said = "; ".join(list(damages.values())[:3]) + ("; ..." if len(damages) > 3 else "")
+        print(f"{folder.id}: {len(damages)} items are damaged and made again: {said}", file=sys.stderr, flush=True)
+        folder.metrics_file.unlink(missing_ok=True)
+        folder.drop(set(damages))
+    return set(damages)
+
+
+def verify(settings: Settings, folder: RunFolder, reference: Outcome | None) -> Outcome | None:
+    """What is about to be measured is what was recorded; a reference that is not is mended.
+
+    Raises:
+        RuntimeError: for media of this run that were damaged since they were written.
+    """
+    if damages := folder.damages():
+        raise RuntimeError(f"{len(damages)} items were damaged while the run went on, such as {min(damages.values())}")
+    if reference is not None and reference.folder.damages():
+        return execute(settings.reference())
+    return reference
 
 
 def generate_missing(settings: Settings, folder: RunFolder, items: list[Item], logger: Logger) -> int:
@@ -180,14 +209,16 @@ def generate_missing(settings: Settings, folder: RunFolder, items: list[Item], l
     with Progress(folder.id, total, total - sum(len(batch) for _, batch in todo), settings.progress_every) as progress:
         for index, batch in todo:
             stopping.check()
-            media, facts = generate_batch(backend, settings, batch)
-            missing = [(item, m) for item, m in zip(batch, media, strict=True) if item.name not in done]
-            records = [record(backend, folder, item, m, {"batch": index, **facts}) for item, m in missing]
-            folder.append(records)
-            count += len(records)
-            folder.write_status("running", items=count)
+            with stopping.finishing():
+                media, facts = generate_batch(backend, settings, batch)
+                missing = [(item, m) for item, m in zip(batch, media, strict=True) if item.name not in done]
+                records = [record(backend, folder, item, m, {"batch": index, **facts}) for item, m in missing]
+                folder.append(sealed(folder, records))
+                count += len(records)
+                folder.write_status("running", items=count)
             logger.items(records)
             progress.advance(len(batch))
+    stopping.check()
     return total
 
 
@@ -215,7 +246,7 @@ def generate_batch(backend: Backend, settings: Settings, batch: list[Item]) -> t
 
 
 def record(backend: Backend, folder: RunFolder, item: Item, media: Tensor, facts: dict[str, Any]) -> dict[str, Any]:
-    """Save an item's media and describe it in one line."""
+    """Save an item's media and describe it in one line; `sealed` adds the digests of its files."""
     files = backend.save(media, folder.media, item)
     digest = hashlib.sha256(media.contiguous().numpy().tobytes()).hexdigest()
     return {
@@ -228,10 +259,20 @@ def record(backend: Backend, folder: RunFolder, item: Item, media: Tensor, facts
     }
 
 
+def sealed(folder: RunFolder, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records of a batch once its media are on the disk, with the digests of the files."""
+    digests = folder.seal([folder.media / name for record in records for name in record["files"]])
+    return [{**record, "digests": {name: digests[name] for name in record["files"]}} for record in records]
+
+
 def finish(settings: Settings, folder: RunFolder, items: list[Item], reference: Outcome | None, logger: Logger) -> None:
     """Measure, draw, and mark the run as done."""
+    reference = verify(settings, folder, reference)
     backend = load_backend(settings.backend)
     records = list(folder.records().values())
+    for key in REQUIRED:
+        lacking = [r["item"] for r in records if key not in r]
+        check_value(not lacking, str(folder.path / "items.jsonl"), f"must have the key {key} in every record", lacking)
     plans = {tuple(r["full_steps"]) for r in records}
     known = folder.metrics()
     evidence = Evidence(

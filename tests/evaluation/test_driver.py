@@ -200,8 +200,8 @@ def test_bad_words(folders, capsys, words, parts):
     if "image_reward" in words[0]:
         weights = folders[0].parent / "w"
         weights.mkdir()
-        (weights / "ImageReward.pt").touch()
-        (weights / "vocab.txt").touch()
+        (weights / "ImageReward.pt").write_bytes(b"PK\x03\x04")
+        (weights / "vocab.txt").write_text("word\n")
         given_words += [f"weights.image_reward={weights}", f"weights.bert_vocabulary={weights}"]
     refused(given_words, capsys, *parts)
 

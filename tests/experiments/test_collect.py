@@ -47,7 +47,7 @@ def test_lost_repeated_and_foreign_items_are_named(done):
         "1 of 9 items are missing, such as 00000",
         "1 items do not belong to it, such as 00077",
         "1 items are recorded twice, such as 00003",
-        "1 files are missing, such as media/00004.npy",
+        "1 items are damaged (experiments execute mends them): media/00004.npy is missing",
     ]
     assert main([str(done.folder), "--devices", "cpu"]) == 1
 
@@ -99,4 +99,4 @@ def test_a_torn_record_is_a_line(done, capsys):
     folder = done.run(done.rows[1])
     folder.items_file.write_text("{\n" + folder.items_file.read_text())
     assert main([str(done.folder), "--devices", "cpu"]) == 1
-    assert "items.jsonl: a line is not JSON" in capsys.readouterr().err
+    assert "items.jsonl:1: must be a record with an item" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from experiments import stopping
 from experiments.config.run import Shard
 from experiments.errors import ConfigError
 from experiments.plans import worker
-from experiments.plans.execute import STOPPED, main
+from experiments.plans.execute import main
 from experiments.plans.manifest import Plan
 from experiments.plans.retry import main as retry
 from experiments.plans.status import State, state_of
@@ -136,7 +136,7 @@ def test_told_to_stop_it_finishes_the_batch(small, quick, monkeypatch, capsys):
 
     monkeypatch.setattr(runner, "generate_batch", interrupted)
     try:
-        assert main([str(plan.folder), "--devices", "cpu"]) == STOPPED
+        assert main([str(plan.folder), "--devices", "cpu"]) == stopping.STOPPED
     finally:
         stopping._asked.clear()
     assert len(lines(plan)) == 3 and states(plan) == [State.INTERRUPTED]
@@ -206,7 +206,7 @@ def test_an_element_that_waits_goes_back_into_the_queue_before_its_time_is_up(na
     plan = planned(small, "method=fora")
     Held(monkeypatch, plan.run(plan.rows[0]), 3, stopping._asked.set)
     try:
-        assert main(element(plan, name)) == STOPPED
+        assert main(element(plan, name)) == stopping.STOPPED
     finally:
         stopping._asked.clear()
     assert states(plan) == [State.WAITING] * 2
@@ -243,7 +243,7 @@ def test_a_parent_that_is_told_to_stop_ends_with_the_code_for_it(small):
     until(lambda: lines(plan))
     parent.send_signal(signal.SIGTERM)
     said = parent.communicate(timeout=60)[1]
-    assert parent.returncode == STOPPED and "killed by" not in said and "ended with code" not in said
+    assert parent.returncode == stopping.STOPPED and "killed by" not in said and "ended with code" not in said
     logs = [path.read_text() for path in (plan.folder / "logs").iterdir()]
     assert len(logs) == 2 and not any("Fatal" in log for log in logs)
 

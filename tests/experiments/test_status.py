@@ -7,6 +7,7 @@ import time
 import pytest
 from plans import planned, states
 
+from experiments.errors import ConfigError
 from experiments.plans import status
 from experiments.plans.execute import main as execute
 from experiments.plans.manifest import Plan
@@ -45,7 +46,8 @@ def test_a_running_row_says_how_far_and_how_long(plan, capsys):
     folder.write_status("running", items=3, total=9)
     record = json.loads(folder.status_file.read_text())
     folder.status_file.write_text(json.dumps(record | {"started": time.time() - 600}))
-    detail = state_of(plan.results, folder.id).detail
+    with folder.lock():
+        detail = state_of(plan.results, folder.id).detail
     assert detail.startswith("3/9 items, for 10 min on ")
     folder.write_status("running", items=6)
     assert json.loads(folder.status_file.read_text())["started"] == record["started"]
@@ -66,8 +68,58 @@ def test_files_of_earlier_versions_are_read(plan):
     folder.write_status("running", items=3)
     record = json.loads(folder.status_file.read_text())
     folder.status_file.write_text(json.dumps({key: record[key] for key in ("state", "pid", "host", "heartbeat")}))
-    found = state_of(plan.results, folder.id)
+    with folder.lock():
+        found = state_of(plan.results, folder.id)
     assert found.state is State.RUNNING and "items" not in found.detail
+
+
+def test_a_run_runs_here_while_its_lock_is_held_whoever_has_its_number(plan):
+    folder = plan.run(plan.rows[0])
+    folder.write_status("running", items=3, total=9)
+    record = json.loads(folder.status_file.read_text()) | {"pid": 1, "heartbeat": time.time() - 720 * 3600}
+    folder.status_file.write_text(json.dumps(record))
+    assert state_of(plan.results, folder.id).state is State.INTERRUPTED
+    with folder.lock():
+        assert state_of(plan.results, folder.id).state is State.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("seconds", "state"), [(60, "running"), (-60, "running"), (7200, "interrupted"), (-7200, "interrupted")]
+)
+def test_a_run_of_another_host_runs_while_its_signs_are_fresh(seconds, state, plan):
+    folder = plan.run(plan.rows[0])
+    folder.write_status("running")
+    record = json.loads(folder.status_file.read_text()) | {"host": "elsewhere", "heartbeat": time.time() - seconds}
+    folder.status_file.write_text(json.dumps(record))
+    assert state_of(plan.results, folder.id).state.value == state
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"items": "many"}, {"heartbeat": "now"}, {"started": "x"}, {"pid": -1}, {"total": 1e400}, {"state": "flying"}],
+    ids=str,
+)
+def test_values_of_the_wrong_kind_are_an_interrupted_run(wrong, plan):
+    folder = plan.run(plan.rows[0])
+    folder.write_status("running")
+    folder.status_file.write_text(json.dumps(json.loads(folder.status_file.read_text()) | wrong))
+    assert states(plan) == [State.INTERRUPTED]
+
+
+def test_what_a_terminal_would_obey_is_shown_not_sent(plan, capsys):
+    plan.run(plan.rows[0]).fail(RuntimeError("\x1b[31mred\x1b]0;title\x07"))
+    said = shown(plan, capsys)
+    assert "\x1b" not in said and "\x07" not in said and "x1b[31mred" in said
+
+
+@pytest.mark.parametrize("name", ["../../../x", "/etc", "a/b", ""])
+def test_a_manifest_names_runs_of_its_folder_only(name, plan):
+    line = json.loads((plan.folder / "manifest.jsonl").read_text().splitlines()[0])
+    (plan.folder / "manifest.jsonl").write_text(json.dumps(line | {"run": name}) + "\n")
+    with pytest.raises(ConfigError, match=r"manifest.jsonl:1: run: must be the id of a run"):
+        _ = Plan(plan.folder).rows
+    with pytest.raises(ConfigError, match="must be the id of a run"):
+        state_of(plan.results, name)
 
 
 @pytest.mark.parametrize("torn", ["", '{"state": "runn', "[]", "{}", "\x00\x00"])

@@ -73,7 +73,7 @@ def test_a_broken_line_in_the_middle_is_an_error_and_not_skipped(tmp_path):
     with run.lock():
         run.append([{"item": "a"}])
     run.items_file.write_text('{"item": \n' + run.items_file.read_text())
-    with pytest.raises(json.JSONDecodeError):
+    with pytest.raises(ConfigError, match=r"run/items.jsonl:1: must be a record with an item \(delete the line"):
         run.records()
 
 
@@ -92,7 +92,7 @@ def test_a_second_process_waits_until_the_first_has_ended(tmp_path, holder, capf
     subprocess.Popen([sys.executable, "-c", f"import time, os; time.sleep(1); os.kill({first.pid}, {signal.SIGKILL})"])
     with folder(tmp_path).lock():
         assert time.monotonic() - started > 0.9
-    assert "waiting: run is run by process" in capfd.readouterr().err
+    assert "waiting: run is run by another process" in capfd.readouterr().err
 
 
 def test_the_lock_of_a_killed_process_is_free(tmp_path, holder):

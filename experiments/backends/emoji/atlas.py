@@ -9,9 +9,9 @@ import functools
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from evaluation.pictures import open_picture
 from experiments.files import ASSETS
 
 __all__ = ["ATLAS", "OBJECTS", "PER_ROW", "SIZES", "STYLES", "cell_box", "sprites"]
@@ -86,8 +86,7 @@ def cell_box(index: int, style: int, size: int) -> tuple[int, int, int, int]:
 @functools.cache
 def sprites(size: int) -> Tensor:
     """All sprites of one size, `[object, style, RGBA, size, size]` in [0, 1], premultiplied."""
-    with Image.open(ATLAS) as picture:
-        atlas = np.asarray(picture.convert("RGBA")).astype(np.float32) / 255
+    atlas = np.asarray(open_picture(ATLAS).convert("RGBA")).astype(np.float32) / 255
     cells = []
     for index in range(len(OBJECTS)):
         for style in range(len(STYLES)):

@@ -25,9 +25,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from evaluation.pictures import open_picture
 from experiments.errors import ConfigError
 
 __all__ = ["HELD_OUT", "TRAIN", "VALIDATION_ROWS", "held_out_crops", "photograph"]
@@ -74,8 +74,7 @@ def folders() -> list[Path]:
 def photograph(name: str) -> Tensor:
     """A photograph `[1, 3, H, W]` in [-1, 1], its sides cut to multiples of 8."""
     path = next(folder / name for folder in folders() if (folder / name).is_file())
-    with Image.open(path) as image:
-        values = np.array(image.convert("RGB"))
+    values = np.array(open_picture(path).convert("RGB"))
     height, width = (side // 8 * 8 for side in values.shape[:2])
     return torch.from_numpy(values[:height, :width]).permute(2, 0, 1)[None].float() / 127.5 - 1
 

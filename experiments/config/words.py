@@ -1,0 +1,39 @@
+"""What of a command line can be refused before Hydra reads it, in our one line instead of its usage text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.config.compose import check_override
+from experiments.errors import check
+
+__all__ = ["FLAGS", "check_words"]
+
+FLAGS = {
+    **dict.fromkeys(("-h", "--help", "--hydra-help", "--version", "--resolve", "-r", "--run", "-m", "--multirun"), 0),
+    **dict.fromkeys(("-sc", "--shell-completion"), 0),
+    **dict.fromkeys(("-c", "--cfg", "-p", "--package", "-i", "--info", "-cn", "--config-name"), 1),
+    **dict.fromkeys(("-cp", "--config-path", "-cd", "--config-dir", "--experimental-rerun"), 1),
+}
+"""Hydra's own words -> how many words follow them; `--info` may stand alone."""
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Flags that there are, and values that are none of their group.
+
+    Raises:
+        ConfigError: naming the word.
+    """
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if word.startswith("-"):
+            flag, equals, value = word.partition("=")
+            check(flag in FLAGS, "argument", "must be key=value, or one of those in --hydra-help", word)
+            if FLAGS[flag] and not equals and rest and "=" not in rest[0]:
+                value = rest.pop(0)
+            if flag in ("-cd", "--config-dir"):
+                check(Path(value).is_dir(), flag, "must be a folder", value)
+            continue
+        check_override(word)
