@@ -53,6 +53,7 @@ class Knobs:
         patch_options: parameters of the patch (`fraction`, `select`, `clusters`, `gamma`, `amend`, ...).
         front: blocks before the span of scope `span`, always run.
         back: blocks after it, always run.
+        depth: where scope `deep` splits a U-Net: so many of its layers on the way up run beside the last one.
     """
 
     scope: str = "modules"
@@ -77,6 +78,7 @@ class Knobs:
     patch_options: Mapping[str, Any] = field(default_factory=dict)
     front: int = 1
     back: int = 0
+    depth: int = 0
 
     def __post_init__(self) -> None:
         lookup("scope", self.scope, SCOPES)
@@ -89,7 +91,7 @@ class Knobs:
         lookup("numerics", self.numerics, ("clean", "reference"))
         lookup("history_dtype", self.history_dtype, DTYPES)
         lookup("history_place", self.history_place, ("device", "cpu"))
-        for key in ("interval", "warmup_steps", "order", "front", "back"):
+        for key in ("interval", "warmup_steps", "order", "front", "back", "depth"):
             value, low = getattr(self, key), int(key in ("interval", "warmup_steps"))
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise ValueError(f"{key}: must be an integer >= {low}, got {value!r}")

@@ -149,6 +149,12 @@ METHODS: dict[str, MethodSpec] = {
         fixed={"scope": "span", "policy": "probe", "basis": "reuse", "order": 0},
         off=_NEVER,
     ),
+    "deepcache": MethodSpec(
+        title="DeepCache",
+        paper="arXiv 2312.00858",
+        uses=frozenset({"interval"}),
+        fixed={"scope": "deep", "basis": "reuse", "order": 0, "warmup_steps": 1},
+    ),
     "delta_dit": MethodSpec(
         title="Delta-DiT",
         paper="arXiv 2406.01125",

@@ -60,5 +60,6 @@ SCOPES: dict[str, Scope] = {
         Scope("stack", "residual", "hidden state after the last block minus hidden state before the first"),
         Scope("final_hidden", "hidden", "hidden state after the last block"),
         Scope("output", "value", "the prediction of the model"),
+        Scope("deep", "value", "what the inner levels of a U-Net give to the layers around them, which run"),
     )
 }

@@ -51,6 +51,8 @@ class MethodConfig:
     """Blocks before the span of scope `span`, always run."""
     back: int | None = None
     """Blocks after it, always run."""
+    depth: int | None = None
+    """Layers of a U-Net on the way up that run beside the last one, for scope `deep`."""
     history_place: str | None = None
     """device, or cpu for pinned host memory."""
     patch: str | None = None

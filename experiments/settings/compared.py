@@ -246,6 +246,10 @@ METHODS: dict[str, Compared] = {
         found="bit-equal on FLUX and Qwen-Image",
         purpose="On HunyuanVideo cache-dit decides for double and single blocks apart; here one span is cached.",
     ),
+    "deepcache": Compared(
+        program="DeepCache 0.1.1",
+        found="bit-equal on a UNet2DConditionModel at every branch and N = 1..5, same non-uniform steps",
+    ),
     "delta_dit": Compared(program="none public", found="FLOPs of the published row", purpose="The switch is ours."),
     "toca": Compared(
         program="Shenyi-Z/ToCa",

@@ -42,6 +42,8 @@ __all__ = ["Entry", "compared_table", "entry", "main", "markdown", "table", "tex
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 STEPS = 50
+USUAL = [scope for scope in SCOPES if scope != "deep"]
+"""The scopes of transformers."""
 
 ARTEFACTS: dict[type[MethodConfig], str] = {
     LearnedConfig: "weights trained for the backend (`experiments train predictor`)",
@@ -240,7 +242,7 @@ def markdown() -> str:
         for e in entries
     ]
     accepted = [
-        [f"`{e.name}`", listed(e.reads), "; ".join(e.needs), same(e.scopes, SCOPES, "all"), backends_of(e)]
+        [f"`{e.name}`", listed(e.reads), "; ".join(e.needs), same(e.scopes, USUAL, "all"), backends_of(e)]
         for e in entries
     ]
     return (
@@ -299,7 +301,7 @@ def text(e: Entry) -> str:
         "source": e.paper,
         "reads": listed(e.reads),
         "needs": "; ".join(e.needs),
-        "scopes": same(e.scopes, SCOPES, "all"),
+        "scopes": same(e.scopes, USUAL, "all"),
         "backends": backends_of(e),
     }
     return "\n".join([f"{e.name}  ({e.title})", *(f"  {key:<12} {said or NOTHING}" for key, said in lines.items())])

@@ -46,7 +46,7 @@ Streams = tuple[Tensor, Tensor | None]
 class Adapter(ABC):
     """What a method needs of a transformer. One subclass per model class, the only model-specific code."""
 
-    scopes: ClassVar[tuple[str, ...]] = tuple(SCOPES)
+    scopes: ClassVar[tuple[str, ...]] = tuple(scope for scope in SCOPES if scope != "deep")
     family: ClassVar[str]
     """Name of the model family, by which published coefficients are found."""
     output_channel: ClassVar[int] = -1

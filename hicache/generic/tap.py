@@ -84,13 +84,13 @@ class Tap:
         scope: one of `scopes_of(model)`.
         front: blocks before the span, for scope `span`.
         back: blocks after it.
-        branch: where a U-Net is split, for scope `deep`.
+        depth: where a U-Net is split, for scope `deep`.
 
     Raises:
         ValueError: for a scope that the model does not have, naming those that it has.
     """
 
-    def __init__(self, model: nn.Module, scope: str, *, front: int = 0, back: int = 0, branch: int = 0) -> None:
+    def __init__(self, model: nn.Module, scope: str, *, front: int = 0, back: int = 0, depth: int = 0) -> None:
         known = scopes_of(model)
         if scope not in known:
             raise ValueError(f"scope: {type(model).__name__} has {', '.join(known)}, got {scope!r}")
@@ -103,7 +103,7 @@ class Tap:
         elif scope == "modules":
             self._kind = ModulesTap(model)
         elif scope == "deep":
-            self._kind = DeepTap(model, branch)
+            self._kind = DeepTap(model, depth)
         else:
             self._kind = BlocksTap(model, scope, front, back)
 

@@ -1,9 +1,9 @@
 r"""Scope `deep`: a U-Net split by depth, as DeepCache does (arXiv 2312.00858), with any basis.
 
-A U-Net of levels b = 0, 1, .. (outermost first) with L layers on the way up in each is cut at *branch* `n = b L + l`.
+A U-Net of levels b = 0, 1, .. (outermost first) with L layers on the way up in each is cut at *depth* `n = b L + l`.
 On the way down the levels above b and the first l layers of level b run; on the way up the last l + 1 layers of level b
 and the levels above it. All in between is one site: what enters the first of those layers, to which the live skip
-connections are then added. Branch 0, DeepCache's default, leaves the last layer alone.
+connections are then added. At depth 0, DeepCache's default, the last layer alone runs.
 
 What is left out returns tensors without memory whose values nobody reads.
 """
@@ -40,20 +40,20 @@ class DeepTap:
     """The inner levels of a U-Net.
 
     Raises:
-        ValueError: for a branch that the U-Net does not have.
+        ValueError: for a depth that the U-Net does not have.
     """
 
-    def __init__(self, model: Any, branch: int = 0) -> None:
+    def __init__(self, model: Any, depth: int = 0) -> None:
         self.name = type(model).__name__
         self.down, self.up = list(model.down_blocks), list(model.up_blocks)[::-1]
         layers = [len(block.resnets) for block in self.up]
-        if not 0 <= branch < sum(layers):
-            raise ValueError(f"branch: must be an integer from 0 to {sum(layers) - 1}, got {branch}")
+        if not 0 <= depth < sum(layers):
+            raise ValueError(f"depth: must be an integer from 0 to {sum(layers) - 1}, got {depth}")
         level = 0
-        while branch >= layers[level]:
-            branch -= layers[level]
+        while depth >= layers[level]:
+            depth -= layers[level]
             level += 1
-        self.blocks, self.site = self.cut(model, level, branch)
+        self.blocks, self.site = self.cut(model, level, depth)
         self.parents = [self.down[level], self.up[level]]
 
     @staticmethod

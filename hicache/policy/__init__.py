@@ -8,13 +8,14 @@ from hicache.policy.learned import LayerMask
 from hicache.policy.modulated import Alternate, Modulated
 from hicache.policy.probe import Probe
 from hicache.policy.scheduled import KindSchedule
-from hicache.policy.static import Algorithm1, Every, Interval, Mask, Stages, Uniform, full_steps
+from hicache.policy.static import Algorithm1, Every, Interval, Mask, Power, Stages, Uniform, full_steps
 from hicache.policy.verify import Verify
 
 POLICIES: dict[str, type[Policy]] = {
     "interval": Interval,
     "algorithm1": Algorithm1,
     "mask": Mask,
+    "power": Power,
     "every": Every,
     "growing": Growing,
     "uniform": Uniform,
@@ -46,6 +47,7 @@ __all__ = [
     "Mask",
     "Modulated",
     "Policy",
+    "Power",
     "Probe",
     "Stages",
     "TeaCache",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hicache.policy.base import Clock, Policy
 from hicache.tree import Action
 
-__all__ = ["Algorithm1", "Every", "Interval", "Mask", "Stages", "Uniform", "full_steps"]
+__all__ = ["Algorithm1", "Every", "Interval", "Mask", "Power", "Stages", "Uniform", "full_steps"]
 
 
 def _choose(full: bool) -> Action:
@@ -96,6 +96,60 @@ class Stages(Uniform):
 
     def stage(self, clock: Clock) -> int:
         return int(clock.step > self.switch * (clock.num_steps or 0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Power(Policy):
+    """DeepCache's non-uniform steps (arXiv 2312.00858): as many as one in N, dense around a step c.
+
+    With a = (-c)^(1/p), b = (T - c)^(1/p) and n = ceil(T / N), the steps are 0 and c + x for all but the least and the
+    greatest of the distinct integers x among Re((a + j (b - a) / n)^p), j = 0..n, rounded towards zero. p is lowered by
+    .02 until there are n of them. The root of -c is the principal one, as in the published code.
+
+    Attributes:
+        center: c, the step around which full steps lie closest.
+        power: p > 1; the larger, the denser they lie there.
+
+    >>> Power(interval=5, center=15, power=1.4).plan(50)
+    [0, 5, 9, 13, 17, 21, 26, 31, 37, 43]
+    """
+
+    interval: int
+    center: int = 15
+    power: float = 1.4
+
+    def __post_init__(self) -> None:
+        _positive("interval", self.interval)
+        if isinstance(self.center, bool) or not isinstance(self.center, int) or self.center < 0:
+            raise ValueError(f"center: must be an integer >= 0, got {self.center!r}")
+        if not 1 < self.power < float("inf"):
+            raise ValueError(f"power: must be a number > 1, got {self.power}")
+
+    def steps(self, num_steps: int) -> list[int]:
+        """The full steps.
+
+        Raises:
+            ValueError: if no power > 1 gives as many as there must be.
+        """
+        if self.interval == 1:
+            return list(range(num_steps))
+        if self.center >= num_steps:
+            raise ValueError(f"center: must be below the {num_steps} steps, got {self.center}")
+        count, power = -(-num_steps // self.interval), self.power
+        while power > 1:
+            first = complex(-self.center) ** (1 / power)
+            last = complex(num_steps - self.center) ** (1 / power)
+            points = [(first + j * (last - first) / count) ** power for j in range(count + 1)]
+            found = [0, *(x + self.center for x in sorted({int(round(p.real, 9)) for p in points})[1:-1])]
+            if len(found) == count:
+                return found
+            power -= 0.02
+        raise ValueError(f"center: must leave {count} distinct steps of {num_steps}, got {self.center}; lower it")
+
+    def decide(self, clock: Clock) -> Action:
+        if clock.num_steps is None:
+            raise ValueError("num_steps: power places steps within a number of them; call begin(num_steps)")
+        return _choose(clock.step in self.steps(clock.num_steps))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,12 @@ STEPS = 14
 CACHING = [name for name, spec in hicache.METHODS.items() if spec.caches and "scope" not in spec.fixed]
 SCOPES = ["modules", "stack", "output"]
 PAIRS = [
-    (name, scope) for name, spec in hicache.METHODS.items() for scope in (SCOPES if "scope" in spec.uses else [""])
+    (name, scope)
+    for name, spec in hicache.METHODS.items()
+    for scope in (SCOPES if "scope" in spec.uses else [""])
+    if spec.fixed.get("scope") != "deep"
 ]
-"""A method that brings its own scope is one case."""
+"""A method that brings its own scope is one case, unless it is that of U-Nets."""
 
 
 def make(name, scope="modules", **knobs):

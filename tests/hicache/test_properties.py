@@ -24,7 +24,7 @@ EAGER = {
 }
 """Options with which a method caches within a few steps of a tiny model. Clusters that propagate mix tokens, and so are
 not exact on constant features; without propagation they are."""
-CACHING = [name for name, spec in hicache.METHODS.items() if spec.caches]
+CACHING = [name for name, spec in hicache.METHODS.items() if spec.caches and spec.fixed.get("scope") != "deep"]
 KINDS = [(torch.float32, 2, 1e-5), (torch.bfloat16, 1, 2e-2)]
 
 
