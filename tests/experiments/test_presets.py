@@ -1,6 +1,7 @@
 """Every preset composes, stands beside the right published rows, and runs."""
 
 import csv
+import re
 from functools import cache
 
 import pytest
@@ -57,12 +58,11 @@ def test_published_rows_and_columns_exist(preset):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_label_says_what_the_row_sets(preset):
     for row, settings in rows(preset):
-        if "N=" in row.label:
-            assert f"N={settings.interval}" in row.label
-        if "σ=" in row.label:
-            assert f"σ={settings.sigma:g}" in row.label.replace("σ=1.0", "σ=1")
+        said = {key: float(value) for key, value in re.findall(r"(N|m|σ)=([\d.]+)", row.label)}
+        made = {"N": settings.interval, "m": settings.order, "σ": settings.sigma}
+        assert said == {key: made[key] for key in said}, row.label
         if settings.method.name == "steps":
-            assert str(settings.method.steps) in row.label
+            assert str(settings.method.steps) in re.findall(r"\d+", row.label), row.label
 
 
 def test_digits_table_compares_caches_with_solvers_at_equal_full_steps():

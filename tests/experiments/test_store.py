@@ -95,13 +95,13 @@ def test_a_second_process_waits_until_the_first_has_ended(tmp_path, holder, capf
     assert "waiting: run is run by another process" in capfd.readouterr().err
 
 
-def test_the_lock_of_a_killed_process_is_free(tmp_path, holder):
+def test_the_lock_of_a_killed_process_is_free(tmp_path, holder, capfd):
     first = holder()
     first.kill()
     first.wait()
-    started = time.monotonic()
     with folder(tmp_path).lock():
-        assert time.monotonic() - started < 0.3
+        pass
+    assert "waiting" not in capfd.readouterr().err
 
 
 def test_shards_of_one_world_work_side_by_side_and_the_last_one_finishes(tmp_path, holder):
