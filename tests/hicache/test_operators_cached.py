@@ -257,3 +257,14 @@ def test_executions_are_those_that_happened(model, call, name):
     for module in sparse_modules(adapter_for(model), SMALL):
         kind = "attn" if module.site.module == "attn" else "mlp"
         assert states[module.site.layer, kind].executed + 1 == count(module), module.site
+
+
+@pytest.mark.slow
+def test_what_stays_dense_is_a_third_of_a_step(true_size):
+    """So the published 34 % would leave next to nothing of attention and MLPs (docs/operators.md)."""
+    nothing = Chipmunk(attention=1e-9, key_multiple=1, mlp=1e-9, random=0.0, hidden_multiple=1, mask_every=100)
+    six, five = (
+        hicache.cost.measure(true_size, hicache.method("none"), steps, operators=nothing, mlp_share=0.0)
+        for steps in (13, 12)
+    )
+    assert (six.total - five.total) / six.full == pytest.approx(0.31, abs=0.01)
