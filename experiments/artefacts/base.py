@@ -1,10 +1,17 @@
-"""What every artefact has: the settings it is valid for, its place, and the command that makes it."""
+"""What every artefact has: the settings it is valid for, its place, its digest, and the command that makes it.
+
+A file is read once while it stays as it is: its digest, a part of a run's identity, and what is loaded from it are of
+the same bytes.
+"""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,16 +20,19 @@ from experiments.backends.base import sampling_of
 from experiments.config.backend import BackendConfig
 from experiments.config.compose import compose
 from experiments.config.run import Settings
-from experiments.errors import check
+from experiments.errors import ConfigError, check
 from experiments.files import ASSETS
 
 __all__ = [
     "SCOPES",
     "artefacts",
+    "check_keys",
     "check_output",
     "command",
     "compact",
+    "digest_of",
     "keys_of",
+    "read_stored",
 ]
 
 
@@ -88,6 +98,53 @@ def check_output(name: str) -> None:
     plain = bool(name.strip()) and not name.endswith("/") and not path.is_dir()
     valid = plain and parent.is_dir() and os.access(parent, os.W_OK) and len(path.name.encode()) < 256
     check(valid and str(parent) != "/proc", "output", "must be a file that can be written", name)
+
+
+Stamp = tuple[int, int]
+"""When a file was last modified, and its size: as long as these stay, so do its contents."""
+
+
+def stamp_of(path: Path) -> Stamp:
+    """The stamp of a file that is there."""
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size
+
+
+@functools.lru_cache(maxsize=64)
+def read_at(path: Path, stamp: Stamp) -> bytes:
+    """The contents of a file in one of its states."""
+    del stamp
+    return path.read_bytes()
+
+
+@functools.lru_cache(maxsize=256)
+def digest_at(path: Path, stamp: Stamp) -> str:
+    """The digest of a file in one of its states; weights are not kept for it."""
+    if path.suffix == ".json":
+        return hashlib.sha256(read_at(path, stamp)).hexdigest()[:12]
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+
+def read_stored(path: Path) -> bytes:
+    """The contents of an artefact, read again only when it has changed."""
+    return read_at(path, stamp_of(path))
+
+
+def digest_of(path: Path) -> str:
+    """Twelve digits of the sha256 of an artefact: what a run's identity says of it."""
+    return digest_at(path, stamp_of(path))
+
+
+def check_keys(key: str, path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse an artefact that was made for other settings.
+
+    Raises:
+        ConfigError: naming the option `key`, the file, and the first setting that differs.
+    """
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise ConfigError(f"{key}: {path.name} is valid for {name}={found.get(name)!r}, got {value!r}")
 
 
 def compact(text: str) -> str:

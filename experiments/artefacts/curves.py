@@ -8,14 +8,13 @@ the others the file is used where there is one for the run's settings, unless th
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib
 import json
 from pathlib import Path
 from typing import Any
 
 import hicache
-from experiments.artefacts.base import artefacts, command, compact, keys_of
+from experiments.artefacts.base import artefacts, check_keys, command, compact, digest_of, keys_of, read_stored
 from experiments.backends import backend_class
 from experiments.config.method import SmoothCacheConfig
 from experiments.config.run import Settings
@@ -66,13 +65,11 @@ def load_curves(settings: Settings, name: str) -> dict[str, Any]:
         made = command(settings, "calibrate", method=name)
         raise ConfigError(f"method: {name} must have been calibrated for these settings ({made}), got no {path.name}")
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(read_stored(path))
         found, curves = dict(data["keys"]), dict(data["curves"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"method: {path} must be a file of experiments calibrate ({error})") from error
-    for key, value in keys_of(settings).items():
-        if found.get(key) != value:
-            raise ConfigError(f"method: {path.name} is valid for {key}={found.get(key)!r}, got {value!r}")
+    check_keys("method", path, found, keys_of(settings))
     return curves
 
 
@@ -106,7 +103,7 @@ def curve_digest(settings: Settings) -> dict[str, str]:
     path = curve_path(settings, name) if name is not None else None
     if path is None or not path.is_file():
         return {}
-    return {"curves": hashlib.sha256(path.read_bytes()).hexdigest()[:12]}
+    return {"curves": digest_of(path)}
 
 
 PUBLISHED_AS = {("qwen_image_edit", "magcache"): {"curve": "qwen_image_edit"}}

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from experiments.artefacts.base import SCOPES, artefacts, command, keys_of
+from experiments.artefacts.base import SCOPES, artefacts, check_keys, command, digest_of, keys_of
 from experiments.config.run import Settings
 from experiments.errors import ConfigError
 from experiments.files import sweep, write_tensors
@@ -87,8 +86,7 @@ def read(path: Path, modified: int) -> tuple[Moments, dict[str, Any]]:
         raise ValueError("no inner products [sites, T, T] with their keys")
     if not all(bool(part.isfinite().all()) for part in parts.values()):
         raise ValueError("numbers that are not finite")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    return Moments(**parts, clocks=clocks, digest=digest), keys
+    return Moments(**parts, clocks=clocks, digest=digest_of(path)), keys
 
 
 def load_moments(settings: Settings, key: str) -> Moments:
@@ -109,7 +107,5 @@ def load_moments(settings: Settings, key: str) -> Moments:
         raise ConfigError(
             f"{key}: {path.name} must be a file of experiments calibrate ({error}), got 'auto'"
         ) from error
-    for name, value in wanted.items():
-        if found.get(name) != value:
-            raise ConfigError(f"{key}: {path.name} is valid for {name}={found.get(name)!r}, got {value!r}")
+    check_keys(key, path, found, wanted)
     return moments

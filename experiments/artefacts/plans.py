@@ -8,12 +8,11 @@ other values.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-from experiments.artefacts.base import SCOPES, artefacts, command, compact, keys_of
+from experiments.artefacts.base import SCOPES, artefacts, check_keys, command, compact, digest_of, keys_of, read_stored
 from experiments.config.method import CalibratedConfig
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
@@ -68,7 +67,7 @@ def contents(settings: Settings) -> dict[str, str]:
     if not isinstance(settings.method, CalibratedConfig):
         return {}
     path = path_of(settings)
-    return {"plan": hashlib.sha256(path.read_bytes()).hexdigest()[:12]} if path.is_file() else {}
+    return {"plan": digest_of(path)} if path.is_file() else {}
 
 
 def load_plan(settings: Settings) -> Plan:
@@ -81,13 +80,11 @@ def load_plan(settings: Settings) -> Plan:
     if not path.is_file():
         raise ConfigError(f"method.plan: must be a plan file ({maker(settings)}), got no {str(path)!r}")
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(read_stored(path))
         plan, found = Plan.from_data(data["plan"]), dict(data["keys"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ConfigError(f"method.plan: must be a plan file ({error}), got {str(path)!r}") from error
-    for key, value in (keys_of(settings) | {"scope": settings.scope}).items():
-        if found.get(key) != value:
-            raise ConfigError(f"method.plan: {path.name} is valid for {key}={found.get(key)!r}, got {value!r}")
+    check_keys("method.plan", path, found, keys_of(settings) | {"scope": settings.scope})
     config, budget = settings.method, stored_budget(settings)
     assert isinstance(config, CalibratedConfig)
     named = config.speedup is not None or config.budget != CalibratedConfig.budget

@@ -6,7 +6,6 @@ and scope, here with the revision of the weights, and an artefact whose keys dif
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from experiments.artefacts.base import command, keys_of
+from experiments.artefacts.base import check_keys, command, digest_of, keys_of
 from experiments.config.method import TRAINED_SCOPES, LearnedConfig
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
@@ -58,7 +57,7 @@ def contents(settings: Settings) -> dict[str, str]:
     if not isinstance(settings.method, LearnedConfig):
         return {}
     path = path_of(settings)
-    return {"artefact": hashlib.sha256(path.read_bytes()).hexdigest()[:12]} if path.is_file() else {}
+    return {"artefact": digest_of(path)} if path.is_file() else {}
 
 
 def maker(settings: Settings) -> str:
@@ -116,9 +115,7 @@ def load_artefact(settings: Settings) -> tuple[dict[str, Tensor], dict[str, Any]
         check(fits, "header", "must say keys and what it describes", type(described).__name__)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"method.artefact: must be a trained file ({error}), got {str(path)!r}") from error
-    for key, value in valid_for(settings).items():
-        if found.get(key) != value:
-            raise ConfigError(f"method.artefact: {path.name} is valid for {key}={found.get(key)!r}, got {value!r}")
+    check_keys("method.artefact", path, found, valid_for(settings))
     if described.get("method") != name:
         rule = f"{path.name} is for method {described.get('method')!r}"
         raise ConfigError(f"method.artefact: {rule}, got {name!r}")

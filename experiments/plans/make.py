@@ -29,11 +29,13 @@ from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
 from experiments.files import ensure_writable, sweep, write_json, write_text
 from experiments.plans.estimate import Forecast, forecast
-from experiments.plans.manifest import Plan, PlanRow, freeze, lines_of, plan_name
+from experiments.plans.freeze import freeze_settings
+from experiments.plans.manifest import Plan, PlanRow, lines_of, plan_name
 from experiments.plans.revision import revision
 from experiments.settings.checks import check_method
 from experiments.settings.describe import describe_method
 from experiments.settings.identity import run_id
+from experiments.settings.method import method_of
 from experiments.settings.resolve import resolve
 from experiments.settings.rows import Absent, Rows, split_rows
 
@@ -83,7 +85,7 @@ def make_plan(words: list[str], results: Path, title: str | None = None) -> tupl
         absent |= {f"{row.label} ({reason})": None for row, reason in left_out}
         for row, config in made:
             settings = resolve(config)
-            check_method(settings, backend_class(settings.backend.name))
+            check_method(settings, backend_class(settings.backend.name), method_of(settings))
             label = row.label or describe_method(settings)
             extra = [word for word in line if word.partition("=")[0] in swept & {"seed", "num_items", "num_steps"}]
             entry = {"label": ", ".join([label, *extra]), "block": row.block, "paper": row.paper, "settings": settings}
@@ -123,7 +125,7 @@ def in_order(rows: dict[str, dict[str, Any]]) -> list[PlanRow]:
             reference=entry["reference"],
             block=entry["block"],
             paper=entry["paper"],
-            frozen=freeze(entry["settings"]),
+            frozen=freeze_settings(entry["settings"]),
         )
         for index, (identity, entry) in enumerate(found)
     ]

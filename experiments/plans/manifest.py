@@ -13,7 +13,6 @@ by all plans of the folder.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import re
@@ -23,54 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.records import is_identity
-from experiments.config.backend import Recommended
-from experiments.config.cluster import ClusterConfig
-from experiments.config.register import schema_of
 from experiments.config.run import Settings, Shard
 from experiments.errors import ConfigError, check
 from experiments.files import read_json
+from experiments.plans.freeze import FROZEN_GROUPS, OPTIONAL_GROUPS, restore_settings
 from experiments.runs.folder import RunFolder
 from experiments.settings.identity import run_id
 
-__all__ = ["Plan", "PlanRow", "freeze", "lines_of", "plan_name", "thaw"]
-
-NOT_FROZEN = ("results", "shard", "cluster")
-"""Where and on what a row runs is decided when it runs."""
-
-FROZEN_GROUPS = ("backend", "method", "sigma_schedule", "guidance", "operators", "metrics", "logger")
-
-
-def freeze(settings: Settings) -> dict[str, Any]:
-    """Settings as plain data, with the schema class of each group."""
-    frozen: dict[str, Any] = {}
-    for f in dataclasses.fields(settings):
-        value = getattr(settings, f.name)
-        if f.name in FROZEN_GROUPS:
-            frozen[f.name] = {"schema": type(value).__name__, **dataclasses.asdict(value)}
-        elif f.name not in NOT_FROZEN:
-            frozen[f.name] = value
-    return frozen
-
-
-def thaw(frozen: dict[str, Any], results: Path) -> Settings:
-    """The settings that `freeze` wrote, to be run under `results`."""
-    given = {"guidance": {"schema": "GuidanceConfig"}, "operators": {"schema": "OperatorsConfig"}, **frozen}
-    for name in FROZEN_GROUPS:
-        values = dict(given[name])
-        chosen: Any = schema_of(name, values.pop("schema"))
-        if "recommended" in values:
-            try:
-                values["recommended"] = Recommended(**values["recommended"])
-            except TypeError as error:
-                raise ConfigError(f"manifest.{name}.recommended: must fit this version, got {error}") from error
-        try:
-            given[name] = chosen(**values)
-        except (TypeError, AttributeError) as error:
-            raise ConfigError(f"manifest.{name}: must fit the schema of this version, got {error}") from error
-    try:
-        return Settings(**given, results=results, shard=Shard(), cluster=ClusterConfig(name="local"))
-    except TypeError as error:
-        raise ConfigError(f"manifest: must fit the settings of this version, got {error}") from error
+__all__ = ["Plan", "PlanRow", "lines_of", "plan_name"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +47,7 @@ class PlanRow:
 
     def settings(self, results: Path) -> Settings:
         """The typed settings; what they mean must still be what was planned."""
-        made = thaw(self.frozen, results)
+        made = restore_settings(self.frozen, results)
         found = run_id(made)
         rule = f"row {self.index} must still mean {self.run} (did its prompts, or the code, change?)"
         check(found == self.run, "manifest", rule, found)
@@ -159,7 +118,9 @@ def row_of(line: str, where: str, index: int) -> PlanRow:
         check(isinstance(getattr(row, key), str), f"{where}: {key}", "must be text", getattr(row, key))
     check(isinstance(row.frozen, dict), f"{where}: frozen", "must be settings", row.frozen)
     for group in FROZEN_GROUPS:
-        values = row.frozen.get(group, {"schema": "GuidanceConfig"} if group == "guidance" else None)
+        if group in OPTIONAL_GROUPS and group not in row.frozen:
+            continue
+        values = row.frozen.get(group)
         fits = isinstance(values, dict) and isinstance(values.get("schema"), str)
         check(fits, f"{where}: {group}", "must be settings with a schema", values)
     return row

@@ -23,6 +23,7 @@ from experiments.plans.status import State, state_of
 from experiments.runs import runner
 from experiments.runs.folder import RunFolder, read_status
 from experiments.runs.runner import RunError
+from experiments.settings.run import prepare
 
 __all__ = ["DiskFull", "Task", "Worker", "tasks_of"]
 
@@ -154,9 +155,9 @@ class Worker:
         folder = self.plan.run(row, task.shard)
         before = self.state(row.run)
         try:
-            settings = self.settings(task)
-            runner.check(settings)
-            runner.execute(settings)
+            run = prepare(self.settings(task), row.run)
+            runner.check(run)
+            runner.execute(run)
             state = self.state(row.run)
             if state is State.DONE or before is not state:
                 print(f"row {task.name} {row.run}: {state.value}", flush=True)

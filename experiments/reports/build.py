@@ -16,7 +16,8 @@ from experiments.config.compose import compose, options
 from experiments.config.preset import PaperConfig, PresetConfig, RowConfig
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check, choose
-from experiments.plans.manifest import Plan, thaw
+from experiments.plans.freeze import restore_settings
+from experiments.plans.manifest import Plan
 from experiments.plans.status import State, state_of
 from experiments.runs.folder import is_number, read_metrics
 from experiments.runs.metrics.registry import paired_with_reference
@@ -143,7 +144,7 @@ def build_plan(plan: Plan) -> Table:
     config = PresetConfig(name=plan.folder.name, title=f"Plan {plan.folder.name}", columns=metrics)
     rows: list[Row] = []
     for row in plan.rows:
-        settings = thaw(row.frozen, plan.results)
+        settings = restore_settings(row.frozen, plan.results)
         ours = cells_of(plan.results, row.run, settings.plain, [*COSTS, *metrics])
         rows.append(Row(label=row.label, run=row.run, settings=settings, ours=ours, paper={}, block=row.block))
     return Table(preset=config, rows=rows)

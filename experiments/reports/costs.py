@@ -12,7 +12,8 @@ import dataclasses
 from experiments.config.compose import compose
 from experiments.config.preset import PresetConfig
 from experiments.config.run import Settings
-from experiments.plans.manifest import Plan, thaw
+from experiments.plans.freeze import restore_settings
+from experiments.plans.manifest import Plan
 from experiments.reports.build import Cell, Row, Table, published, published_cells, rows_of
 from experiments.settings.cost import cost_of
 from experiments.settings.resolve import resolve
@@ -59,7 +60,7 @@ def build_plan_costs(plan: Plan) -> Table:
     bases: dict[str, float | None] = {}
     rows: list[Row] = []
     for row in plan.rows:
-        settings = thaw(row.frozen, plan.results)
+        settings = restore_settings(row.frozen, plan.results)
         shared = row.reference or row.run
         if shared not in bases:
             cost = cost_of(settings.reference(), "published", flops_only=True)

@@ -26,12 +26,12 @@ from experiments.reports.columns import directions, head_of
 from experiments.reports.ranks import differences, judged, values_of
 from experiments.reports.runs import METHOD_TITLES
 from experiments.reports.tables import show
-from experiments.runs.launch import settings_of
+from experiments.runs.launch import runs_of
 from experiments.runs.metrics.evidence import finite_or_none
 from experiments.runs.runner import Outcome, execute
 from experiments.runs.summary import print_outcome
 from experiments.settings.describe import announcement
-from experiments.settings.identity import run_id
+from experiments.settings.run import Run
 
 __all__ = ["Sweep"]
 
@@ -52,19 +52,19 @@ class Sweep:
     def run(self, config: DictConfig, outcome: Exit) -> None:
         """The runs of one composed configuration, in turn; one that this command did already is not done again."""
         overrides = list(HydraConfig.get().overrides.task)
-        for settings in settings_of(config):
-            if self.knows(run_id(settings), overrides):
+        for run in runs_of(config):
+            if self.knows(run.id, overrides):
                 continue
-            if (line := announcement(settings)) is not None:
+            if (line := announcement(run)) is not None:
                 print(line, flush=True)
-            outcome.guard(lambda settings=settings: self.execute(settings, overrides))
+            outcome.guard(lambda run=run: self.execute(run, overrides))
 
-    def execute(self, settings: Settings, overrides: list[str]) -> None:
+    def execute(self, run: Run, overrides: list[str]) -> None:
         """Do one run and show it."""
-        done = execute(settings)
+        done = execute(run)
         print_outcome(done)
         self.add(done, overrides)
-        if (name := settings.metrics.objective) is not None and done.metrics:
+        if (name := run.settings.metrics.objective) is not None and done.metrics:
             self.objective = done.metrics[name]["mean"]
 
     def rank(self) -> None:

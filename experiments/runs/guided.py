@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.backends.base import Backend
-from experiments.config.run import Settings
 from experiments.settings.cost import count_flops
+from experiments.settings.run import Run
 from hicache import Report
 from hicache.guidance import UNCOND
 
@@ -37,14 +37,14 @@ def summary_of(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def count_guided(backend: Backend, settings: Settings, records: Sequence[dict[str, Any]]) -> list[float]:
+def count_guided(backend: Backend, run: Run, records: Sequence[dict[str, Any]]) -> list[float]:
     """FLOPs of each item under adaptive guidance, from what its batch executed."""
     half, known = backend.model_batch(1) // 2, {}
 
     def branch(full: list[int], skipped: list[int]) -> float:
         key = tuple(full), tuple(skipped)
         if key not in known:
-            counted = count_flops(backend, settings, sorted({*full, *skipped}), half)
+            counted = count_flops(backend, run, sorted({*full, *skipped}), half)
             known[key] = counted.total - len(skipped) * counted.full
         return known[key]
 

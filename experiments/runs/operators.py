@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.backends.base import Backend
-from experiments.config.run import Settings
 from experiments.settings.cost import count_flops
+from experiments.settings.run import Run
 
 __all__ = ["count_sparse", "summary_of"]
 
@@ -21,11 +21,11 @@ def summary_of(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"operators": {**each[0], **means}}
 
 
-def count_sparse(backend: Backend, settings: Settings, records: Sequence[dict[str, Any]]) -> list[float]:
+def count_sparse(backend: Backend, run: Run, records: Sequence[dict[str, Any]]) -> list[float]:
     """FLOPs of each item, from the steps that it executed and the hidden units that they recomputed."""
     known: dict[Any, float] = {}
     for record in records:
         key = tuple(record["full_steps"]), record["operators"]["mlp"]
         if key not in known:
-            known[key] = count_flops(backend, settings, record["full_steps"], mlp_share=key[1]).total
+            known[key] = count_flops(backend, run, record["full_steps"], mlp_share=key[1]).total
     return [known[tuple(record["full_steps"]), record["operators"]["mlp"]] for record in records]

@@ -24,7 +24,7 @@ from torch import Tensor
 import hicache
 from experiments import environment, stopping
 from experiments.backends import backend_class, load_backend
-from experiments.backends.base import Backend, Item, sampling_of
+from experiments.backends.base import Backend, Item
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, RunError, choose
 from experiments.errors import check as check_value
@@ -40,7 +40,7 @@ from experiments.runs.picture import draw_comparison
 from experiments.settings.checks import check_fit, check_method
 from experiments.settings.cost import count_flops
 from experiments.settings.identity import canonical, run_id
-from experiments.settings.method import caching
+from experiments.settings.run import Run, caching, items_of, prepare
 
 __all__ = ["Outcome", "check", "execute", "folder_of", "items_of"]
 
@@ -49,24 +49,29 @@ __all__ = ["Outcome", "check", "execute", "folder_of", "items_of"]
 class Outcome:
     """A run that was executed, or found finished. `metrics` is empty while other shards are at work."""
 
-    settings: Settings
+    run: Run
     folder: RunFolder
     metrics: dict[str, Any]
     reference: Outcome | None
     found: bool = False
     """Whether it was finished before."""
 
+    @property
+    def settings(self) -> Settings:
+        """Those of the run."""
+        return self.run.settings
 
-def check(settings: Settings) -> None:
-    """All that can be wrong with the settings, found before anything is loaded or written."""
-    backend = backend_class(settings.backend.name)
+
+def check(given: Settings | Run) -> None:
+    """All that can be wrong with a run, found before anything is loaded or written."""
+    run = prepare(given)
+    settings, backend = run.settings, backend_class(run.settings.backend.name)
     check_metrics(settings, backend)
-    check_method(settings, backend)
+    check_method(settings, backend, run.method)
     check_device(settings.backend.device)
     check_batch(settings, backend)
-    items_of(settings)
     backend.check(settings.backend)
-    check_fit(settings)
+    check_fit(run)
     ensure_writable(settings.results)
 
 
@@ -87,24 +92,21 @@ def check_device(name: str) -> None:
     choose("backend.device", name, known)
 
 
-def folder_of(settings: Settings) -> RunFolder:
+def folder_of(given: Settings | Run) -> RunFolder:
     """Where the run is kept."""
-    return RunFolder(settings.results, run_id(settings), settings.shard)
+    settings, name = (given.settings, given.id) if isinstance(given, Run) else (given, run_id(given))
+    return RunFolder(settings.results, name, settings.shard)
 
 
-def items_of(settings: Settings) -> list[Item]:
-    """The run's items."""
-    return backend_class(settings.backend.name).items(settings.backend, settings.num_items, settings.seed)
-
-
-def execute(settings: Settings) -> Outcome:
+def execute(given: Settings | Run) -> Outcome:
     """Run what is missing of a run and of its reference; a finished run is only read, and its media verified."""
-    reference = execute(settings.reference()) if not settings.plain else None
-    folder = folder_of(settings)
-    found = finished(settings, folder) and not folder.damages()
+    run = prepare(given)
+    reference = execute(run.reference) if run.reference is not None else None
+    folder = folder_of(run)
+    found = finished(run.settings, folder) and not folder.damages()
     if not found:
         try:
-            work(settings, folder, reference)
+            work(run, folder, reference)
         except KeyboardInterrupt:
             stopped(folder)
             raise
@@ -114,7 +116,7 @@ def execute(settings: Settings) -> Outcome:
             record_failure(folder, error)
     if old := folder.undigested():
         print(f"{folder.id}: {old} items are older than digests; their files are taken as they are", file=sys.stderr)
-    return Outcome(settings=settings, folder=folder, metrics=folder.metrics(), reference=reference, found=found)
+    return Outcome(run=run, folder=folder, metrics=folder.metrics(), reference=reference, found=found)
 
 
 def record_failure(folder: RunFolder, error: Exception) -> NoReturn:
@@ -147,9 +149,9 @@ def finished(settings: Settings, folder: RunFolder) -> bool:
     return folder.status().get("state") == "done" and set(applicable(settings)) <= set(folder.metrics())
 
 
-def work(settings: Settings, folder: RunFolder, reference: Outcome | None) -> None:
+def work(run: Run, folder: RunFolder, reference: Outcome | None) -> None:
     """Generate and finish under the run's lock."""
-    items = items_of(settings)
+    settings, items = run.settings, run.items
     if settings.cluster.threads is not None:
         torch.set_num_threads(settings.cluster.threads)
     with folder.lock():
@@ -157,14 +159,14 @@ def work(settings: Settings, folder: RunFolder, reference: Outcome | None) -> No
         if finished(settings, folder) and not damaged:
             return
         logger = make_logger(settings, folder)
-        mine = generate_missing(settings, folder, items, logger)
+        mine = generate_missing(run, folder, logger)
         if settings.shard.world == 1:
-            finish(settings, folder, items, reference, logger)
+            finish(run, folder, reference, logger)
             return
         folder.write_status("shard done", items=mine, total=len(items))
     with folder.last() as alone:
         if alone and not drop_damaged(folder) and len(folder.records()) == len(items):
-            finish(settings, folder, items, reference, logger)
+            finish(run, folder, reference, logger)
 
 
 def drop_damaged(folder: RunFolder) -> set[str]:
@@ -178,7 +180,7 @@ def drop_damaged(folder: RunFolder) -> set[str]:
     return set(damages)
 
 
-def verify(settings: Settings, folder: RunFolder, reference: Outcome | None) -> Outcome | None:
+def verify(run: Run, folder: RunFolder, reference: Outcome | None) -> Outcome | None:
     """What is about to be measured is what was recorded; a reference that is not is mended.
 
     Raises:
@@ -187,13 +189,14 @@ def verify(settings: Settings, folder: RunFolder, reference: Outcome | None) -> 
     if damages := folder.damages():
         raise RuntimeError(f"{len(damages)} items were damaged while the run went on, such as {min(damages.values())}")
     if reference is not None and reference.folder.damages():
-        return execute(settings.reference())
+        return execute(reference.run)
     return reference
 
 
-def generate_missing(settings: Settings, folder: RunFolder, items: list[Item], logger: Logger) -> int:
+def generate_missing(run: Run, folder: RunFolder, logger: Logger) -> int:
     """Generate the batches of this shard that have items without a record; returns how many items it has."""
-    stored = folder.settle(describe(settings))
+    settings, items = run.settings, run.items
+    stored = folder.settle(describe(run))
     size = stored["execution"]["batch_size"]
     batches = [items[start : start + size] for start in range(0, len(items), size)]
     mine = list(enumerate(batches))[settings.shard.rank :: settings.shard.world]
@@ -210,7 +213,7 @@ def generate_missing(settings: Settings, folder: RunFolder, items: list[Item], l
         for index, batch in todo:
             stopping.check()
             with stopping.finishing():
-                media, facts = generate_batch(backend, settings, batch)
+                media, facts = generate_batch(backend, run, batch)
                 missing = [(item, m) for item, m in zip(batch, media, strict=True) if item.name not in done]
                 records = [record(backend, folder, item, m, {"batch": index, **facts}) for item, m in missing]
                 folder.append(sealed(folder, records))
@@ -222,10 +225,11 @@ def generate_missing(settings: Settings, folder: RunFolder, items: list[Item], l
     return total
 
 
-def generate_batch(backend: Backend, settings: Settings, batch: list[Item]) -> tuple[list[Tensor], dict[str, Any]]:
+def generate_batch(backend: Backend, given: Settings | Run, batch: list[Item]) -> tuple[list[Tensor], dict[str, Any]]:
     """Media of a batch, and what the library reports about their generation."""
-    sampling = sampling_of(settings)
-    with caching(backend, settings) as cache:
+    run = prepare(given)
+    settings, sampling = run.settings, run.sampling
+    with caching(backend, run) as cache:
         started = time.perf_counter()
         media = backend.generate(batch, sampling)
         seconds = time.perf_counter() - started
@@ -265,9 +269,9 @@ def sealed(folder: RunFolder, records: list[dict[str, Any]]) -> list[dict[str, A
     return [{**record, "digests": {name: digests[name] for name in record["files"]}} for record in records]
 
 
-def finish(settings: Settings, folder: RunFolder, items: list[Item], reference: Outcome | None, logger: Logger) -> None:
+def finish(run: Run, folder: RunFolder, reference: Outcome | None, logger: Logger) -> None:
     """Measure, draw, and mark the run as done."""
-    reference = verify(settings, folder, reference)
+    settings, reference = run.settings, verify(run, folder, reference)
     backend = load_backend(settings.backend)
     records = list(folder.records().values())
     for key in REQUIRED:
@@ -278,7 +282,7 @@ def finish(settings: Settings, folder: RunFolder, items: list[Item], reference: 
     evidence = Evidence(
         backend=type(backend),
         settings=settings,
-        items=items,
+        items=run.items,
         media=folder.media,
         reference=reference.folder.media if reference else None,
     )
@@ -286,14 +290,14 @@ def finish(settings: Settings, folder: RunFolder, items: list[Item], reference: 
     metrics |= {
         "full_steps": list(min(plans)),
         "num_full_steps": statistics.mean(len(plan) for plan in plans),
-        "num_steps": sampling_of(settings).num_steps,
+        "num_steps": run.sampling.num_steps,
     }
     if settings.guidance.name != "plain":
         metrics |= summary_of(records)
     if settings.operators.name != "none":
         metrics |= operators.summary_of(records)
-    metrics |= cost(backend, settings, records, reference)
-    metrics |= known.get("latency") and {k: known[k] for k in TIMES} or timing(backend, settings, items)
+    metrics |= cost(backend, run, records, reference)
+    metrics |= known.get("latency") and {k: known[k] for k in TIMES} or timing(backend, run)
     metrics |= {"reference": reference.folder.id if reference else None, "run": folder.id}
     write_json(folder.metrics_file, metrics)
     draw_comparison(evidence, folder.picture)
@@ -302,20 +306,19 @@ def finish(settings: Settings, folder: RunFolder, items: list[Item], reference: 
     folder.write_status("done", items=len(records))
 
 
-def cost(
-    backend: Backend, settings: Settings, records: list[dict[str, Any]], reference: Outcome | None
-) -> dict[str, Any]:
+def cost(backend: Backend, run: Run, records: list[dict[str, Any]], reference: Outcome | None) -> dict[str, Any]:
     """FLOPs per item and the cache: counted from shapes; the bytes as measured for a whole batch.
 
     Where the full steps depend on the data, the total is the mean over the items.
     """
-    counted = count_flops(backend, settings, records[0]["full_steps"])
+    settings = run.settings
+    counted = count_flops(backend, run, records[0]["full_steps"])
     if settings.operators.name != "none":
-        each = operators.count_sparse(backend, settings, records)
+        each = operators.count_sparse(backend, run, records)
     elif settings.guidance.name == "plain":
         each = [dataclasses.replace(counted, full_steps=len(r["full_steps"])).total for r in records]
     else:
-        each = count_guided(backend, settings, records)
+        each = count_guided(backend, run, records)
     total = statistics.mean(each) if len(set(each)) > 1 else each[0]
     base = total if reference is None else reference.metrics["flops"]["total"]
     return {
@@ -334,17 +337,17 @@ def cost(
 TIMES = ("latency", "reference_latency", "wall_speedup")
 
 
-def timing(backend: Backend, settings: Settings, items: list[Item]) -> dict[str, Any]:
+def timing(backend: Backend, run: Run) -> dict[str, Any]:
     """Latency of one small batch, the reference and the method in turn, in this process.
 
     `wall_speedup` is the ratio of the two medians. It is what this machine did at the end of this run, while
     other processes may have been at work; the protocol behind quoted speed-ups is that of `benchmarks/`.
     """
-    config = settings.metrics
-    batch = items[: config.latency_batch]
-    runs: dict[str, tuple[Settings, list[float]]] = {"latency": (settings, [])}
-    if not settings.plain:
-        runs["reference_latency"] = (settings.reference(), [])
+    config = run.settings.metrics
+    batch = run.items[: config.latency_batch]
+    runs: dict[str, tuple[Run, list[float]]] = {"latency": (run, [])}
+    if run.reference is not None:
+        runs["reference_latency"] = (run.reference, [])
     for repeat in range(config.latency_warmup + config.latency_repeats):
         for candidate, seconds in runs.values():
             _, facts = generate_batch(backend, candidate, batch)
@@ -361,13 +364,14 @@ def spread(seconds: list[float], batch: int) -> dict[str, Any]:
     return {"median": median, "q25": q25, "q75": q75, "n": len(seconds), "batch": batch}
 
 
-def describe(settings: Settings) -> dict[str, Any]:
+def describe(run: Run) -> dict[str, Any]:
     """config.yaml: what identifies the run, all settings, and how it is executed."""
+    settings = run.settings
     everything = dataclasses.asdict(settings)
     for key in ("shard", "results", "batch_size", "progress_every", "cluster", "logger", "metrics"):
         everything.pop(key)
     return {
-        "id": run_id(settings),
+        "id": run.id,
         "identity": canonical(settings),
         "settings": everything,
         "execution": {"batch_size": settings.batch_size},

@@ -18,7 +18,8 @@ from experiments.config.guidance import AdaptiveGuidanceConfig
 from experiments.config.method import StepsConfig
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check, choose
-from experiments.settings.method import guidance_of, method_of, operators_of
+from experiments.settings.method import operators_of
+from experiments.settings.run import Run
 from hicache import CacheMethod, Chipmunk
 from hicache.adapters import ADAPTERS, Adapter
 from hicache.operators.install import FAMILIES
@@ -33,9 +34,9 @@ __all__ = [
 ]
 
 
-def check_method(settings: Settings, backend: type[Backend]) -> None:
+def check_method(settings: Settings, backend: type[Backend], chosen: CacheMethod) -> None:
     """Fail now, not after the model is loaded: for wrong values, and for what the backend does not support."""
-    chosen, name = method_of(settings), settings.backend.name
+    name = settings.backend.name
     last = max(chosen.knobs.mask or [0])
     check(last < settings.num_steps, "method.mask", f"must stay below num_steps={settings.num_steps}", last)
     if isinstance(settings.method, StepsConfig) and settings.method.solver is not None:
@@ -49,7 +50,7 @@ def check_method(settings: Settings, backend: type[Backend]) -> None:
     check(tabled, "policy", "must come with method.policy_options={table: ...} (method=smoothcache has one)", "kinds")
     check_pair(chosen, backend.transformer_class, name)
     check_guidance(settings, backend.transformer_class)
-    check_operators(settings, backend)
+    check_operators(settings, backend, chosen)
 
 
 def check_pair(chosen: CacheMethod, kind: str | None, backend: str) -> None:
@@ -83,7 +84,7 @@ def check_guidance(settings: Settings, kind: str | None) -> None:
     check(scale > 1, "guidance", f"must be plain with backend.{key}={scale:g}, which is no guidance", chosen)
 
 
-def check_operators(settings: Settings, backend: type[Backend]) -> None:
+def check_operators(settings: Settings, backend: type[Backend], built: CacheMethod) -> None:
     """Sparse operators know some models, in some sizes, as they are loaded; the rest is found on the description."""
     chosen, config, key = operators_of(settings), settings.backend, "operators"
     if chosen is None:
@@ -91,8 +92,9 @@ def check_operators(settings: Settings, backend: type[Backend]) -> None:
     kind = backend.transformer_class
     known = kind in ADAPTERS and adapter_class(str(kind)).family in FAMILIES
     check(known, key, f"must be none for backend {config.name} (chipmunk knows {', '.join(FAMILIES)})", "chipmunk")
-    patch = method_of(settings).patch
-    check(patch is None, key, f"must be none for method {settings.method.name}, which recomputes rows", "chipmunk")
+    check(
+        built.patch is None, key, f"must be none for method {settings.method.name}, which recomputes rows", "chipmunk"
+    )
     assert isinstance(config, FluxConfig)
     check(not config.compile, "backend.compile", "must be false with operators", config.compile)
     check(config.attention == "sdpa", "backend.attention", "must be sdpa with operators", config.attention)
@@ -136,14 +138,13 @@ def adapter_class(kind: str) -> type[Adapter]:
     return getattr(importlib.import_module(module), name)
 
 
-def check_fit(settings: Settings) -> None:
+def check_fit(run: Run) -> None:
     """Enable the method on the model's description: what the model cannot do is said before its weights are read.
 
     Raises:
         ConfigError: for spans without a block, scopes that this variant of the architecture lacks, and the like.
     """
-    built, guidance, config = method_of(settings), guidance_of(settings), settings.backend
-    operators = operators_of(settings)
+    built, guidance, operators, config = run.method, run.guidance, run.operators, run.settings.backend
     if not built.caches and guidance is None and operators is None:
         return
     kind = backend_class(config.name)

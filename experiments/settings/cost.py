@@ -13,6 +13,7 @@ from experiments.backends.base import Backend, sampling_of
 from experiments.backends.meta import blueprint_of, quiet
 from experiments.config.run import Settings
 from experiments.settings.method import method_of, operators_of
+from experiments.settings.run import Run, prepare
 from hicache import CacheMethod
 from hicache.adapters import adapter_for
 from hicache.cost import Cost, measure, prepared
@@ -25,7 +26,7 @@ __all__ = [
 
 def count_flops(
     backend: Backend,
-    settings: Settings,
+    given: Settings | Run,
     full_steps: list[int] | None = None,
     batch: int | None = None,
     mlp_share: float | None = None,
@@ -35,10 +36,10 @@ def count_flops(
     `batch` is that of the model, by default all that guidance needs; `mlp_share` that of the hidden units which sparse
     operators recomputed, by default the expected one.
     """
-    steps = sampling_of(settings).num_steps
-    options: dict[str, Any] = {"num_steps": steps, "batch": batch or backend.model_batch(1), **backend.shape()}
-    options |= {"full_steps": full_steps, "operators": operators_of(settings), "mlp_share": mlp_share}
-    return measure(backend.transformer, method_of(settings), **options)
+    run = prepare(given)
+    options: dict[str, Any] = {"batch": batch or backend.model_batch(1), **backend.shape()}
+    options |= {"full_steps": full_steps, "operators": run.operators, "mlp_share": mlp_share}
+    return measure(backend.transformer, run.method, num_steps=run.sampling.num_steps, **options)
 
 
 _costs: dict[str, Cost] = {}

@@ -9,7 +9,7 @@ from experiments.config.guidance import AdaptiveGuidanceConfig
 from experiments.config.method import CalibratedConfig, SmoothCacheConfig, StepsConfig
 from experiments.config.operators import ChipmunkConfig
 from experiments.config.run import Settings
-from experiments.settings.method import method_of
+from experiments.settings.run import Run
 from hicache.policy.scheduled import KindSchedule
 
 __all__ = [
@@ -48,8 +48,9 @@ def title_of(settings: Settings) -> str:
     return f"{spec.title} ({', '.join(parts)})" if parts else spec.title
 
 
-def announcement(settings: Settings) -> str | None:
+def announcement(run: Run) -> str | None:
     """Full steps, what is predicted, and the artefact; None for runs without a calibration."""
+    settings = run.settings
     if isinstance(settings.method, CalibratedConfig):
         plan = load_plan(settings)
         parts = [f"plan: {len(plan.full_steps)} of {plan.num_steps} steps in full {list(plan.full_steps)}"]
@@ -61,7 +62,7 @@ def announcement(settings: Settings) -> str | None:
         return f"{', '.join(parts)} ({path_of(settings).name})"
     if settings.chosen:
         facts = settings.chosen
-        full = method_of(settings).policy.plan(settings.num_steps) or []
+        full = run.method.policy.plan(settings.num_steps) or []
         chosen = " ".join(f"{key}={facts[key]:g}" for key in ("sigma", "order") if key in facts)
         return (
             f"plan: {len(full)} of {settings.num_steps} steps in full, auto: {chosen}, "
@@ -70,7 +71,7 @@ def announcement(settings: Settings) -> str | None:
     name = calibrated_by(settings)
     if name is None:
         return None
-    policy, computed = method_of(settings).policy, ""
+    policy, computed = run.method.policy, ""
     if isinstance(policy, KindSchedule):
         counts = ", ".join(f"{kind} {len(steps)}" for kind, steps in policy.table.items())
         computed = f"computed of {settings.num_steps} steps: {counts}, "

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import hicache
 from experiments.artefacts.curves import curve_options
 from experiments.artefacts.plans import load_plan
 from experiments.artefacts.weights import load_predictor, load_router
-from experiments.backends.base import Backend, sampling_of
 from experiments.config.guidance import AdaptiveGuidanceConfig, GuidanceConfig
 from experiments.config.method import AdaptiveConfig, CalibratedConfig, L2cConfig, LesaConfig
 from experiments.config.operators import ChipmunkConfig
 from experiments.config.run import Settings
 from experiments.config.sigma_schedule import AdaptiveScheduleConfig, SigmaScheduleConfig
 from experiments.errors import ConfigError, choose
-from hicache import AdaptiveGuidance, CacheMethod, Chipmunk, Handle
+from hicache import AdaptiveGuidance, CacheMethod, Chipmunk
 
 __all__ = [
-    "caching",
     "guidance_of",
     "method_of",
     "operators_of",
@@ -93,15 +89,3 @@ def operators_of(settings: Settings) -> Chipmunk | None:
     config = settings.operators
     tiny = getattr(settings.backend, "size", "full") == "tiny"
     return config.build(tiny) if isinstance(config, ChipmunkConfig) else None
-
-
-@contextlib.contextmanager
-def caching(backend: Backend, settings: Settings) -> Iterator[Handle | None]:
-    """Run what is inside under the method; yields the library's handle, None where there is nothing for it to do."""
-    backend.prepare(sampling_of(settings))
-    guidance, operators = guidance_of(settings), operators_of(settings)
-    if not hicache.METHODS[settings.method.name].caches and guidance is None and operators is None:
-        yield None
-        return
-    with hicache.cached(backend.pipe, method_of(settings), guidance, operators) as handle:
-        yield handle

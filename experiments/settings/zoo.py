@@ -31,6 +31,7 @@ from experiments.errors import ConfigError, choose
 from experiments.files import write_text
 from experiments.settings.checks import adapter_class, check_method, check_pair
 from experiments.settings.compared import METHODS as COMPARED
+from experiments.settings.method import method_of
 from experiments.settings.resolve import resolve
 from hicache import CacheMethod
 from hicache.forecast import BASES
@@ -204,7 +205,8 @@ def runs(backend: str, config: MethodConfig, scope: str) -> bool:
     """Whether a run passes its checks today."""
     scope = config.defaults().get("scope", scope)
     try:
-        check_method(resolve(dataclasses.replace(run_of(backend), method=config, scope=scope)), backend_class(backend))
+        settings = resolve(dataclasses.replace(run_of(backend), method=config, scope=scope))
+        check_method(settings, backend_class(backend), method_of(settings))
     except ConfigError:
         return False
     return True

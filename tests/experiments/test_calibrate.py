@@ -32,6 +32,7 @@ from experiments.settings.describe import announcement
 from experiments.settings.method import method_of
 from experiments.settings.resolve import resolve
 from experiments.settings.rows import missing
+from experiments.settings.run import prepare
 from experiments.studies.calibrated import contenders, intervals_for
 from hicache.fitting.calibrate import build_plan, place
 from hicache.fitting.gaussian import ddim, dpmpp, flow
@@ -114,11 +115,11 @@ def test_what_a_plan_predicts_is_of_items_that_the_weights_were_not_found_on(sma
     calibrate(settings, options, [3])
     run = resolve(compose([*small, "method=calibrated", f"method.plan={path}"]))
     assert load_plan(run).closed_loop_psnr == pytest.approx(plan.closed_loop_psnr)
-    line = announcement(run) or ""
+    line = announcement(prepare(run)) or ""
     assert f"PSNR {plan.closed_loop_psnr:.1f} dB on held-out calibration items" in line and "stored" not in line
     calibrate(settings, dataclasses.replace(options, items=1), [3])
     assert load_plan(run).closed_loop_psnr is None
-    assert "no closed-loop PSNR stored" in (announcement(run) or "")
+    assert "no closed-loop PSNR stored" in (announcement(prepare(run)) or "")
 
 
 def test_the_cost_and_the_memory_of_the_places_can_be_chosen(settings):

@@ -10,13 +10,14 @@ from experiments.artefacts.moments import load_moments, moments_path
 from experiments.calibration.calibrate import main
 from experiments.config.compose import compose
 from experiments.errors import ConfigError
-from experiments.plans.manifest import freeze, thaw
+from experiments.plans.freeze import freeze_settings, restore_settings
 from experiments.runs.runner import describe
 from experiments.settings.automatic import SIGMAS, automatic
 from experiments.settings.describe import announcement, describe_method
 from experiments.settings.identity import run_id
 from experiments.settings.method import method_of
 from experiments.settings.resolve import resolve
+from experiments.settings.run import prepare
 from hicache.fitting.calibrate import best_scale
 
 
@@ -50,11 +51,11 @@ def test_the_run_is_the_one_with_the_number_and_says_where_it_came_from():
     said = settings_of(f"sigma={auto.sigma}", f"order={auto.order}", "interval=8")
     assert run_id(auto) == run_id(said)
     assert f"σ={auto.sigma:g}" in describe_method(auto)
-    stored = describe(auto)["settings"]
+    stored = describe(prepare(auto))["settings"]
     assert stored["sigma"] == auto.sigma == stored["chosen"]["sigma"]
     assert stored["chosen"]["artefact"] == "modules-ddim50-g1.5.safetensors" and len(stored["chosen"]["digest"]) == 12
     assert auto.reference().chosen == {} == said.chosen
-    assert thaw(json.loads(json.dumps(freeze(auto))), auto.results).chosen == auto.chosen
+    assert restore_settings(json.loads(json.dumps(freeze_settings(auto))), auto.results).chosen == auto.chosen
 
 
 def test_only_what_is_auto_is_chosen():
@@ -131,9 +132,9 @@ def test_moments_are_made_beside_other_weights_and_refused_elsewhere(small, tiny
     ],
 )
 def test_what_is_predicted_is_said_before_the_run(overrides, line):
-    assert re.fullmatch(line, announcement(settings_of(*overrides)) or "")
+    assert re.fullmatch(line, announcement(prepare(settings_of(*overrides))) or "")
 
 
 def test_runs_without_a_calibration_say_nothing():
-    assert announcement(settings_of()) is None
-    assert announcement(settings_of("method=none")) is None
+    assert announcement(prepare(settings_of())) is None
+    assert announcement(prepare(settings_of("method=none"))) is None

@@ -93,10 +93,10 @@ def test_a_failed_row_is_seen_skipped_and_retried(small, quick, tmp_path, monkey
     plan = planned(small, METHODS)
     original = runner.generate_batch
 
-    def failing(backend, settings, batch):
-        if settings.method.name == "taylorseer":
+    def failing(backend, run, batch):
+        if run.settings.method.name == "taylorseer":
             raise RuntimeError("an interesting reason\nand more")
-        return original(backend, settings, batch)
+        return original(backend, run, batch)
 
     monkeypatch.setattr(runner, "generate_batch", failing)
     assert main([str(plan.folder), "--devices", "cpu"]) == 1
@@ -216,7 +216,7 @@ def test_a_finished_shard_is_not_tried_again_and_again(small, quick, monkeypatch
     plan = planned(small, "method=none")
     held = Held(monkeypatch, plan.run(plan.rows[0], Shard(rank=1, world=2)), 20)
     tried, execute = [], runner.execute
-    monkeypatch.setattr(runner, "execute", lambda settings: (tried.append(settings.shard.rank), execute(settings)))
+    monkeypatch.setattr(runner, "execute", lambda run: (tried.append(run.settings.shard.rank), execute(run)))
     Worker(plan, "cpu", 1).run(tasks_of(plan, 2))
     assert held.slept >= 20 and states(plan) == [State.DONE]
     assert len(tried) <= 4 and tried[0] == 0 and 1 in tried

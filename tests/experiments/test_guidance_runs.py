@@ -9,7 +9,7 @@ from experiments.backends import BACKENDS, load_backend
 from experiments.config.compose import compose, options
 from experiments.config.run import Settings
 from experiments.errors import ConfigError
-from experiments.plans.manifest import freeze, thaw
+from experiments.plans.freeze import freeze_settings, restore_settings
 from experiments.runs import runner
 from experiments.runs.runner import execute, folder_of
 from experiments.settings.cost import count_flops
@@ -49,10 +49,10 @@ def test_options_reach_the_library_and_the_identity():
 
 def test_a_plan_on_disk_keeps_it(tmp_path):
     made = settings(*SOON)
-    frozen = json.loads(json.dumps(freeze(made)))
-    assert thaw(frozen, tmp_path).guidance == made.guidance
+    frozen = json.loads(json.dumps(freeze_settings(made)))
+    assert restore_settings(frozen, tmp_path).guidance == made.guidance
     frozen.pop("guidance")  # written before there was a choice
-    assert thaw(frozen, tmp_path).guidance.name == "plain"
+    assert restore_settings(frozen, tmp_path).guidance.name == "plain"
 
 
 WRONG = {

@@ -9,6 +9,7 @@ from experiments.backends import BACKENDS, backend_class
 from experiments.config.compose import compose
 from experiments.errors import ConfigError
 from experiments.settings.checks import check_method, check_pair
+from experiments.settings.method import method_of
 from experiments.settings.resolve import resolve
 from experiments.settings.zoo import PAGE, accepting, entry, main, markdown
 
@@ -48,7 +49,9 @@ def test_what_is_listed_passes_the_check_of_a_run():
     for backend in ("flux", "dit"):
         settings = resolve(compose([f"backend={backend}", "method=hicache"]))
         for scope in accepting("hicache")[backend]:
-            check_method(dataclasses.replace(settings, scope=scope), backend_class(backend))
+            check_method(
+                scoped := dataclasses.replace(settings, scope=scope), backend_class(backend), method_of(scoped)
+            )
 
 
 @pytest.mark.parametrize(

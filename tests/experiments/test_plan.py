@@ -15,8 +15,9 @@ from experiments.backends import ALIASES
 from experiments.config.compose import Composer, compose, options
 from experiments.files import write_json
 from experiments.plans.estimate import speeds_of
+from experiments.plans.freeze import freeze_settings, restore_settings
 from experiments.plans.make import main, make_plan, sweeps
-from experiments.plans.manifest import Plan, freeze, thaw
+from experiments.plans.manifest import Plan
 from experiments.plans.status import main as status
 from experiments.plans.status import states_of
 from experiments.settings.identity import run_id
@@ -53,7 +54,7 @@ def test_runs_that_are_the_same_are_one_row(small):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_freezing_keeps_every_setting(backend, tmp_path):
     made = resolve(compose([f"backend={backend}", "method=hicache_adaptive", "sigma_schedule=linear"]))
-    back = thaw(json.loads(json.dumps(freeze(made))), tmp_path)
+    back = restore_settings(json.loads(json.dumps(freeze_settings(made))), tmp_path)
     for name in (
         "backend",
         "method",
