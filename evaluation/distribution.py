@@ -22,7 +22,7 @@ from torch import Tensor
 
 from evaluation import npz
 from evaluation.base import Context, SetMetric
-from evaluation.errors import EvaluationError
+from evaluation.errors import EvaluationError, TooFewError
 from evaluation.frechet import frechet_distance
 from evaluation.inception_pass import InceptionStatistics, run_inception
 
@@ -52,7 +52,7 @@ def _rows(features: Tensor, block: int) -> Iterable[Tensor]:
 def neighbour_radii(features: Tensor, k: int = NEIGHBOURS, block: int = 512) -> Tensor:
     """Distance of each vector to its k-th nearest neighbour in the same set, itself not counted."""
     if len(features) <= k:
-        raise EvaluationError(f"precision and recall: need over {k} images on each side, got {len(features)}")
+        raise TooFewError(f"precision and recall: need over {k} images on each side, got {len(features)}")
     distances = (torch.cdist(rows, features) for rows in _rows(features, block))
     return torch.cat([rows.kthvalue(k + 1, dim=1).values for rows in distances])
 
@@ -106,7 +106,7 @@ def _frechet(title: str, part: str, samples: InceptionStatistics, context: Conte
     reference, suffix = _reference(context), {"pool": "", "spatial": "_s"}[part]
     ours = getattr(samples, part)
     if ours.count < 2:
-        raise EvaluationError(f"{context.images}: {title} needs at least 2 images, got {ours.count}")
+        raise TooFewError(f"{title} needs at least 2 images, got {ours.count}")
     mean = npz.read_array(reference, f"mu{suffix}") if reference.suffix == ".npz" else None
     cov = npz.read_array(reference, f"sigma{suffix}") if reference.suffix == ".npz" else None
     if mean is not None and cov is not None:

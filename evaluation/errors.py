@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["EvaluationError"]
+__all__ = ["EvaluationError", "TooFewError"]
 
 
 class EvaluationError(ValueError):
     """Input or environment that cannot give a trustworthy number; its text is one line per problem."""
+
+
+class TooFewError(EvaluationError):
+    """A statistic that so few items or frames do not have."""

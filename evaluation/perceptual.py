@@ -89,6 +89,7 @@ class Dists(_Pyiqa):
     """DISTS."""
 
     name, title, better, against = "dists", "DISTS", "lower", "truth"
+    decimals = 4
     needs = frozenset({"reference"})
 
     def weights(self) -> tuple[str, ...]:
@@ -130,6 +131,7 @@ class Maniqa(_Pyiqa):
     """MANIQA; its backbone's weights are part of the checkpoint."""
 
     name, title, better = "maniqa", "MANIQA", "higher"
+    decimals = 4
 
     def weights(self) -> tuple[str, ...]:
         return ("maniqa",)
@@ -147,6 +149,7 @@ class ClipIqa(_Pyiqa):
     """CLIP-IQA on OpenAI's ResNet-50."""
 
     name, title, better = "clipiqa", "CLIP-IQA", "higher"
+    decimals = 4
 
     def weights(self) -> tuple[str, ...]:
         return ("clip_rn50",)

@@ -85,7 +85,7 @@ class PsnrY(_Cropped):
     """PSNR of the luma."""
 
     name, title, better = "psnr_y", "PSNR (Y)", "higher"
-    unit = "dB"
+    unit, smallest = "dB", 9
     measure, transform = staticmethod(psnr), staticmethod(luma)
 
 
@@ -94,7 +94,7 @@ class SsimY(_Cropped):
     """SSIM of the luma."""
 
     name, title, better = "ssim_y", "SSIM (Y)", "higher"
-    decimals = 4
+    decimals, smallest = 4, 19
     measure, transform = staticmethod(ssim), staticmethod(luma)
     modules = ("torchmetrics",)
 
@@ -104,7 +104,7 @@ class PsnrRgb(_Cropped):
     """PSNR of the three channels together."""
 
     name, title, better = "psnr_rgb", "PSNR (RGB, cropped)", "higher"
-    unit = "dB"
+    unit, smallest = "dB", 9
     measure, transform = staticmethod(psnr), staticmethod(_same)
 
 
@@ -113,7 +113,7 @@ class SsimRgb(_Cropped):
     """SSIM averaged over the three channels."""
 
     name, title, better = "ssim_rgb", "SSIM (RGB, cropped)", "higher"
-    decimals = 4
+    decimals, smallest = 4, 19
     measure, transform = staticmethod(ssim), staticmethod(_same)
     modules = ("torchmetrics",)
 

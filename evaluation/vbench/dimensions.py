@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
 from evaluation.base import Batch, ItemMetric, Scorer
-from evaluation.errors import EvaluationError
+from evaluation.errors import EvaluationError, TooFewError
 from evaluation.fidelity import to_u8
 from evaluation.preprocess import CLIP_MEAN, CLIP_STD
 
@@ -64,7 +64,7 @@ def consistency(features: Tensor) -> Tensor:
 
 def _two_frames(frames: Tensor) -> None:
     if len(frames) < 2:
-        raise ValueError(f"video: needs at least 2 frames, got {len(frames)}")
+        raise TooFewError(f"video: needs at least 2 frames, got {len(frames)}")
 
 
 def resize_short_side(frames: Tensor, size: int, mode: str) -> Tensor:

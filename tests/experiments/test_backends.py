@@ -323,7 +323,11 @@ def test_videos_have_all_frames_and_the_mp4_always_exists(lossless, tmp_path):
 
 def test_evaluation_reads_a_runs_videos_and_agrees_with_its_metrics(tmp_path):
     tiny = ["backend=hunyuan_video", "backend.size=tiny", "backend.lossless=false", "num_items=2", "num_steps=4"]
-    brief = ["metrics.latency_repeats=1", "interval=2", "metrics.names=[psnr,ssim,psnr_u8wrap,ssim_skimage7]"]
+    brief = [
+        "metrics.latency_repeats=1",
+        "interval=2",
+        "metrics.names=[psnr,ssim,psnr_u8wrap,ssim_skimage7,temporal_flickering]",
+    ]
     outcome = execute(checked(tmp_path, *tiny, *brief))
     assert outcome.reference is not None
     names = sorted(path.name for path in outcome.folder.media.iterdir())
@@ -334,6 +338,8 @@ def test_evaluation_reads_a_runs_videos_and_agrees_with_its_metrics(tmp_path):
     for name, value in values.items():
         assert outcome.metrics[name]["mean"] == pytest.approx(value["mean"], rel=1e-5)
     assert outcome.metrics["psnr_u8wrap"]["n"] == 2
+    still = outcome.metrics["temporal_flickering"]
+    assert 0 < still["mean"] <= 1 and still["low"] <= still["mean"] <= still["high"]
 
 
 def test_metrics_of_the_package_get_prompts_and_keep_values(tmp_path, monkeypatch):

@@ -14,11 +14,12 @@ import torch
 
 import evaluation
 from evaluation.base import ItemMetric, Metric, SetMetric
+from evaluation.errors import TooFewError
 from experiments.backends.base import Backend
 from experiments.backends.media import write_image
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
-from experiments.runs.metrics.evidence import Evidence
+from experiments.runs.metrics.evidence import Evidence, no_value
 
 __all__ = ["assess", "check_quality", "is_paired"]
 
@@ -81,15 +82,18 @@ def assess(evidence: Evidence, name: str) -> dict[str, Any]:
     if "prompt" in metric.needs:
         prompts = {item.name: item.inputs["prompt"] for item in evidence.items}
     out = evidence.media.parent / "evaluation"
-    results = evaluation.evaluate(
-        images=evidence.media,
-        reference=reference,
-        prompts=prompts,
-        metrics=[name],
-        device=("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device,
-        out=out,
-        bootstrap=evidence.bootstrap,
-    )
+    try:
+        results = evaluation.evaluate(
+            images=evidence.media,
+            reference=reference,
+            prompts=prompts,
+            metrics=[name],
+            device=("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device,
+            out=out,
+            bootstrap=evidence.bootstrap,
+        )
+    except TooFewError as error:
+        return no_value(len(evidence.items), str(error))
     if issubclass(metric, ItemMetric):
         with open(out / "values.csv", newline="") as handle:
             evidence.keep(name, {line["item"]: float(line[name]) for line in csv.DictReader(handle)})
