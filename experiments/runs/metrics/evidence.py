@@ -62,11 +62,6 @@ class Evidence:
 Summary = dict[str, Any]
 
 
-def no_value(n: int, why: str) -> Summary:
-    """What a metric says that `n` items are too few for."""
-    return {"mean": None, "low": None, "high": None, "n": n, "why": why}
-
-
 def mean_over_items(values: list[float], bootstrap: Bootstrap) -> Summary:
     """Mean with its bootstrap interval; infinite values (PSNR of equal images) are counted, not averaged."""
     finite = [value for value in values if math.isfinite(value)]
