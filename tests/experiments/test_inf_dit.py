@@ -24,8 +24,8 @@ from experiments.reports.costs import build_costs
 from experiments.runs import runner
 from experiments.runs.runner import execute, items_of
 from experiments.settings.identity import run_id
-from experiments.settings.method import caching
 from experiments.settings.resolve import resolve
+from experiments.settings.run import caching, prepare
 
 TINY = ("backend=inf_dit", "backend.size=tiny", "num_steps=5", "interval=2", "metrics.latency_repeats=1",
         "metrics.latency_warmup=0")  # fmt: skip
@@ -268,7 +268,7 @@ def test_stages_of_heun_may_have_a_history_each(tmp_path):
     """Half as many steps of two calls: both stages follow the plan by themselves."""
     of = settings(tmp_path, "num_items=1", "backend.history=stages", "num_steps=6", "interval=2")
     backend, items = load_backend(of.backend), items_of(of)
-    with caching(backend, of) as cache:
+    with caching(backend, prepare(of)) as cache:
         backend.generate(items, sampling_of(of))
         seen = dict(cache.report.branches)
     assert seen == {"stage 0": [0, 1, 3, 5], "stage 1": [0, 1, 3]}

@@ -8,7 +8,7 @@ import pytest
 from experiments.config.compose import compose
 from experiments.config.operators import ChipmunkConfig
 from experiments.errors import ConfigError
-from experiments.plans.manifest import freeze, thaw
+from experiments.plans.freeze import freeze_settings, restore_settings
 from experiments.runs import runner
 from experiments.runs.runner import execute
 from experiments.settings.describe import describe_method
@@ -63,10 +63,10 @@ def test_the_identity_changes_only_where_operators_are_chosen():
 
 def test_a_plan_keeps_them(tmp_path):
     of = settings(*TINY, "operators.mlp=0.4")
-    again = thaw(json.loads(json.dumps(freeze(of))), tmp_path)
+    again = restore_settings(json.loads(json.dumps(freeze_settings(of))), tmp_path)
     assert isinstance(again.operators, ChipmunkConfig) and run_id(again) == run_id(of)
-    older = {name: value for name, value in freeze(settings("backend=flux")).items() if name != "operators"}
-    assert thaw(older, tmp_path).operators.name == "none"
+    older = {name: value for name, value in freeze_settings(settings("backend=flux")).items() if name != "operators"}
+    assert restore_settings(older, tmp_path).operators.name == "none"
 
 
 def test_the_groups_are_the_release_s_and_small_on_a_tiny_model():
