@@ -11,7 +11,6 @@ nothing has a place: there the executor stands outside, and forecasts the output
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -68,7 +67,6 @@ class Dispatcher:
         self.whole = is_compiled(model)
         self.before: Callable[..., Any] | None = None
         self.taken = False
-        self._lock = threading.RLock()
 
     def take(self) -> None:
         """Enter the model."""
@@ -100,7 +98,7 @@ class Dispatcher:
     @torch.compiler.disable
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         own = self.before or self.model._call_impl
-        with self._lock:
+        with self.executor.lock:
             self.owner.prepare()
             if self.whole:
                 return self.executor.call(own, args, kwargs)

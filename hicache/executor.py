@@ -66,6 +66,7 @@ class Executor:
     Attributes:
         clocks: of the samplers that may drive the model.
         key: name of the branch of the call under way.
+        lock: held during a call: two pipelines in two threads may share a model, not its buffers.
         errors: whether to measure at computed steps how wrong the forecast would have been.
         caches: whether there is anything to cache.
         fused: steps through the adapter, where there is one that has the scope.
@@ -91,6 +92,7 @@ class Executor:
         self.clocks: list[SamplerClock] = []
         self.key = ""
         self.errors = False
+        self.lock = threading.RLock()
         self.caches = not computes_all(method)
         self.bind: Callable[..., Call] = binder(self.model) if adapter is None else adapter.bind
         self.fused: FusedSteps | None = None
@@ -157,6 +159,10 @@ class Executor:
 
     def begin(self, num_steps: int | None, clock: SamplerClock | None = None) -> None:
         """Start a generation: all branches of this thread forget the last one."""
+        with self.lock:
+            self._begin(num_steps, clock)
+
+    def _begin(self, num_steps: int | None, clock: SamplerClock | None) -> None:
         thread, alive = threading.get_ident(), {each.ident for each in threading.enumerate()}
         if self.fused is not None and self.fused.stale:
             self._install()
@@ -187,14 +193,21 @@ class Executor:
         """A step of an own loop is over."""
         self.session().advance()
 
-    def finish(self) -> None:
+    def own(self, clock: SamplerClock | None = None) -> Generation:
+        """The generation of this thread's loop around the model, which `clock` drives."""
+        thread = threading.get_ident()
+        found = self._sessions.get((thread, None if clock is None else id(clock)))
+        return (found or self._sessions.get((thread, None)) or self._last).generation
+
+    def finish(self, clock: SamplerClock | None = None) -> None:
         """The generation is over: full steps that it reached must have been executed.
 
         Raises:
             PlanError: if one was not.
         """
-        for branch in self.generation.branches.values():
-            self.check(branch)
+        with self.lock:
+            for branch in self.own(clock).branches.values():
+                self.check(branch)
 
     def detach(self) -> None:
         """Remove every observer from the model and drop the histories."""
@@ -208,10 +221,11 @@ class Executor:
 
     def call(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call of the model, whose own forward is `forward`."""
-        self.forward = forward
-        if self.fused is not None:
-            self.fused.setup.forward = forward
-        return self(*args, **kwargs)
+        with self.lock:
+            self.forward = forward
+            if self.fused is not None:
+                self.fused.setup.forward = forward
+            return self(*args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call = self.bind(args, kwargs)

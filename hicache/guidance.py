@@ -108,9 +108,9 @@ class GuidedExecutor(Executor):
         super().detach()
         self._conditional, self.gap = None, self.guidance.build_forecaster()
 
-    def finish(self) -> None:
-        super().finish()
-        if self.generation.branches and UNCOND not in self.generation.branches:
+    def finish(self, clock: SamplerClock | None = None) -> None:
+        super().finish(clock)
+        if self.own(clock).branches and UNCOND not in self.own(clock).branches:
             raise PlanError("guidance: must be plain for a generation without an unconditional prediction")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

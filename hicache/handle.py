@@ -177,14 +177,15 @@ class Handle:
             PlanError: if a full step that was reached was not executed, or an announced generation made no call.
         """
         executors = [attached.executor for attached in self._attached.values()]
-        announced = [each.generation for each in executors if each.generation.num_steps is not None]
+        generations = [each.own(self._clock) for each in executors]
+        announced = [each for each in generations if each.num_steps is not None]
         if announced and len(announced) == len(executors) and not any(each.branches for each in announced):
             names = ", ".join(f"{type(a.model).__name__ if n == 'model' else n}" for n, a in self._attached.items())
             raise PlanError(
                 f"{names}: never called in a generation of {announced[0].num_steps} steps that was announced"
             )
         for executor in executors:
-            executor.finish()
+            executor.finish(self._clock)
 
     @contextmanager
     def branch(self, name: str) -> Iterator[None]:

@@ -42,7 +42,7 @@ class Eager:
 
 def eager(hook: Callable[..., None]) -> Callable[..., Any]:
     """A hook that runs outside compiled graphs, and does nothing in a copy or a pickle of the model."""
-    return Eager(hook)
+    return Eager(hook)  # type: ignore[return-value]
 
 
 def see_hooks() -> None:

@@ -43,6 +43,40 @@ def test_hooks_on_modulation_layers(scope):
     assert (report.path, bool(report.reason)) == (("tapped", True) if scope == "modules" else ("fused", False))
 
 
+@pytest.mark.parametrize("scope", SCOPES)
+def test_ip_adapter(scope):
+    """An image prompt that the attention of the blocks adds is not lost at estimates."""
+    from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
+    from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
+
+    model = build("flux")
+    torch.manual_seed(1)
+    own = {name: old for name, old in model.attn_processors.items() if name.startswith("single")}
+    ours = {
+        name: FluxIPAdapterAttnProcessor(hidden_size=32, cross_attention_dim=32, scale=1.0, num_tokens=(4,))
+        for name in model.attn_processors.keys() - own.keys()
+    }
+    model.set_attn_processor({**own, **ours})
+    projection = ImageProjection(cross_attention_dim=32, image_embed_dim=16, num_image_text_embeds=4)
+    model.encoder_hid_proj = MultiIPAdapterImageProjection([projection])
+    call = {**inputs(model, "flux"), "timestep": torch.ones(1), "return_dict": False}
+    picture = torch.zeros(1, 1, 16)
+
+    def prompted(*args, **kwargs):
+        kwargs["joint_attention_kwargs"] = {"ip_adapter_image_embeds": [picture]}
+        return args, kwargs
+
+    model.register_forward_pre_hook(lambda m, a, k: prompted(*a, **k), with_kwargs=True)
+    with torch.no_grad():
+        without = model(**call)[0]
+        picture.normal_(generator=torch.Generator().manual_seed(2)).mul_(3)
+        true = model(**call)[0]
+    assert not torch.allclose(true, without, rtol=1e-2, atol=1e-2)
+    computed, estimated, report = twice(model, call, reuse(scope))
+    assert torch.equal(computed, true)
+    assert (estimated - true).abs().max() <= 1e-5 * true.abs().max(), report.reason
+
+
 @pytest.mark.parametrize("scope", ["modules", "stack"])
 def test_weights_stored_in_another_type(scope):
     model = build("flux", torch.bfloat16)
