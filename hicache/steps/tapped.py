@@ -34,8 +34,9 @@ class TappedSteps:
     """
 
     def __init__(self, model: nn.Module, method: CacheMethod) -> None:
-        span = {"front": method.knobs.front, "back": method.knobs.back} if method.scope == "span" else {}
-        self.tap = Tap(model, method.scope, **span)
+        knobs = method.knobs
+        span = {"front": knobs.front, "back": knobs.back} if method.scope == "span" else {}
+        self.tap = Tap(model, method.scope, **span, depth=knobs.depth if method.scope == "deep" else 0)
 
     def compute(self, branch: Branch, run: Run) -> Any:
         """The model's result; its features become an anchor."""

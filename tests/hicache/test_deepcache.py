@@ -171,3 +171,39 @@ def test_what_has_no_levels_and_a_depth_that_is_not_there():
         Tap(build("UNet2DConditionModel"), "deep", depth=9)
     with pytest.raises(ValueError, match="has output, deep, got 'stack'"):
         Tap(build("UNet2DConditionModel"), "stack")
+
+
+@pytest.mark.parametrize(("name", "knobs"), [("deepcache", {}), ("hicache", {"scope": "deep", "warmup_steps": 2})])
+def test_through_enable(name, knobs):
+    """DeepCache, and its split with HiCache's basis: the inner levels run at full steps only."""
+    model, calls = build("UNet2DConditionModel"), []
+    plain = denoise(model, lambda step, call: call())
+    count = model.mid_block.register_forward_pre_hook(lambda *_: calls.append(1))
+    found = {}
+    for interval in (1, 4):
+        method = hicache.method(name, interval=interval, depth=1, **knobs)
+        with hicache.cached(model, method) as cache:
+            cache.begin(STEPS)
+
+            def step(index, call, cache=cache):
+                result = call()
+                cache.step()
+                return result
+
+            calls.clear()
+            found[interval] = denoise(model, step)
+        assert cache.report.full_steps == method.policy.plan(STEPS)
+        assert len(calls) == len(cache.report.full_steps)
+    count.remove()
+    assert torch.equal(found[1], plain)
+    assert torch.isfinite(found[4]).all() and not torch.equal(found[4], plain)
+    if name == "deepcache":
+        tap, kept = Tap(model, "deep", depth=1), []
+
+        def reuse(index, call):
+            if index % 4:
+                return tap.replay(call, kept)
+            result, kept[:] = tap.compute(call)
+            return result
+
+        assert torch.equal(found[4], denoise(model, reuse))

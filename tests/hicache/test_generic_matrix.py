@@ -190,3 +190,51 @@ def test_classes_of_diffusers():
     assert found - covered - LEFT_OUT.keys() == set()
     assert LEFT_OUT.keys() - found == set()
     assert LEFT_OUT.keys() & covered == set()
+
+
+def generation(name: str, model: nn.Module, handle=None) -> list:
+    """Six steps of a class."""
+    if handle is not None:
+        handle.begin(6)
+    found = []
+    for step in range(6):
+        found.append(model(**inputs_of(name, step)))
+        if handle is not None:
+            handle.step()
+    if handle is not None:
+        handle.finish()
+    return found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_through_enable(name):
+    """Interval 1 is the model itself; interval 3 computes what is planned; afterwards the model is as it was."""
+    import hicache
+
+    model, wrong = build(name), {}
+    plain = generation(name, model)
+    for scope in scopes_of(model):
+        policy = {"policy": "stages"} if scope == "front_back" else {}
+        try:
+            for interval in (1, 3):
+                method = hicache.method("taylorseer", scope=scope, interval=interval, warmup_steps=1, order=1, **policy)
+                with hicache.cached(model, method) as cache:
+                    found = generation(name, model, cache)
+                same_as = [same(a, b) for a, b in zip(found, plain, strict=True)]
+                planned = method.policy.plan(6)
+                assert cache.report.full_steps == planned, f"computed {cache.report.full_steps}, planned {planned}"
+                assert interval == 3 or all(same_as), "interval 1 differs"
+                assert all(same_as[step] for step in planned), "a computed step differs"
+                assert interval == 1 or not all(same_as), "nothing was estimated"
+            assert same(model(**inputs_of(name, 0)), plain[0]), "not restored"
+        except Exception as error:
+            wrong[scope] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    assert wrong == {}
+
+
+@pytest.mark.slow
+def test_the_page_of_models_is_what_the_code_finds():
+    from tests.hicache.coverage import PAGE, markdown
+
+    pytest.importorskip("cache_dit")
+    assert PAGE.read_text() == markdown(), "python -m tests.hicache.coverage"
