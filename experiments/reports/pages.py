@@ -129,3 +129,7 @@ def main() -> None:
     for path in stale():
         path.write_text(fill(path.read_text()))
         print(f"written: {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -36,7 +36,7 @@ __all__ = ["draw", "main"]
 
 INTERVALS = (1, 4, 6, 8)
 """Of the rows that are shown."""
-WINDOW = 48
+WINDOW = 64
 """Pixels on a side of the magnified part: the one with the most detail."""
 
 
@@ -103,13 +103,16 @@ def draw(preset: str, results: Path, name: str, path: Path) -> None:
     top, left = detailed(truth)
     columns = 3
     rows = -(-len(found) // columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(2.3 * columns, 2.55 * rows), squeeze=False)
+    figure, axes = pyplot.subplots(
+        rows, columns, figsize=(2.3 * columns, 2.6 * rows), squeeze=False, layout="constrained"
+    )
     for axis in axes.flat:
-        axis.set_axis_off()
+        axis.set(xticks=[], yticks=[])
+        axis.set_visible(False)
     for axis, (label, image) in zip(axes.flat, found, strict=False):
+        axis.set_visible(True)
         axis.imshow(image[:, top : top + WINDOW, left : left + WINDOW].permute(1, 2, 0).clamp(0, 1))
         axis.set_title(label if image is truth else f"{label}\n{fidelity(image, truth):.2f} dB", fontsize=9)
-    figure.tight_layout(pad=0.4)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         figure.savefig(partial, dpi=110, format="png")
