@@ -42,16 +42,29 @@ def signature_of(call: Mapping[str, Any]) -> tuple[Any, ...]:
     Calls of one generation differ in it where a model is asked for something else than before. Timesteps and
     fractions change from step to step and are left out.
     """
-    named = {k: v for k, v in call.items() if k not in TIMESTEPS and k != "self" and not k.startswith("_")}
-    leaves, spec = tree_flatten(named)
-    kinds = (
-        (leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf
-        for leaf in leaves
-        if isinstance(leaf, Tensor | bool | int | str)
-    )
-    return (str(spec), *kinds)
+    found: list[Any] = []
+    for name, value in call.items():
+        if name in TIMESTEPS or name.startswith("_"):
+            continue
+        if isinstance(value, Tensor):
+            found.append((name, value.shape, value.dtype))
+        elif value is None or isinstance(value, bool | int | str):
+            found.append((name, value))
+        elif isinstance(value, dict | list | tuple):
+            leaves, spec = tree_flatten(value)
+            kinds = ((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves if is_kept(leaf))
+            found.append((name, str(spec), *kinds))
+    return tuple(found)
+
+
+def is_kept(leaf: Any) -> bool:
+    """Whether something nested in an argument belongs to the form of a call."""
+    return isinstance(leaf, Tensor | bool | int | str)
 
 
 def device_of(call: Mapping[str, Any]) -> torch.device:
     """Where the call's tensors are."""
+    found = next((value.device for value in call.values() if isinstance(value, Tensor)), None)
+    if found is not None:
+        return found
     return next((v.device for v in tree_flatten(dict(call))[0] if isinstance(v, Tensor)), torch.device("cpu"))
