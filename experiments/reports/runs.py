@@ -90,7 +90,8 @@ def identity_of(folder: Path) -> dict[str, Any]:
     """What a run is, as its config.yaml says."""
     path = folder / RECORD
     identity = read_config(path).get("identity")
-    method = identity.get("method") if isinstance(identity, dict) else None
+    identity = identity if isinstance(identity, dict) else {}
+    method = identity.get("method")
     named = isinstance(method, dict) and isinstance(method.get("name"), str)
     check(named, str(path), "must say the identity of a run, with its method", identity)
     return identity

@@ -91,7 +91,7 @@ def test_every_method_runs_and_executes_its_plan(name, small, count):
     if method_of(of).policy.plan(8) is None or name == "magcache":  # these decide as they go
         assert executed[0] == 0 and set(executed) <= set(range(8))
     else:
-        assert executed == (hicache.full_steps(8, 3, 2) if "interval" in uses else list(range(8)))
+        assert executed == (method_of(of).policy.plan(8) if "interval" in uses else list(range(8)))
     assert count == ([3] if name == "none" else [3, 3])
 
 
