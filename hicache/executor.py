@@ -33,9 +33,10 @@ from hicache.forecast.modules import ModuleHistories
 from hicache.generation import Branch, Generation, Memory
 from hicache.methods import CacheMethod
 from hicache.policy import Clock
-from hicache.proof import disprove, distance
+from hicache.proof import disprove
 from hicache.report import PlanError, Report, Stopwatch
 from hicache.session import ADVICE, Place, Session
+from hicache.steps.errors import errors_of, forecast
 from hicache.steps.fused import FusedSteps
 from hicache.steps.setup import Setup
 from hicache.steps.tapped import TappedSteps, channel_of
@@ -217,8 +218,6 @@ class Executor:
             session.generation.branches = {}
         self._idle, self._sessions = {}, {}
 
-    # -- a call ------------------------------------------------------------------------------------------------
-
     def call(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call of the model, whose own forward is `forward`."""
         with self.lock:
@@ -308,8 +307,6 @@ class Executor:
             lambda: method.build_forecaster(lead=2),
         )
 
-    # -- the step ----------------------------------------------------------------------------------------------
-
     def step(self, branch: Branch, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Action, Any]:
         """What the policy decides, done."""
         if not self.caches:
@@ -325,31 +322,14 @@ class Executor:
             if action is not Action.COMPUTE and (branch.late or changed):
                 branch.forced.append(branch.clock.step)
                 action = Action.COMPUTE
-            before = self._forecast(branch) if self.errors and action is Action.COMPUTE else []
+            first = next(iter(self.generation.branches.values())) is branch
+            before = forecast(branch) if self.errors and first and action is Action.COMPUTE else []
             result = self.run(action, branch, call, args, kwargs)
-            self._measure(branch, before)
+            if before:
+                self.report.errors |= errors_of(branch, before)
         if action is Action.COMPUTE:
             branch.signature = signature
         return action, result
-
-    def _forecast(self, branch: Branch) -> list[Tensor]:
-        """The forecast of the first branch's features at a step that is going to be computed."""
-        first = next(iter(self.generation.branches.values())) is branch
-        known = branch.forecaster if branch.fused else branch.memory.frames
-        with torch.no_grad():
-            return list(known.predict(branch.clock.step)) if first and known.ready else []
-
-    @torch.no_grad()
-    def _measure(self, branch: Branch, before: list[Tensor]) -> None:
-        """Report how wrong a forecast of what has just been computed was."""
-        if not before:
-            return
-        memory = branch.memory
-        after = list(memory.forecaster.history.newest) if branch.fused else memory.frames.newest()
-        if [each.shape for each in after] == [each.shape for each in before]:
-            found = [distance(a, b.to(a.device)) for a, b in zip(before, after, strict=True)]
-            low, middle, high = torch.tensor(found).quantile(torch.tensor([0.1, 0.5, 0.9])).tolist()
-            self.report.errors[branch.clock.step] = (low, middle, high)
 
     def _decide(self, branch: Branch, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Action:
         """Ask the policy, after the look at the first block's input that it may need."""
@@ -410,14 +390,8 @@ class Executor:
             branch.forecaster.reset(branch.clock.num_steps, branch.first)
             self.tapped.compute(branch, own)
 
-    # -- the check ---------------------------------------------------------------------------------------------
-
     def check(self, branch: Branch) -> None:
-        """Compare the executed full steps of a branch with the planned ones that it has reached.
-
-        Raises:
-            PlanError: if they differ.
-        """
+        """Raise `PlanError` if the executed full steps of a branch are not the planned ones that it has reached."""
         self.generation.check(branch, self.planned(branch))
 
     def planned(self, branch: Branch) -> list[int] | None:
