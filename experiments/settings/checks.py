@@ -22,7 +22,6 @@ from experiments.settings.method import operators_of
 from experiments.settings.run import Run
 from hicache import CacheMethod, Chipmunk
 from hicache.adapters import ADAPTERS, Adapter
-from hicache.operators.install import FAMILIES
 from hicache.operators.providers import kernels_of
 from hicache.spans import check_mixing
 
@@ -50,7 +49,7 @@ def check_method(settings: Settings, backend: type[Backend], chosen: CacheMethod
     check(tabled, "policy", "must come with method.policy_options={table: ...} (method=smoothcache has one)", "kinds")
     check_pair(chosen, backend.transformer_class, name)
     check_guidance(settings, backend.transformer_class)
-    check_operators(settings, backend, chosen)
+    check_operators(settings, chosen)
 
 
 def check_pair(chosen: CacheMethod, kind: str | None, backend: str) -> None:
@@ -84,17 +83,15 @@ def check_guidance(settings: Settings, kind: str | None) -> None:
     check(scale > 1, "guidance", f"must be plain with backend.{key}={scale:g}, which is no guidance", chosen)
 
 
-def check_operators(settings: Settings, backend: type[Backend], built: CacheMethod) -> None:
+def check_operators(settings: Settings, built: CacheMethod) -> None:
     """Sparse operators know some models, in some sizes, as they are loaded; the rest is found on the description."""
     chosen, config, key = operators_of(settings), settings.backend, "operators"
     if chosen is None:
         return
-    kind = backend.transformer_class
-    known = kind in ADAPTERS and adapter_class(str(kind)).family in FAMILIES
-    check(known, key, f"must be none for backend {config.name} (chipmunk knows {', '.join(FAMILIES)})", "chipmunk")
-    check(
-        built.patch is None, key, f"must be none for method {settings.method.name}, which recomputes rows", "chipmunk"
-    )
+    known = isinstance(config, FluxConfig)
+    check(known, key, f"must be none for backend {config.name} (chipmunk knows flux, flux_schnell)", "chipmunk")
+    plain = built.patch is None
+    check(plain, key, f"must be none for method {settings.method.name}, which recomputes rows", "chipmunk")
     assert isinstance(config, FluxConfig)
     check(not config.compile, "backend.compile", "must be false with operators", config.compile)
     check(config.attention == "sdpa", "backend.attention", "must be sdpa with operators", config.attention)

@@ -92,7 +92,8 @@ def test_presets_have_all_their_rows():
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["operators=chipmunk"], "operators: must be none for backend digits (chipmunk knows flux), got 'chipmunk'"),
+        (["operators=chipmunk"], "operators: must be none for backend digits (chipmunk knows flux, flux_schnell), got"),
+        (["backend=emoji", "operators=chipmunk"], "operators: must be none for backend emoji (chipmunk knows flux,"),
         ([*TINY, "method=toca"], "operators: must be none for method toca, which recomputes rows, got 'chipmunk'"),
         ([*TINY, "method=clusca"], "operators: must be none for method clusca"),
         ([*TINY, "batch_size=2"], "batch_size: must be 1 with operators.mlp (null leaves the MLPs dense), got 2"),
