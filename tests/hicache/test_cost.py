@@ -163,7 +163,7 @@ def test_dbcache_computes_what_the_table_implies():
     assert chosen.policy.plan(50) == [0, 1, 2, 3, 14, 25, 36, 47]
 
 
-@pytest.mark.parametrize(("name", "count"), [("flux", 15), ("hunyuan_video", 15), ("qwen_image", 23), ("dit", 12)])
+@pytest.mark.parametrize(("name", "count"), [("flux", 15), ("hunyuan_video", 18), ("qwen_image", 37), ("dit", 12)])
 def test_the_plan_is_that_of_the_model_s_family(name, count):
     """MagCache's curve, limits and forced step are the family's: the cost has the steps that are executed."""
     model, chosen = build(name), hicache.method("magcache")
