@@ -109,7 +109,8 @@ class Session:
             return Place(name, None)
         if track is None:
             self._tracks[name] = Track(timestep, middle(timestep))
-            self._at, self._ordinals = 0, {name: 1}
+            self._at = 0
+            self._ordinals[name] = 1
             return Place(name, None)
         if track.calls == 1 and equal(timestep, track.first):
             if not self.announced:
