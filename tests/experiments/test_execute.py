@@ -361,11 +361,12 @@ def test_a_process_that_is_gone_counts_as_interrupted(small):
     plan = planned(small, "method=none")
     folder = plan.run(plan.rows[0])
     folder.path.mkdir(parents=True)
-    folder.write_status("running", items=3)
-    assert state_of(plan.results, folder.id).state is State.RUNNING
+    with folder.lock():
+        folder.write_status("running", items=3)
+        assert state_of(plan.results, folder.id).state is State.RUNNING
+    assert state_of(plan.results, folder.id).state is State.INTERRUPTED, "nobody holds its lock"
     record = json.loads(folder.status_file.read_text())
-    for change in ({"pid": 2**22 + 1}, {"host": "elsewhere", "heartbeat": time.time() - 3600}):
-        folder.status_file.write_text(json.dumps(record | change))
-        assert state_of(plan.results, folder.id).state is State.INTERRUPTED
+    folder.status_file.write_text(json.dumps(record | {"host": "elsewhere", "heartbeat": time.time() - 3600}))
+    assert state_of(plan.results, folder.id).state is State.INTERRUPTED
     folder.status_file.write_text(json.dumps(record | {"host": "elsewhere"}))
     assert "elsewhere" in state_of(plan.results, folder.id).detail

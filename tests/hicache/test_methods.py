@@ -127,7 +127,7 @@ def test_arrows_point_one_way(package, forbidden):
 
 def test_import_needs_torch_only():
     code = (
-        "import sys, torch; before = set(sys.modules); import hicache; "
+        "import sys, torch, torch._dynamo, torch.utils.flop_counter; before = set(sys.modules); import hicache; "
         "new = {name.partition('.')[0] for name in set(sys.modules) - before}; "
         "print(sorted(new - set(sys.stdlib_module_names) - {'hicache', 'torch', 'triton'}))"
     )
