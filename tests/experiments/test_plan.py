@@ -137,7 +137,7 @@ def test_a_row_that_no_longer_means_the_same_is_refused(small):
             ["experiment=table6"],
             r"must have a row that can be run, got experiment=table6: all time steps \(an analysis .*; late, low noise",
         ),
-        (["title=../x"], "title: must be made of letters"),
+        (["title=../x"], "title: must be at most 100 letters"),
     ],
 )
 def test_wrong_words_are_said_in_one_line_and_leave_nothing(words, line, tmp_path):

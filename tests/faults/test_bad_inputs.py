@@ -71,7 +71,8 @@ def typed_keys() -> list[tuple[str, str, list[str]]]:
 
 def quick(backend: str) -> list[str]:
     """A backend at the size that is there."""
-    return [f"backend={backend}", *([] if backend == "digits" else ["backend.size=tiny"])]
+    shipped = ("digits", "emoji", "inf_dit_small")
+    return [f"backend={backend}", *([] if backend in shipped else ["backend.size=tiny"])]
 
 
 def generated() -> list[tuple[list[str], str]]:

@@ -42,6 +42,7 @@ OPENERS = (
 )
 HOMES = {
     "evaluation/pictures.py",
+    "evaluation/perceptual.py",  # weights_only
     "evaluation/inception_pass.py",  # its own state, bounded by what it is copied into
     "evaluation/pretrained.py",  # weights_only
     "experiments/files.py",
@@ -235,7 +236,9 @@ def test_a_request_to_stop_ends_in_order(number, plan, call, monkeypatch):
 
     run = plan.run(plan.rows[1])
     shutil.rmtree(run.path)
-    generate = runner.generate_batch
+    generate, before = runner.generate_batch, {each: signal.getsignal(each) for each in stopping.SIGNALS}
+    for each in stopping.REQUESTS:
+        signal.signal(each, signal.SIG_DFL)  # whatever an earlier test of this process listened to
 
     def told(*arguments):
         os.kill(os.getpid(), number)
@@ -248,6 +251,8 @@ def test_a_request_to_stop_ends_in_order(number, plan, call, monkeypatch):
     assert found.code == stopping.STOPPED and "told to stop; the same command continues" in found.err
     assert run.status()["state"] == "stopped" and len(run.records()) == 2 and run.damages() == {}
     assert signal.getsignal(number) is signal.SIG_DFL and not stopping.asked()
+    for each, handler in before.items():
+        signal.signal(each, handler)
     monkeypatch.setattr(runner, "generate_batch", generate)
     runner.execute(settings)
     assert run.status()["state"] == "done"
