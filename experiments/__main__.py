@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import os
 import runpy
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 __all__ = ["VERBS", "main"]
 
@@ -48,6 +53,24 @@ def help_text() -> str:
     return "\n".join([__doc__ or "", "", *(f"    {verb:<{wide}}  {line}" for verb, (_, line) in VERBS.items())])
 
 
+def described(verb: str) -> str | None:
+    """What `--help` says of a verb whose help is its module's docstring, read without importing it; None for others."""
+    text = Path(__file__).parent.joinpath(*VERBS[verb][0].split(".")).with_suffix(".py").read_text()
+    return ast.get_docstring(ast.parse(text)) if "print(__doc__)" in text else None
+
+
+@contextlib.contextmanager
+def until_nobody_reads() -> Iterator[None]:
+    """What is inside may print into a pipe whose reader goes, as `head` does."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def main(arguments: list[str]) -> int:
     """Run the verb; returns the exit code where the module does not end the process itself."""
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -56,6 +79,10 @@ def main(arguments: list[str]) -> int:
     for words in (2, 1):
         verb = " ".join(arguments[:words])
         if verb in VERBS:
+            asked = {"-h", "--help"} & set(arguments[words:])
+            if asked and (text := described(verb)) is not None:
+                print(text)
+                return 0
             sys.argv = [f"python -m experiments {verb}", *arguments[words:]]
             runpy.run_module(f"experiments.{VERBS[verb][0]}", run_name="__main__", alter_sys=True)
             return 0
@@ -64,4 +91,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with until_nobody_reads():
+        sys.exit(main(sys.argv[1:]))

@@ -14,12 +14,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
-
 from evaluation.errors import EvaluationError
 from experiments import stopping
-from experiments.config.compose import explain
 from experiments.errors import ConfigError, RunError
 from experiments.files import lacks_space
 
@@ -68,8 +64,6 @@ class Exit:
                 job()
         except (ConfigError, EvaluationError) as error:
             self.report(one_line(str(error)), 2)
-        except (HydraException, OmegaConfBaseException) as error:
-            self.report(one_line(explain(error)), 2)
         except stopping.Stopped:
             self.report("told to stop; the same command continues", stopping.STOPPED)
             raise SystemExit(self.code) from None
@@ -86,6 +80,8 @@ class Exit:
         except (RunError, JobError) as error:
             self.report(one_line(f"run failed: {error}"), 1)
         except Exception as error:
+            if (said := told_by_composer(error)) is not None:
+                return self.report(one_line(said), 2)
             if (said := told_by_system(error)) is None:
                 raise
             self.report(one_line(said), 1)
@@ -104,6 +100,18 @@ class Exit:
 def one_line(text: str) -> str:
     """Text without line breaks, and without what a terminal would obey."""
     return "".join(c if c.isprintable() else " " if c.isspace() else repr(c)[1:-1] for c in text)
+
+
+def told_by_composer(error: Exception) -> str | None:
+    """What an error of Hydra's means for the user; None for another. Who has not composed has not loaded Hydra."""
+    if "omegaconf" not in sys.modules:
+        return None
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from experiments.config.compose import explain
+
+    return explain(error) if isinstance(error, (HydraException, OmegaConfBaseException)) else None
 
 
 def told_by_system(error: Exception) -> str | None:

@@ -36,7 +36,7 @@ class Knobs:
         warmup_steps: w, leading full steps; the ladder of differences starts at step w - 1.
         sigma_schedule: `constant`, `adaptive`, `horizon` or `linear`.
         sigma_options: further parameters of the schedule (`alpha`, `beta`, `c`, `sigma_end`, ...).
-        policy: `interval`, `algorithm1`, `mask`, `growing` or `every`.
+        policy: when to compute, a key of `POLICIES`.
         policy_options: further parameters of the policy (`window`, `alpha`).
         mask: the full steps of policy `mask`.
         time: the variable that the basis extrapolates in: `index` of the step, noise level `sigma`, or `log_snr`; the

@@ -22,6 +22,7 @@ from experiments.config.method import MethodConfig
 from experiments.config.metrics import MetricsConfig
 from experiments.config.operators import OperatorsConfig
 from experiments.config.preset import PresetConfig
+from experiments.config.shard import Shard
 from experiments.config.sigma_schedule import SigmaScheduleConfig
 from experiments.errors import check, choose
 from hicache.forecast import BASES
@@ -101,22 +102,6 @@ class RunConfig:
             f"must be an integer from 1 to {MOST_STEPS}",
             self.num_steps,
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shard:
-    """Part `rank` of `world` of a run's batches."""
-
-    rank: int = 0
-    world: int = 1
-
-    @staticmethod
-    def parse(text: str) -> Shard:
-        """`"1/4"` = the second of four parts."""
-        rank, _, world = text.partition("/")
-        valid = rank.isdecimal() and world.isdecimal() and int(rank) < int(world)
-        check(valid, "shard", "must be rank/world with 0 <= rank < world, as in 0/4", text)
-        return Shard(rank=int(rank), world=int(world))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -189,6 +189,7 @@ def main() -> None:
     """Train, and write what the backend loads."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--updates", type=int, default=10000, help="updates of the weights")
+    parser.add_argument("--stop", type=int, help="stop after this update, to be continued")
     parser.add_argument("--batch", type=int, default=32, help="pictures per update")
     parser.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0, help="seed of initialisation, data and noise")
@@ -202,12 +203,13 @@ def main() -> None:
         load_state(training, args.state)
         print(f"continues from update {training.update} of {args.state}", flush=True)
     before = time.process_time() - training.seconds
-    while training.update < args.updates:
+    last = min(args.updates, args.stop or args.updates)
+    while training.update < last:
         training.step(args.seed, args.batch, rate_at(training.update, args.updates, args.rate))
         training.seconds = time.process_time() - before
         if training.update % 50 == 0:
             print(f"{training.update} loss {training.running:.4f} cpu {training.seconds:.0f} s", flush=True)
-        if training.update % args.every == 0 or training.update == args.updates:
+        if training.update % args.every == 0 or training.update == last:
             training.curve.append((training.update, training.running))
             save_state(training, args.state)
     write(training, args.output, {"batch": args.batch, "rate": args.rate, "seed": args.seed})

@@ -16,20 +16,13 @@ from experiments.config.register import GROUPS, schema_of
 from experiments.config.run import Settings, Shard
 from experiments.errors import ConfigError
 
-__all__ = ["FROZEN_GROUPS", "OPTIONAL_GROUPS", "freeze_settings", "restore_settings"]
+__all__ = ["FROZEN_GROUPS", "freeze_settings", "restore_settings"]
 
 NOT_FROZEN = ("results", "shard", "cluster")
 """Where and on what a row runs is decided when it runs."""
 
 FROZEN_GROUPS = tuple(f.name for f in dataclasses.fields(Settings) if f.name in GROUPS and f.name not in NOT_FROZEN)
-"""Those with a schema."""
-
-OPTIONAL_GROUPS = tuple(
-    f.name
-    for f in dataclasses.fields(Settings)
-    if f.name in FROZEN_GROUPS and f.default_factory is not dataclasses.MISSING
-)
-"""Groups that a plan may lack because it is older than they are; they have their defaults then."""
+"""Those with a schema; one that a plan lacks because it is older than it has its default."""
 
 
 def freeze_settings(settings: Settings) -> dict[str, Any]:

@@ -19,15 +19,16 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evaluation.records import is_identity
-from experiments.config.run import Settings, Shard
+from experiments.config.shard import Shard
 from experiments.errors import ConfigError, check
 from experiments.files import read_json
-from experiments.plans.freeze import FROZEN_GROUPS, OPTIONAL_GROUPS, restore_settings
 from experiments.runs.folder import RunFolder
-from experiments.settings.identity import run_id
+
+if TYPE_CHECKING:
+    from experiments.config.run import Settings
 
 __all__ = ["Plan", "PlanRow", "lines_of", "plan_name"]
 
@@ -47,6 +48,9 @@ class PlanRow:
 
     def settings(self, results: Path) -> Settings:
         """The typed settings; what they mean must still be what was planned."""
+        from experiments.plans.freeze import restore_settings  # the schemas need torch, states of rows do not
+        from experiments.settings.identity import run_id
+
         made = restore_settings(self.frozen, results)
         found = run_id(made)
         rule = f"row {self.index} must still mean {self.run} (did its prompts, or the code, change?)"
@@ -117,11 +121,10 @@ def row_of(line: str, where: str, index: int) -> PlanRow:
     for key in ("label", "block"):
         check(isinstance(getattr(row, key), str), f"{where}: {key}", "must be text", getattr(row, key))
     check(isinstance(row.frozen, dict), f"{where}: frozen", "must be settings", row.frozen)
-    for group in FROZEN_GROUPS:
-        if group in OPTIONAL_GROUPS and group not in row.frozen:
-            continue
-        values = row.frozen.get(group)
-        fits = isinstance(values, dict) and isinstance(values.get("schema"), str)
+    for group in ("backend", "method", "sigma_schedule", "metrics", "logger"):
+        check(isinstance(row.frozen.get(group), dict), f"{where}: {group}", "must be settings", row.frozen.get(group))
+    for group, values in row.frozen.items():
+        fits = not isinstance(values, dict) or group == "chosen" or isinstance(values.get("schema"), str)
         check(fits, f"{where}: {group}", "must be settings with a schema", values)
     return row
 

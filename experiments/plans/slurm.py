@@ -210,4 +210,4 @@ if __name__ == "__main__":
     outcome = Exit()
     result: list[int] = []
     outcome.guard(lambda: result.append(main(sys.argv[1:])))
-    sys.exit(outcome.code or result[0])
+    sys.exit(outcome.code or (result or [0])[0])

@@ -11,6 +11,7 @@ not done: the run's own command, or `experiments execute`, makes it again. Exit 
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,7 +45,7 @@ def problems_of_run(folder: Path) -> list[str]:
     for path in sorted(folder.glob("items*.jsonl")):
         said += tried(lambda path=path: lines_of(path, REQUIRED))
     said += [] if said else tried(lambda: said.extend(damages_of(run)))
-    readers: dict[str, Callable[[Path], object]] = {"config.yaml": read_config, "env.json": read_json}
+    readers: dict[str, Callable[[Path], object]] = {"config.yaml": check_settings, "env.json": read_json}
     readers |= {path.name: check_status for path in folder.glob("status*.json")}
     readers["picture.png"] = open_picture
     for name, reader in readers.items():
@@ -66,6 +67,19 @@ def damages_of(run: RunFolder) -> list[str]:
     if old := run.undigested():
         print(f"{run.path}: {old} items are older than digests: that their files are there is all that is known")
     return found
+
+
+def check_settings(path: Path) -> None:
+    """A config.yaml, whose identity has the digits that the run is named by."""
+    stored = read_config(path)
+    identity, execution = stored.get("identity"), stored.get("execution")
+    check(
+        isinstance(identity, dict) and isinstance(execution, dict), str(path), "must say identity and execution", None
+    )
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    found = hashlib.sha256(text.encode()).hexdigest()[:12]
+    digits = path.parent.name.rpartition("-")[2]
+    check(found == digits, str(path), f"must be the settings of the run that is named by {digits}", found)
 
 
 def check_status(path: Path) -> None:
@@ -130,4 +144,4 @@ if __name__ == "__main__":
     outcome = Exit()
     result: list[int] = []
     outcome.guard(lambda: result.append(main(sys.argv[1:])))
-    sys.exit(outcome.code or result[0])
+    sys.exit(outcome.code or (result or [0])[0])

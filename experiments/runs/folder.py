@@ -35,7 +35,7 @@ from evaluation.errors import EvaluationError
 from evaluation.records import expected, is_identity, read_records
 from evaluation.storage import sync_files, sync_folder
 from experiments import stopping
-from experiments.config.run import Shard
+from experiments.config.shard import Shard
 from experiments.errors import ConfigError, check
 from experiments.files import append_text, read_config, read_json, sweep, write_json, write_new, write_text
 

@@ -197,7 +197,11 @@ def generate_missing(run: Run, folder: RunFolder, logger: Logger) -> int:
     """Generate the batches of this shard that have items without a record; returns how many items it has."""
     settings, items = run.settings, run.items
     stored = folder.settle(describe(run))
-    size = stored["execution"]["batch_size"]
+    execution = stored.get("execution")
+    size = execution.get("batch_size") if isinstance(execution, dict) else None
+    valid = isinstance(size, int) and not isinstance(size, bool) and size >= 1
+    check_value(valid, str(folder.path / "config.yaml"), "must say execution.batch_size (delete or restore it)", size)
+    assert isinstance(size, int)
     batches = [items[start : start + size] for start in range(0, len(items), size)]
     mine = list(enumerate(batches))[settings.shard.rank :: settings.shard.world]
     done = set(folder.records())

@@ -1,0 +1,69 @@
+"""`python -m experiments`: every verb has help, help is quick, and a reader that goes away is no error."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.__main__ import VERBS, described, main
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "hydra", "omegaconf", "numpy", "pandas", "scipy", "diffusers")
+
+
+def module(verb):
+    return ROOT.joinpath("experiments", *VERBS[verb][0].split(".")).with_suffix(".py")
+
+
+def test_every_verb_is_a_program_with_a_line_of_help(capsys):
+    assert main([]) == 0
+    said = capsys.readouterr().out
+    for verb, (_, line) in VERBS.items():
+        assert f"    {verb} " in said and line in said
+        text = module(verb).read_text()
+        assert '__name__ == "__main__"' in text or module(verb).stem == "__main__", verb
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if described(verb)])
+def test_help_is_the_docstring_of_the_module(verb, capsys):
+    assert main([*verb.split(), "--help"]) == 0
+    assert f"python -m experiments {verb}" in capsys.readouterr().out
+
+
+def test_an_unknown_verb_is_a_line(capsys):
+    assert main(["tabels"]) == 2
+    assert capsys.readouterr().err.startswith("error: verb: must be one of plan, ")
+
+
+def loaded(code):
+    """The heavy libraries that a process has loaded after this code, and its exit code."""
+    listing = f"import sys; print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", f"{code}\n{listing}"], cwd=ROOT, capture_output=True, text=True)
+    return done.stderr.strip().splitlines()[-1]
+
+
+def test_status_and_help_load_no_library_of_numbers(tmp_path):
+    assert loaded("from experiments.__main__ import main; main(['--help']); main(['tables', '--help'])") == "[]"
+    assert loaded("import experiments.plans.status") == "[]"
+
+
+def test_states_of_a_plan_are_told_without_its_schemas(small):
+    from tests.experiments.plans import planned
+
+    plan = planned(small, "method=fora")
+    code = f"from experiments.plans import status; assert status.main([{str(plan.folder)!r}]) == 3"
+    assert loaded(code) == "[]"
+
+
+@pytest.mark.parametrize("line", ["--help", "tables --help", "status --help"])
+def test_a_reader_that_goes_away_is_no_error(line):
+    command = f"{sys.executable} -m experiments {line} | true"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_help_of_a_verb_with_options_ends_well():
+    command = [sys.executable, "-m", "experiments", "status", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "--watch" in done.stdout and done.stderr == ""
