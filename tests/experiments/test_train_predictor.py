@@ -267,8 +267,14 @@ def test_a_router_needs_known_images(tmp_path):
         (["method=lesa", "memories=4,x"], "memories: must be integers, as in 4,6,8, got '4,x'"),
         (["method=lesa", "items=no"], "items: must be of type int, got 'no'"),
         (["method=lesa", "updates=5"], "updates: must be 2 integers >= 0"),
-        (["method=lesa", "intervals=2", "cuts=9,3", "items=2", "held_out=1"], "cuts: must be 2 growing steps between 0 and 8"),
-        (["method=lesa", "intervals=2", "scope=modules"], "scope: must be one of final_hidden, output, stack, got 'modules'"),
+        (
+            ["method=lesa", "intervals=2", "cuts=9,3", "items=2", "held_out=1"],
+            "cuts: must be 2 growing steps between 0 and 8",
+        ),
+        (
+            ["method=lesa", "intervals=2", "scope=modules"],
+            "scope: must be one of final_hidden, output, stack, got 'modules'",
+        ),
         (["method=l2c", "penalty=-1"], "penalty: must be a number >= 0, got -1.0"),
     ],
 )
