@@ -128,5 +128,5 @@ def _read(path: Path) -> dict[str, tuple[Stamp, str]]:
     try:
         data = json.loads(path.read_text())
         return {str(name): (Stamp(int(a), int(b), int(c)), str(sha)) for name, (a, b, c, sha) in data.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}

@@ -52,7 +52,7 @@ class ValueStore:
             try:
                 row = json.loads(line)
                 self._values[row["key"]] = _number(row["value"])
-            except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, RecursionError) as error:
                 if self._is_torn_start(line):
                     continue
                 raise EvaluationError(f"{self.path}:{number}: must be a row of values, got {line[:60]!r}") from error

@@ -91,7 +91,7 @@ def _mapping(path: Path) -> dict[str, Any]:
 
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise EvaluationError(f"{path}: must be valid YAML or JSON, got: {str(error).splitlines()[0]}") from error
     if not isinstance(data, dict):
         raise EvaluationError(f"{path}: must be a mapping, got {type(data).__name__}")

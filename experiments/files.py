@@ -104,8 +104,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_config(path: Path) -> dict[str, Any]:
     """A config.yaml; one that was torn is a `ConfigError` that names it."""
     try:
-        found = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, ValueError, OSError) as error:
+        found = yaml.safe_load(path.read_text())  # libyaml's loader crashes the process on deep nesting
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
         raise ConfigError(
             f"{path}: must be readable YAML (delete or restore it), got {error}".replace("\n", " ")
         ) from error

@@ -180,9 +180,13 @@ class RunFolder:
             if whole:
                 self._drop_shard_locks()
             self._cut_torn_line()
-            for folder in (self.path, self.media, self.path / "values"):
-                sweep(folder)
+            self.sweep()
             yield
+
+    def sweep(self) -> None:
+        """Take away what processes that are gone have left half written."""
+        for folder in (self.path, self.media, self.path / "values"):
+            sweep(folder)
 
     @contextlib.contextmanager
     def last(self) -> Iterator[bool]:

@@ -114,6 +114,8 @@ def execute(given: Settings | Run) -> Outcome:
             if isinstance(error, ConfigError) and not folder.entered:
                 raise
             record_failure(folder, error)
+    else:
+        folder.sweep()
     if old := folder.undigested():
         print(f"{folder.id}: {old} items are older than digests; their files are taken as they are", file=sys.stderr)
     return Outcome(run=run, folder=folder, metrics=folder.metrics(), reference=reference, found=found)
