@@ -42,7 +42,8 @@ def disprove(setup: Setup, branch: Branch, call: Call, result: Any) -> str:
     if wanted.is_meta:
         return ""
     try:
-        found = setup.adapter.head(call, rebuilt(setup, branch, call))
+        hidden = rebuilt(setup, branch, call)
+        found = setup.adapter.output(call, setup.adapter.wrap(call, setup.adapter.head(call, hidden)))
         error = distance(found, wanted)
     except Exception as error:  # whatever stands in the way of re-enacting the model
         return (

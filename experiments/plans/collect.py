@@ -110,7 +110,7 @@ def line(folder: Path) -> dict[str, Any]:
         made |= {key: value for key, value in settings.items() if isinstance(value, int | float | str)}
     with told(folder.name):
         for name, value in (read_json(metrics) if metrics.is_file() else {}).items():
-            if isinstance(value, int | float | str):
+            if isinstance(value, int | float) and name not in ("run", "state"):
                 made[name] = value
             elif isinstance(value, dict):
                 made |= {f"{name}_{key}": number for key, number in value.items() if isinstance(number, int | float)}

@@ -5,6 +5,7 @@ import torch
 from diffusers import FluxControlNetModel, FluxControlNetPipeline
 
 import hicache
+from hicache.adapters import adapter_for
 
 from .models import build, denoise, inputs
 from .models import method as of_model
@@ -167,3 +168,18 @@ def test_errors_of_forecasts_and_the_printed_report():
     assert all(0 < low <= middle <= high < 2 for low, middle, high in errors.values())
     lines = str(cache.report).splitlines()
     assert len(lines) <= 12 and max(map(len, lines)) <= 120 and "forecast error" in str(cache.report)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scope", ["final_hidden", "stack", "modules"])
+def test_reference_tokens_do_not_leave_the_fused_path(scope):
+    """Editing: the pipeline uses the generated tokens alone, and only they are compared."""
+    model = build("qwen_image")
+    call = adapter_for(model).example(1, torch.device("cpu"), height=64, width=64, text=5, reference=96)
+    call["hidden_states"] = torch.randn(call["hidden_states"].shape, generator=torch.Generator().manual_seed(0))
+    with hicache.cached(model, hicache.method("hicache", interval=3, scope=scope)) as cache:
+        cache.begin(4)
+        for step in range(4):
+            model(**call | {"timestep": torch.tensor([1 - step / 4])}, return_dict=False)
+        cache.finish()
+    assert cache.report.path == "fused", cache.report.reason
