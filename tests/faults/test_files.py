@@ -71,6 +71,8 @@ def commands(plan: Plan, run: str) -> dict[str, tuple]:
 def test_every_tear_under_every_reader(file, which, plan, made, call):
     row = plan.rows[1 if which == "run" else 0]
     path = plan.results / FILES[file].format(run=row.run, plan=plan.folder.name)
+    if file == "values" and which == "reference":
+        pytest.skip("an un-cached run has no values beside itself")
     data = path.read_bytes()
     for tear in TEARS:
         for name in commands(plan, row.run):
