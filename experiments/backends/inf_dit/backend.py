@@ -48,8 +48,6 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 """Arguments of the network, besides the block."""
 
-FIDELITY = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb")
-
 
 def read(path: Path) -> Tensor:
     """A picture `[1, 3, H, W]` in [-1, 1].
