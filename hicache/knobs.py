@@ -31,6 +31,7 @@ class Knobs:
     Attributes:
         scope: where values are cached, a key of `SCOPES`.
         interval: N, distance of full steps after the warm-up.
+        budget: K, number of full steps, for policies that are given one (`even`).
         order: m, highest derivative of the forecast, 0 to 6.
         sigma: contraction factor (base value of the schedule), > 0.
         warmup_steps: w, leading full steps; the ladder of differences starts at step w - 1.
@@ -58,6 +59,7 @@ class Knobs:
 
     scope: str = "modules"
     interval: int = 5
+    budget: int = 8
     order: int = 2
     sigma: float = 0.5
     warmup_steps: int = 3
@@ -91,14 +93,16 @@ class Knobs:
         lookup("numerics", self.numerics, ("clean", "reference"))
         lookup("history_dtype", self.history_dtype, DTYPES)
         lookup("history_place", self.history_place, ("device", "cpu"))
-        for key in ("interval", "warmup_steps", "order", "front", "back", "depth"):
-            value, low = getattr(self, key), int(key in ("interval", "warmup_steps"))
+        for key in ("interval", "budget", "warmup_steps", "order", "front", "back", "depth"):
+            value, low = getattr(self, key), int(key in ("interval", "budget", "warmup_steps"))
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise ValueError(f"{key}: must be an integer >= {low}, got {value!r}")
         if self.order > MAX_ORDER:
             raise ValueError(f"order: must be between 0 and {MAX_ORDER}, got {self.order}")
         if (self.policy == "mask") != (self.mask is not None):
             raise ValueError(f"mask: must be given exactly when policy is mask, got {self.mask}")
+        if self.gate and not POLICIES[self.policy].gated:
+            raise ValueError(f"gate: must be left open for policy {self.policy}, which has no warm-up, got True")
         if self.numerics == "reference" and self.history != "differences":
             raise ValueError(f"history: must be differences with numerics=reference, got {self.history!r}")
         if self.history == "differences" and not isinstance(BASES[self.basis], LadderBasis):
@@ -113,7 +117,7 @@ class Knobs:
     @property
     def gated(self) -> bool:
         """Whether differences start at the last step of the warm-up."""
-        return BASES[self.basis].gated if self.gate is None else self.gate
+        return POLICIES[self.policy].gated and (BASES[self.basis].gated if self.gate is None else self.gate)
 
     def build_sigma(self) -> SigmaSchedule:
         """A fresh sigma schedule."""
@@ -126,7 +130,8 @@ class Knobs:
     def build_policy(self) -> Policy:
         """The policy."""
         kind: Any = POLICIES[self.policy]
-        shared = {"interval": self.interval, "warmup_steps": self.warmup_steps, "steps": tuple(self.mask or ())}
+        shared = {key: getattr(self, key) for key in ("interval", "budget", "warmup_steps")}
+        shared["steps"] = tuple(self.mask or ())
         names = [f.name for f in fields(kind) if f.init]
         check_options("policy_options", self.policy, self.policy_options, [n for n in names if n not in shared])
         check_text("policy_options", kind, self.policy_options)
@@ -169,13 +174,13 @@ class Knobs:
 
 
 def read_by(policy: str, basis: str, patch: str) -> frozenset[str]:
-    """The knobs of a run that these parts read: interval, warmup_steps, order, sigma, sigma_schedule, time."""
+    """The knobs of a run that these parts read: interval, budget, warmup_steps, order, sigma, sigma_schedule, time."""
     rule = BASES[lookup("basis", basis, BASES)]
     kinds = [POLICIES[lookup("policy", policy, POLICIES)], PATCHES[lookup("patch", patch, PATCHES)]]
     named = {f.name for kind in kinds if kind is not None for f in fields(kind) if f.init}
-    keys = named & {"interval", "warmup_steps"}
+    keys = named & {"interval", "budget", "warmup_steps"}
     if rule.uses_order:
-        keys |= {"order", "warmup_steps"} if rule.gated else {"order"}
+        keys |= {"order", "warmup_steps"} if rule.gated and POLICIES[policy].gated else {"order"}
     if rule.uses_sigma:
         keys |= {"sigma", "sigma_schedule"}
     return frozenset(keys if basis == "reuse" else keys | {"time"})

@@ -102,7 +102,7 @@ class CalibratedConfig(MethodConfig):
     """A calibrated plan: how many steps are computed, or which plan file is used."""
 
     budget: int = 8
-    """Number of full steps."""
+    """Number of full steps; the top-level `budget` overrides it."""
     speedup: float | None = None
     """Wanted ratio of steps to full steps; overrides the budget."""
     plan: str | None = None

@@ -14,11 +14,12 @@ from typing import Any
 
 from omegaconf import MISSING
 
+import hicache
 from experiments.config.backend import BackendConfig, Recommended
 from experiments.config.cluster import ClusterConfig
 from experiments.config.guidance import GuidanceConfig
 from experiments.config.logger import LoggerConfig
-from experiments.config.method import MethodConfig
+from experiments.config.method import CalibratedConfig, MethodConfig
 from experiments.config.metrics import MetricsConfig
 from experiments.config.operators import OperatorsConfig
 from experiments.config.preset import PresetConfig
@@ -56,6 +57,8 @@ class RunConfig:
     logger: LoggerConfig = MISSING
     preset: PresetConfig | None = None
     interval: int | None = None
+    budget: int | None = None
+    """Full steps of policy even; of a calibrated plan, where it overrides `method.budget`."""
     order: Any = None
     """An integer, or `auto`: from stored trajectories (`experiments.artefacts.moments`)."""
     sigma: Any = None
@@ -79,7 +82,7 @@ class RunConfig:
     progress_every: int = 50
 
     def __post_init__(self) -> None:
-        for name in ("interval", "warmup_steps", "num_steps", "num_items", "batch_size", "progress_every"):
+        for name in ("interval", "budget", "warmup_steps", "num_steps", "num_items", "batch_size", "progress_every"):
             value = getattr(self, name)
             check(value is None or value >= 1, name, "must be an integer >= 1", value)
         if self.order not in (None, "auto"):
@@ -127,6 +130,7 @@ class Settings:
     results: Path
     progress_every: int
     time: str = "index"
+    budget: int = 8
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     operators: OperatorsConfig = field(default_factory=OperatorsConfig)
     chosen: dict[str, Any] = field(default_factory=dict)
@@ -154,6 +158,9 @@ def fill(config: RunConfig) -> Settings:
     method = dataclasses.replace(config.method, **{key: part for key, part in parts.items() if part is not None})
     if config.scope is not None and "scope" not in method.reads():
         method = dataclasses.replace(method, scope=config.scope)
+    if config.budget is not None:
+        method = with_budget(method, config.budget)
+        filled["budget"] = config.budget
     return Settings(
         backend=config.backend,
         method=method,
@@ -170,3 +177,17 @@ def fill(config: RunConfig) -> Settings:
         operators=config.operators,
         **filled,
     )
+
+
+def with_budget(method: MethodConfig, budget: int) -> MethodConfig:
+    """The method with so many full steps.
+
+    Raises:
+        ConfigError: if it is not a number of full steps that it is given: its run would have another one.
+    """
+    if isinstance(method, CalibratedConfig):
+        return dataclasses.replace(method, budget=budget)
+    policy = method.policy or hicache.METHODS[method.name].fixed.get("policy", "interval")
+    rule = f"must be left open for policy {policy} (policy=even and method=calibrated read it)"
+    check("budget" in method.reads(), "budget", rule, budget)
+    return method

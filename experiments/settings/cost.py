@@ -67,7 +67,7 @@ def cost_of(
 FORECASTS = ("order", "sigma", "sigma_schedule", "sigma_options", "basis", "basis_options", "history", "gate")
 """Knobs of the element-wise arithmetic, which FLOPs do not count."""
 
-PLAN = ("interval", "warmup_steps", "policy", "policy_options", "mask")
+PLAN = ("interval", "budget", "warmup_steps", "policy", "policy_options", "mask")
 """Knobs that say which steps are computed, and no more than that where no step is mixed."""
 
 

@@ -38,7 +38,7 @@ def title_of(settings: Settings) -> str:
         return f"{spec.title} ({stored_budget(settings)} full steps, {settings.scope})"
     if isinstance(method, SmoothCacheConfig):
         return f"{spec.title} (α={method.alpha:g})"
-    symbols = {"interval": "N", "order": "m", "sigma": "σ"}
+    symbols = {"interval": "N", "budget": "K", "order": "m", "sigma": "σ"}
     parts = [f"{symbol}={getattr(settings, key):g}" for key, symbol in symbols.items() if key in uses]
     parts += [part for part in (method.scope, method.policy, method.basis, method.patch) if part is not None]
     if "scope" in uses and settings.scope != "modules":

@@ -70,7 +70,7 @@ def canonical(settings: Settings) -> dict[str, Any]:
         "num_items": settings.num_items,
         "seed": settings.seed,
     }
-    for name in ("interval", "order", "sigma", "warmup_steps", "scope"):
+    for name in ("interval", "budget", "order", "sigma", "warmup_steps", "scope"):
         if name in uses:
             described[name] = getattr(settings, name)
     if depends_on_batch(settings):
@@ -107,6 +107,8 @@ def slug(settings: Settings) -> str:
         numbers = f"t{method.steps}" + (method.solver or "")
     if "interval" in uses:
         numbers += f"n{settings.interval}"
+    if "budget" in uses:
+        numbers += f"k{settings.budget}"
     if "order" in uses:
         numbers += f"o{settings.order}"
     if "sigma" in uses:

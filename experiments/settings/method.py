@@ -14,7 +14,7 @@ from experiments.config.method import AdaptiveConfig, CalibratedConfig, L2cConfi
 from experiments.config.operators import ChipmunkConfig
 from experiments.config.run import Settings
 from experiments.config.sigma_schedule import AdaptiveScheduleConfig, SigmaScheduleConfig
-from experiments.errors import ConfigError, choose
+from experiments.errors import ConfigError, check, choose
 from hicache import AdaptiveGuidance, CacheMethod, Chipmunk
 
 __all__ = [
@@ -44,7 +44,7 @@ COMPOSITION = (
 )
 """Fields of every method's group that the library takes as they are; null leaves the method's own choice."""
 
-TOP_LEVEL = ("interval", "order", "sigma", "warmup_steps", "scope", "time")
+TOP_LEVEL = ("interval", "budget", "order", "sigma", "warmup_steps", "scope", "time")
 """Top-level keys of a run that methods read."""
 
 
@@ -53,6 +53,8 @@ def method_of(settings: Settings) -> CacheMethod:
     config, schedule = settings.method, settings.sigma_schedule
     choose("method", config.name, hicache.METHODS)
     uses = config.reads()
+    fits = "budget" not in uses or settings.budget <= settings.num_steps
+    check(fits, "budget", f"must be at most num_steps={settings.num_steps}", settings.budget)
     knobs: dict[str, Any] = {key: getattr(config, key) for key in COMPOSITION}
     knobs |= {key: getattr(settings, key) for key in TOP_LEVEL if key in uses}
     if isinstance(config, AdaptiveConfig):

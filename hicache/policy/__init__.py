@@ -8,12 +8,13 @@ from hicache.policy.learned import LayerMask
 from hicache.policy.modulated import Alternate, Modulated
 from hicache.policy.probe import Probe
 from hicache.policy.scheduled import KindSchedule
-from hicache.policy.static import Algorithm1, Every, Interval, Mask, Power, Stages, Uniform, full_steps
+from hicache.policy.static import Algorithm1, Even, Every, Interval, Mask, Power, Stages, Uniform, full_steps
 from hicache.policy.verify import Verify
 
 POLICIES: dict[str, type[Policy]] = {
     "interval": Interval,
     "algorithm1": Algorithm1,
+    "even": Even,
     "mask": Mask,
     "power": Power,
     "every": Every,
@@ -38,6 +39,7 @@ __all__ = [
     "Alternate",
     "Broadcast",
     "Clock",
+    "Even",
     "Every",
     "Growing",
     "Interval",

@@ -50,6 +50,8 @@ class Policy(ABC):
     """Whether it decides from the values of a whole batch, so that an image depends on what it is generated with."""
     mixes: ClassVar[bool] = False
     grouping: ClassVar[str] = "all"
+    gated: ClassVar[bool] = True
+    """Whether differences may wait for the end of a warm-up (`Basis.gated`)."""
     whole_block: ClassVar[bool] = False
     """Whether VERIFY is about the hidden state after the block, and not about the values of its modules."""
     timed: ClassVar[bool] = False

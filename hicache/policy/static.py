@@ -1,14 +1,15 @@
-"""Schedules that are known before the run: interval with warm-up, explicit mask, the paper's literal Algorithm 1."""
+"""Schedules that are known before the run: interval with warm-up, even, a mask, the paper's literal Algorithm 1."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from hicache.policy.base import Clock, Policy
 from hicache.tree import Action
 
-__all__ = ["Algorithm1", "Every", "Interval", "Mask", "Power", "Stages", "Uniform", "full_steps"]
+__all__ = ["Algorithm1", "Even", "Every", "Interval", "Mask", "Power", "Stages", "Uniform", "full_steps"]
 
 
 def _choose(full: bool) -> Action:
@@ -149,6 +150,43 @@ class Power(Policy):
     def decide(self, clock: Clock) -> Action:
         if clock.num_steps is None:
             raise ValueError("num_steps: power places steps within a number of them; call begin(num_steps)")
+        return _choose(clock.step in self.steps(clock.num_steps))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Even(Policy):
+    """A number of full steps, spread evenly from the first step to the last: `round(i (T-1) / (K-1))`, i = 0..K-1.
+
+    Halves are rounded up; K = 1 is step 0 alone. There is no warm-up, so differences are built from the first two full
+    steps on, and the last step, after which no error is mended, is computed.
+
+    Attributes:
+        budget: K, from 1 to the T steps of the run.
+
+    >>> Even(budget=6).plan(50)
+    [0, 10, 20, 29, 39, 49]
+    """
+
+    gated: ClassVar[bool] = False
+    budget: int
+
+    def __post_init__(self) -> None:
+        _positive("budget", self.budget)
+
+    def steps(self, num_steps: int) -> list[int]:
+        """The full steps.
+
+        Raises:
+            ValueError: if there are fewer steps than are to be full.
+        """
+        if self.budget > num_steps:
+            raise ValueError(f"budget: must be at most the {num_steps} steps, got {self.budget}")
+        gaps = max(self.budget - 1, 1)
+        return [(2 * i * (num_steps - 1) + gaps) // (2 * gaps) for i in range(self.budget)]
+
+    def decide(self, clock: Clock) -> Action:
+        if clock.num_steps is None:
+            raise ValueError("num_steps: even spreads full steps over a number of them; call begin(num_steps)")
         return _choose(clock.step in self.steps(clock.num_steps))
 
 

@@ -44,6 +44,15 @@ def test_only_what_the_method_reads_is_part_of_it(name):
         assert changed == (key in hicache.METHODS[name].uses), key
 
 
+def test_a_budget_is_one_key_for_all_that_have_one():
+    even = ["method=hicache", "policy=even"]
+    assert id_of(*even).startswith("digits-hicache-k8o4s0.75-")
+    assert id_of(*even) == id_of(*even, "budget=8") == id_of(*even, "interval=3", "warmup_steps=7")
+    assert len({id_of("method=hicache"), id_of(*even), id_of(*even, "budget=6")}) == 3
+    assert id_of("method=calibrated", "budget=6") == id_of("method=calibrated", "method.budget=6")
+    assert id_of("method=calibrated") == id_of("method=calibrated", "budget=8")
+
+
 def test_what_exchanged_parts_read_is_part_of_it():
     parts = ["method=fora", "forecaster=hermite"]
     assert len({id_of(*parts, *more) for more in ([], ["sigma=0.9"], ["order=1"], ["time=log_snr"])}) == 4

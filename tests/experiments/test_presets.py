@@ -74,6 +74,15 @@ def test_digits_table_compares_caches_with_solvers_at_equal_full_steps():
         assert {s.method.steps for _, s in made if getattr(s.method, "solver", None) == solver} == cached == {10, 8, 7}
 
 
+@pytest.mark.parametrize("preset", ["digits_zoo", "emoji_zoo", "digits_table2", "emoji_table2"])
+def test_rows_with_even_steps_have_as_many_as_they_say(preset):
+    even = [(row.label, settings) for row, settings in rows(preset) if settings.method.policy == "even"]
+    assert len(even) >= 3
+    for label, settings in even:
+        full = method_of(settings).policy.plan(50)
+        assert re.findall(r"(\d+) full steps", label) == [str(len(full))] and full[-1] == 49
+
+
 @pytest.mark.parametrize("preset", ["table4", "digits_table4"])
 def test_uniform_fora_is_every_eighth_step(preset):
     found = [settings for row, settings in rows(preset) if row.label == "FORA (N=8, uniform)"]

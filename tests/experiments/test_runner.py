@@ -103,6 +103,19 @@ def test_fewer_steps_with_every_solver(solver, small, count):
     assert outcome.metrics["num_steps"] == 4
 
 
+@pytest.mark.parametrize("scope", ["output", "stack", "modules"])
+def test_even_steps_are_what_ran(small, count, scope):
+    of = settings(*small, "policy=even", "budget=4", f"scope={scope}", "warmup_steps=5", "num_items=2")
+    assert execute(of).metrics["full_steps"] == [0, 2, 5, 7]  # 7/3, 14/3
+    assert folder_of(of).id.startswith("digits-hicache-k4o4s0.70-")
+
+
+def test_a_sweep_says_that_even_steps_have_no_interval(small, run_py, capsys):
+    given = [o for o in small if not o.startswith("interval")]
+    assert run_py("-m", *given, "policy=even", "budget=3,4", "interval=3,4", "num_items=1", "batch_size=1") == 0
+    assert "interval has no effect on hicache: 1 run instead of 2" in capsys.readouterr().out
+
+
 def test_without_a_cache_it_is_the_plain_pipeline(small, count):
     of = settings(*small, "method=none")
     execute(of)

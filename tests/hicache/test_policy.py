@@ -1,11 +1,14 @@
 """Schedules: the published lists, the count formula, and the range of the arguments."""
 
+import itertools
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import hicache
-from hicache.policy import Algorithm1, Mask
+from hicache.policy import Algorithm1, Clock, Even, Mask
 
 PUBLISHED = {  # model: (warm-up, {interval: number of full steps})
     "FLUX": (3, {5: 12, 6: 10, 7: 9, 9: 8, 10: 7, 12: 6, 13: 6}),
@@ -51,6 +54,39 @@ def test_count_formula(steps, interval, warmup):
 
 def test_algorithm1_counts_from_the_end():
     assert Algorithm1(interval=7).plan(50) == [0, 1, 8, 15, 22, 29, 36, 43]
+
+
+def test_even_steps_of_fifty():
+    assert Even(budget=6).plan(50) == [0, 10, 20, 29, 39, 49]
+    assert Even(budget=8).plan(50) == [0, 7, 14, 21, 28, 35, 42, 49]
+    assert Even(budget=10).plan(50) == [0, 5, 11, 16, 22, 27, 33, 38, 44, 49]
+    assert Even(budget=3).plan(50) == [0, 25, 49]  # 24.5 is rounded up
+    assert Even(budget=1).plan(50) == [0]
+
+
+@given(data=st.data(), steps=st.integers(2, 100))
+def test_even_steps_are_so_many_the_ends_among_them_and_gaps_differ_by_one(data, steps):
+    budget = data.draw(st.integers(2, steps))
+    full = Even(budget=budget).plan(steps)
+    gaps = {b - a for a, b in itertools.pairwise(full)}
+    assert len(full) == budget and (full[0], full[-1]) == (0, steps - 1)
+    assert gaps <= {(steps - 1) // (budget - 1), -(-(steps - 1) // (budget - 1))}
+
+
+def test_even_refuses_what_cannot_be_and_has_no_warm_up():
+    with pytest.raises(ValueError, match="budget: must be at most the 6 steps, got 7"):
+        Even(budget=7).plan(6)
+    with pytest.raises(ValueError, match="budget: must be an integer >= 1, got 0"):
+        hicache.method("hicache", policy="even", budget=0)
+    with pytest.raises(ValueError, match="gate: must be left open for policy even"):
+        hicache.method("hicache", policy="even", gate=True)
+    with pytest.raises(ValueError, match="num_steps: even spreads full steps"):
+        Even(budget=3).decide(Clock(step=0))
+    assert hicache.reads("hicache", policy="even") == {"budget", "order", "sigma", "sigma_schedule", "time", "scope"}
+    made = hicache.forecaster("taylorseer", policy="even", order=1, warmup_steps=9)
+    made.observe(0, torch.tensor([0.0]))
+    made.observe(5, torch.tensor([5.0]))
+    assert made.predict(7).tolist() == [7.0]  # a line through both, whatever the warm-up of other policies
 
 
 def test_mask():
