@@ -12,14 +12,18 @@
     place_memory  anchors that placing the full steps looks at: 1, 2 or 3 (2, and no more than memory)
     cost      of an error at a step: sampler (what the sampler makes of it), or uniform
     ridge     relative to the trace, > 0 (1e-8; 1e-4 without data)
-    refine    loop: weights found under the plan; search: full steps moved under it too; none: open loop.
+    refine    loop: weights found under the plan; search: full steps moved under it too; none: open loop;
+              newton: after all that the scope and the sampler allow, weights refined by Gauss-Newton through the whole
+              sampler, on three items of four (64 items); the fourth decide, and may keep what there was.
               At scope output `search` is the default, for samplers whose next sample is a x + b f; others have `none`.
               At the other scopes `loop` is: it fits again on the model's own values along trajectories of the plan,
               `rounds` times. Without data there is only `none`.
     seconds   time for the search (60)
+    tokens    rows of tokens, a seeded choice, that inner products inside the model are of (96)
     basis     with data=gaussian: the weights of a basis (newton, taylor, hermite, ...) of this `order` and `sigma`
               instead of least-squares ones, in the time variable `time` (index, sigma, log_snr)
     output    the file; by default the shipped place for the backend
+    quality   instead of a budget: the fewest full steps with so many dB on held-out items, as in quality=40dB
 
 What is not read is refused: curves know items, calibration_seed, classes and output, `method=hicache` the first three
 and time. The open-loop error is printed first; the closed loop gives a PSNR on half of the items, with
@@ -47,6 +51,7 @@ from experiments.backends import load_backend
 from experiments.backends.base import Backend, Item, sampling_of
 from experiments.calibration.closed_loop import Loop, is_one_step, probe, psnr, refit
 from experiments.calibration.curves import CURVES
+from experiments.calibration.newton import Chain, Inside, Outside, newton, split
 from experiments.calibration.options import CURVE_OPTIONS, MOMENT_OPTIONS, PLAN_OPTIONS, Options
 from experiments.calibration.trajectories import grams, split_arguments, watched
 from experiments.cli import Exit
@@ -65,6 +70,9 @@ from hicache.fitting.gaussian import carry as carry_of
 
 __all__ = ["Calibration", "Options", "calibrate", "gaussian", "make_plan", "measure", "schedule"]
 
+SEARCH_ITEMS = 32
+"""How many of the items full steps are moved for."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Calibration:
@@ -78,6 +86,7 @@ class Calibration:
         clocks: time variables of the schedule.
         carry: how errors of two steps add up in the final sample, from trajectories.
         items: the calibration items.
+        finals: their un-cached final samples, `[items, ...]`.
     """
 
     gram: Tensor
@@ -87,6 +96,7 @@ class Calibration:
     clocks: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     carry: Tensor | None = None
     items: list[Item] = dataclasses.field(default_factory=list)
+    finals: Tensor = dataclasses.field(default_factory=lambda: torch.empty(0))
 
 
 def calibration_items(settings: Settings, options: Options) -> list[Item]:
@@ -112,31 +122,33 @@ def measure(settings: Settings, options: Options, backend: Backend) -> Calibrati
     gains: Gains | None = None
     clocks: dict[str, list[float]] = {}
     carry: Tensor | None = None
-    path = torch.empty(0)
+    paths, finals = [], []
     size = settings.batch_size if scope != "output" else len(items)
     for start in range(0, len(items), size):
         batch = items[start : start + size]
-        recorder = watched(backend, settings, batch, ("output", "sample" if scope == "output" else scope))
-        found = recorder.trajectories(len(batch))
+        wanted = ("output", "sample" if scope == "output" else scope)
+        recorder = watched(backend, settings, batch, wanted, None if scope == "output" else options.tokens)
         if gains is None:
             gains, (alpha, sigma, _) = probe(recorder.scheduler), sampler.levels(recorder.scheduler)
             clocks, carry = sampler.clocks(alpha, sigma), carry_of(alpha, sigma, log_spectrum())
         rule = "the sampler must call the model once per step"
         check(len(gains.sample) == sampling.num_steps, "num_steps", rule, sampling.num_steps)
-        for name, values in found.items():
-            if name != "sample":
+        finals.append(recorder.final.detach().cpu().float())
+        for name in list(recorder.frames):
+            values = recorder.take(name, len(batch))
+            if name == "sample":
+                paths.append(torch.cat([values[:, :, 0], finals[-1][:, None]], dim=1))
+            else:
                 sites[name] = sites.get(name, torch.zeros(())) + grams(values).sum(0) / len(items)
-        if scope == "output":
-            last = gains.sample[-1] * found["sample"][:, -1, 0] + gains.prediction[-1] * found["output"][:, -1, 0]
-            path = torch.cat([found["sample"][:, :, 0], last[:, None].float()], dim=1)
     assert gains is not None
     output = sites.pop("output")
     gram = output[None] if scope == "output" else torch.stack(list(sites.values()))
     loop = None
     if scope == "output":
-        loop = Loop(backend=backend, items=items, sampling=sampling, gains=gains, path=path, ridge=options.penalty)
-    power = output.diagonal()
-    return Calibration(gram=gram, size=power, gains=gains, loop=loop, items=items, clocks=clocks, carry=carry)
+        shared: dict[str, Any] = {"items": items, "sampling": sampling, "gains": gains, "ridge": options.penalty}
+        loop = Loop(backend=backend, path=torch.cat(paths), **shared)
+    found: dict[str, Any] = {"gains": gains, "loop": loop, "items": items, "clocks": clocks, "carry": carry}
+    return Calibration(gram=gram, size=output.diagonal(), finals=torch.cat(finals), **found)
 
 
 def gaussian(settings: Settings, backend: Backend) -> Calibration:
@@ -169,14 +181,14 @@ def settled(settings: Settings, options: Options, backend: Backend) -> Options:
     if options.data == "gaussian":
         return dataclasses.replace(options, refine="none")
     if settings.scope != "output":
-        rule = f"must be none or loop at scope {settings.scope}"
+        rule = f"must be none, loop or newton at scope {settings.scope}"
         check(options.refine != "search", "refine", rule, options.refine)
         return dataclasses.replace(options, refine=options.refine or "loop")
-    if options.refine == "none" or is_one_step(sampler_of(settings, backend)):
+    if options.refine in ("none", "newton") or is_one_step(sampler_of(settings, backend)):
         return dataclasses.replace(options, refine=options.refine or "search")
     rule = f"the next sample of {keys_of(settings)['solver']} is not a x + b f, which the closed loop needs"
     if options.refine is not None:
-        raise ConfigError(f"refine: must be none ({rule}), got {options.refine!r}")
+        raise ConfigError(f"refine: must be none or newton ({rule}), got {options.refine!r}")
     print(f"refine=none: {rule}", flush=True)
     return dataclasses.replace(options, refine="none")
 
@@ -215,17 +227,44 @@ def make_plan(settings: Settings, options: Options, found: Calibration, budget: 
         return plan
     if found.loop is None:
         for _ in range(options.rounds):
-            gram = refit(backend, settings, found.items, plan)
+            gram = refit(backend, settings, found.items, plan, options.tokens)
             plan = dataclasses.replace(plan, rows=built(full_steps=plan.full_steps, gram=gram).rows)
+        if options.refine == "newton":
+            start = Inside(backend=backend, settings=settings, plan=plan, items=found.items, finals=found.finals)
+            return through_sampler(plan, start, memory)
         return plan
-    full = list(plan.full_steps)
-    if options.refine == "search":
-        full = found.loop.search(full, memory, options.seconds, lambda line: print(f"  {line}", flush=True))
-    rows, errors = found.loop.refine(full, memory)
-    apart = found.loop.held_out(full, memory)
+    linear = options.refine != "newton" or is_one_step(sampler_of(settings, backend))
+    if options.refine in ("search", "newton") and linear:
+        few = found.loop.part(torch.arange(len(found.items)) < SEARCH_ITEMS)
+        plan = built(full_steps=few.search(plan.full_steps, memory, options.seconds, tell))
+    return closed(found.loop, plan, options, memory, linear)
+
+
+def closed(loop: Loop, plan: Plan, options: Options, memory: int, linear: bool) -> Plan:
+    """The plan at scope output with weights that were found under it; `linear` where the sampler's step is."""
+    full = plan.full_steps
+    if options.refine == "newton":
+        if linear:
+            plan = dataclasses.replace(plan, rows=loop.refine(full, memory, split(len(loop.items)))[0])
+        return through_sampler(plan, Outside(loop=loop, full_steps=full), memory)
+    rows, errors = loop.refine(full, memory)
+    apart = loop.held_out(full, memory)
     said = "" if apart is None else f", {apart:.2f} dB on half of them with weights of the other half"
-    print(f"  closed loop: {psnr(errors):.2f} dB on the calibration items{said}", flush=True)
-    return dataclasses.replace(built(full_steps=full), rows=rows, closed_loop_psnr=apart)
+    tell(f"closed loop: {psnr(errors):.2f} dB on the calibration items{said}")
+    return dataclasses.replace(plan, rows=rows, closed_loop_psnr=apart)
+
+
+def through_sampler(plan: Plan, chain: Chain, memory: int) -> Plan:
+    """The plan with weights refined by Gauss-Newton; as it is where that does not help held-out items."""
+    rows, fit = newton(chain, plan, memory, tell)
+    (before, apart), (_, fitted) = fit.held_out, fit.trained
+    tell(f"newton: {before:.2f} to {apart:.2f} dB on held-out items, {fitted:.2f} dB on those fitted")
+    return dataclasses.replace(plan, rows=rows, closed_loop_psnr=apart)
+
+
+def tell(line: str) -> None:
+    """A line about the plan that is being made."""
+    print(f"  {line}", flush=True)
 
 
 def by_formula(settings: Settings, options: Options, found: Calibration, plan: Plan, cost: Tensor) -> Plan:

@@ -20,9 +20,11 @@ are found on one half of the items and judged on the other.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,8 +37,9 @@ from experiments.calibration.trajectories import Recorder, grams
 from experiments.config.run import Settings
 from hicache.fitting.calibrate import Plan, Row, solve
 from hicache.fitting.gaussian import Gains
+from hicache.forecast.combine import combine
 
-__all__ = ["Loop", "Rule", "is_one_step", "probe", "psnr", "refit"]
+__all__ = ["Loop", "Rule", "by_rows", "is_one_step", "probe", "psnr", "refit"]
 
 Rule = Callable[[int, Tensor, list[int], list[Tensor]], Tensor]
 """`(step, sample, anchors, values of the anchors) -> prediction` for an estimated step."""
@@ -85,6 +88,16 @@ def psnr(errors: Tensor) -> float:
     return float((10 * (4 / errors.clamp(min=1e-12)).log10()).mean())
 
 
+def by_rows(rows: Mapping[int, Row]) -> Rule:
+    """The estimates of given weights."""
+
+    def rule(s: int, sample: Tensor, anchors: list[int], values: list[Tensor]) -> Tensor:
+        del sample
+        return combine([w[0] for w in rows[s].weights], [values[anchors.index(a)] for a in rows[s].anchors])
+
+    return rule
+
+
 @dataclass
 class Loop:
     """Runs plans on fixed items whose un-cached trajectory is known.
@@ -103,34 +116,68 @@ class Loop:
     gains: Gains
     path: Tensor
     ridge: float = 1e-8
+    last: Any = dataclasses.field(default=None, repr=False)
+    """What the model gave at its last call with these items."""
 
-    def run(self, full_steps: Sequence[int], rule: Rule) -> Tensor:
-        """Final samples under the plan, with the estimates that `rule` makes."""
+    def run(self, full_steps: Sequence[int], rule: Rule, known: Mapping[int, Tensor] | None = None) -> Tensor:
+        """Final samples under the plan, with the estimates that `rule` makes.
+
+        Args:
+            full_steps: the plan.
+            rule: gives the predictions of the other steps.
+            known: predictions of full steps at which the model need not be run.
+        """
+        known = {} if known is None else known
         self.backend.prepare(self.sampling)
-        method = hicache.method("fora", scope="output", policy="mask", mask=list(full_steps))
-        with hicache.cached(self.backend.pipe, method):
-            scheduler = self.backend.pipe.scheduler
-            original, anchors, values, count = scheduler.step, [], [], [0]
-            final: list[Tensor] = []
+        scheduler, anchors, values, count = self.backend.pipe.scheduler, [], [], [0]
+        original, final = scheduler.step, []
 
-            def step(prediction: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-                s = count[0]
-                if s in full_steps:
-                    anchors.append(s)
-                    values.append(prediction)
-                else:
-                    prediction = rule(s, sample, anchors, values)
-                count[0] += 1
-                result = original(prediction, timestep, sample, *args, **kwargs)
-                final[:] = [result[0]]
-                return result
+        def step(prediction: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+            s = count[0]
+            if s in full_steps:
+                anchors.append(s)
+                values.append(known.get(s, prediction))
+                prediction = values[-1]
+            else:
+                prediction = rule(s, sample, anchors, values)
+            count[0] += 1
+            result = original(prediction, timestep, sample, *args, **kwargs)
+            final[:] = [result[0]]
+            return result
 
-            vars(scheduler)["step"] = step
-            try:
+        vars(scheduler)["step"] = step
+        try:
+            with self.skipping(lambda: count[0] in full_steps and count[0] not in known):
                 self.backend.generate(self.items, self.sampling)
-            finally:
-                del vars(scheduler)["step"]
+        finally:
+            del vars(scheduler)["step"]
         return final[0]
+
+    @contextlib.contextmanager
+    def skipping(self, needed: Callable[[], bool]) -> Iterator[None]:
+        """Calls of the model that are not needed give the result of the last one that was."""
+        model = self.backend.transformer
+        own = model.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if self.last is None or needed():
+                self.last = own(*args, **kwargs)
+            return self.last
+
+        before = vars(model).get("forward")
+        vars(model)["forward"] = forward
+        try:
+            yield
+        finally:
+            if before is None:
+                del vars(model)["forward"]
+            else:
+                vars(model)["forward"] = before
+
+    def part(self, chosen: Tensor) -> Loop:
+        """The same with some of the items."""
+        items = [item for item, taken in zip(self.items, chosen.tolist(), strict=True) if taken]
+        return dataclasses.replace(self, items=items, path=self.path[chosen], last=None)
 
     def refine(
         self, full_steps: Sequence[int], memory: int, train: Tensor | None = None
@@ -165,11 +212,7 @@ class Loop:
     def follow(self, full_steps: Sequence[int], rows: dict[int, Row]) -> Tensor:
         """Mean square error of each item's final sample under given rows."""
 
-        def rule(s: int, sample: Tensor, anchors: list[int], values: list[Tensor]) -> Tensor:
-            row = rows[s]
-            return sum(w[0] * values[anchors.index(a)] for a, w in zip(row.anchors, row.weights, strict=True))  # type: ignore[return-value]
-
-        return (self.run(full_steps, rule) - self.path[:, -1]).square().flatten(1).mean(1)
+        return (self.run(full_steps, by_rows(rows)) - self.path[:, -1]).square().flatten(1).mean(1)
 
     def search(
         self, full_steps: Sequence[int], memory: int, seconds: float, report: Callable[[str], None]
@@ -198,7 +241,7 @@ class Loop:
         return best
 
 
-def refit(backend: Backend, settings: Settings, items: list[Item], plan: Plan) -> Tensor:
+def refit(backend: Backend, settings: Settings, items: list[Item], plan: Plan, tokens: int | None = None) -> Tensor:
     """Gram matrices `[sites, T, T]` of the model's own values along trajectories that follow `plan`.
 
     At an estimated step the un-cached forward runs first, for the observers alone; then the plan makes the step.
@@ -209,7 +252,7 @@ def refit(backend: Backend, settings: Settings, items: list[Item], plan: Plan) -
         batch = items[start : start + size]
         backend.prepare(sampling)
         with hicache.cached(backend.pipe, hicache.method("calibrated", **plan.knobs())):
-            recorder = Recorder(backend, (plan.scope,))
+            recorder = Recorder(backend, (plan.scope,), tokens)
             with recorder.watching():
                 before = shadow(backend.transformer, recorder, plan.full_steps)
                 hook = backend.transformer.register_forward_pre_hook(before, with_kwargs=True)
@@ -217,8 +260,9 @@ def refit(backend: Backend, settings: Settings, items: list[Item], plan: Plan) -
                     backend.generate(batch, sampling)
                 finally:
                     hook.remove()
-        for name, values in recorder.trajectories(len(batch)).items():
-            sites[name] = sites.get(name, torch.zeros(())) + grams(values).sum(0) / len(items)
+        for name in list(recorder.frames):
+            found = grams(recorder.take(name, len(batch))).sum(0) / len(items)
+            sites[name] = sites.get(name, torch.zeros(())) + found
     return torch.stack(list(sites.values()))
 
 

@@ -12,6 +12,10 @@ from hicache.forecast import BASES
 
 __all__ = ["CURVE_OPTIONS", "MOMENT_OPTIONS", "PLAN_OPTIONS", "Options"]
 
+REFINEMENTS = ("none", "loop", "search", "newton")
+NEWTON_ITEMS = 64
+LEAST_ITEMS = 8
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
@@ -24,10 +28,12 @@ class Options:
     place_memory: int | None = None
     cost: str = "sampler"
     refine: str | None = None
-    """null = search, loop or none: the most that the scope and the sampler allow."""
+    """null = search, loop or none: what the scope and the sampler allow; newton is asked for."""
     rounds: int = 2
     seconds: float = 60.0
     ridge: float | None = None
+    tokens: int = 96
+    """Rows of tokens, a seeded choice, that inner products at scopes inside the model are of."""
     output: str | None = None
     basis: str | None = None
     time: str = "index"
@@ -39,13 +45,16 @@ class Options:
         choose("cost", self.cost, ("sampler", "uniform"))
         choose("time", self.time, ("index", "sigma", "log_snr"))
         if self.refine is not None:
-            choose("refine", self.refine, ("none", "loop", "search"))
+            choose("refine", self.refine, REFINEMENTS)
+            if self.refine == "newton":
+                rule = f"must be an integer >= {LEAST_ITEMS} for refine=newton, which holds some out"
+                check(self.items >= LEAST_ITEMS, "items", rule, self.items)
             possible = self.data == "trajectories" or self.refine == "none"
             check(possible, "refine", "must be none for data=gaussian", self.refine)
         if self.basis is not None:
             choose("basis", self.basis, BASES)
             check(self.data == "gaussian", "basis", "must be null unless data=gaussian", self.basis)
-        for key in ("items", "rounds"):
+        for key in ("items", "rounds", "tokens"):
             check(getattr(self, key) >= 1, key, "must be an integer >= 1", getattr(self, key))
         check(self.memory is None or self.memory >= 1, "memory", "must be an integer >= 1", self.memory)
         valid = self.place_memory is None or 1 <= self.place_memory <= min(3, self.memory or 3)
@@ -68,7 +77,7 @@ class Options:
     def parse(given: dict[str, str]) -> Options:
         """From the strings of the command line."""
         kinds: dict[str, Any] = {"seconds": float, "ridge": float}
-        kinds |= dict.fromkeys(("items", "calibration_seed", "memory", "place_memory", "rounds"), int)
+        kinds |= dict.fromkeys(("items", "calibration_seed", "memory", "place_memory", "rounds", "tokens"), int)
         typed: dict[str, Any] = {}
         for key, text in given.items():
             try:
@@ -77,10 +86,12 @@ class Options:
                     raise ValueError("too large")
             except ValueError:
                 raise ConfigError(f"{key}: must be of type {kinds[key].__name__}, got {text!r}") from None
+        if typed.get("refine") == "newton":
+            typed.setdefault("items", NEWTON_ITEMS)
         return Options(**typed)
 
 
-PLAN_OPTIONS = ("budget", *(f.name for f in dataclasses.fields(Options)))
+PLAN_OPTIONS = ("budget", "quality", *(f.name for f in dataclasses.fields(Options)))
 CURVE_OPTIONS = ("items", "calibration_seed", "classes", "output")
 MOMENT_OPTIONS = ("items", "calibration_seed", "classes", "time")
 """What is read for a plan, for curves, and for what `sigma=auto` chooses from."""

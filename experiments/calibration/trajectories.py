@@ -88,6 +88,8 @@ class Recorder:
         self.step = 0
         self.scheduler: Any = None
         """The scheduler as the pipeline had set it when its first step began."""
+        self.final = torch.empty(0)
+        """The sample after the last step."""
         self._adapter = adapter_for(backend.transformer)
         self._sampler = [site for site in sites if site in SAMPLER_SITES]
         self._inner = [site for site in sites if site not in SAMPLER_SITES]
@@ -110,7 +112,9 @@ class Recorder:
                 if name in self._sampler:
                     self._keep(name, value)
             self.step += 1
-            return original(model_output, timestep, sample, *args, **kwargs)
+            result = original(model_output, timestep, sample, *args, **kwargs)
+            self.final = result[0]
+            return result
 
         vars(scheduler)["step"] = step
         try:

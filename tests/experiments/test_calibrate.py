@@ -345,7 +345,7 @@ def test_contenders_have_equal_full_steps():
         ("items=no", "items: must be of type int, got 'no'"),
         ("method=dmd", "method: must be one of"),
         ("data=gaussian refine=loop", "refine: must be none for data=gaussian"),
-        ("scope=stack refine=search", "refine: must be none or loop at scope stack, got 'search'"),
+        ("scope=stack refine=search", "refine: must be none, loop or newton at scope stack, got 'search'"),
         ("num_steps=2000", "num_steps: must be an integer from 1 to 1000"),
         ("refine=loop ridge=0", "ridge: must be a finite number > 0, got 0.0"),
         ("cost=sample", "cost: must be one of .*did you mean sampler"),
