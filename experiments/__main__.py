@@ -54,9 +54,10 @@ def help_text() -> str:
 
 
 def described(verb: str) -> str | None:
-    """What `--help` says of a verb whose help is its module's docstring, read without importing it; None for others."""
+    """What `--help` says of a verb: its module's docstring, read without an import; None where argparse says more."""
     text = Path(__file__).parent.joinpath(*VERBS[verb][0].split(".")).with_suffix(".py").read_text()
-    return ast.get_docstring(ast.parse(text)) if "print(__doc__)" in text else None
+    parses = "Arguments(" in text or "ArgumentParser(" in text
+    return None if parses else ast.get_docstring(ast.parse(text))
 
 
 @contextlib.contextmanager

@@ -156,6 +156,7 @@ def train(task: Task, folder: Path, seed: int, every: int) -> list[Point]:
     if checkpoint.is_file():
         state.load(checkpoint)
         print(f"continues after {state.phase.name} {state.update} ({checkpoint})", flush=True)
+        write_curve(folder / "losses.csv", state.curve)
     for point in points(state, every):
         seconds, before = time.monotonic() - started, "" if point.train is None else f"loss {point.train:.6g}, "
         of = f"{point.update}/{state.phase.updates}"

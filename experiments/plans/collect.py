@@ -15,28 +15,31 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import pandas
+from typing import TYPE_CHECKING, Any
 
 from evaluation.errors import EvaluationError
 from evaluation.records import lines_of
 from experiments.cli import Arguments, Exit
-from experiments.config.compose import set_up
 from experiments.errors import ConfigError
 from experiments.files import read_config, read_json, replacing, sweep
 from experiments.plans.execute import devices_of
 from experiments.plans.manifest import Plan, PlanRow
 from experiments.plans.status import State, state_of
-from experiments.plans.worker import Task, Worker, tasks_of
-from experiments.runs import runner
+from experiments.plans.tasks import Task, tasks_of
 from experiments.runs.folder import REQUIRED
+
+if TYPE_CHECKING:
+    import pandas
+
+    from experiments.plans.worker import Worker
 
 __all__ = ["index", "main", "problems", "write_index"]
 
 
 def problems(plan: Plan, row: PlanRow) -> list[str]:
     """What is wrong with the items of a row; empty if they are complete and disjoint."""
+    from experiments.runs.runner import items_of
+
     folder = plan.run(row)
     try:
         lines = [line for path in sorted(folder.path.glob("items*.jsonl")) for line in lines_of(path, REQUIRED)]
@@ -44,7 +47,7 @@ def problems(plan: Plan, row: PlanRow) -> list[str]:
     except (ConfigError, EvaluationError) as error:
         return [str(error)]
     found = Counter(line.record["item"] for line in lines)
-    expected = {item.name for item in runner.items_of(row.settings(plan.results))}
+    expected = {item.name for item in items_of(row.settings(plan.results))}
     said = []
     if missing := expected - set(found):
         said.append(f"{len(missing)} of {len(expected)} items are missing, such as {min(missing)}")
@@ -61,6 +64,8 @@ def problems(plan: Plan, row: PlanRow) -> list[str]:
 
 def finish(plan: Plan, device: str) -> list[str]:
     """Finish runs that have all their items; returns what is wrong with the others."""
+    from experiments.plans.worker import Worker
+
     worker = Worker(plan, "cpu" if device == "cpu" else f"cuda:{device}", 1 if device == "cpu" else None, wait=False)
     said: list[str] = []
     for task in tasks_of(plan, 1):
@@ -78,12 +83,14 @@ def finish(plan: Plan, device: str) -> list[str]:
 
 def finish_one(worker: Worker, task: Task) -> list[str]:
     """Measure a run whose items are complete; a finished one is only read."""
+    from experiments.runs.runner import finished
+
     settings = worker.settings(task)
     folder = worker.plan.run(task.row)
     try:
         if (folder.path / "config.yaml").is_file():
             read_config(folder.path / "config.yaml")
-        if runner.finished(settings, folder):
+        if finished(settings, folder):
             return []
     except ConfigError as error:
         return [str(error)]
@@ -97,6 +104,8 @@ def finish_one(worker: Worker, task: Task) -> list[str]:
 
 def index(results: Path) -> pandas.DataFrame:
     """One line per run: what it is, how far it is, and every number that it measured."""
+    import pandas
+
     return pandas.DataFrame([line(folder) for folder in sorted((results / "runs").glob("*")) if folder.is_dir()])
 
 
@@ -141,6 +150,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("plan")
     parser.add_argument("--devices", help="where metrics are computed: the number of a GPU, or cpu")
     given = parser.parse_args(arguments)
+
+    from experiments.config.compose import set_up
+
     set_up()
     plan = Plan.open(given.plan)
     said = finish(plan, devices_of(given.devices)[0])

@@ -24,12 +24,11 @@ from typing import IO
 
 from experiments import stopping
 from experiments.cli import Arguments, Exit
-from experiments.config.compose import set_up
 from experiments.errors import ConfigError, check
 from experiments.files import ensure_writable
 from experiments.plans.manifest import Plan
 from experiments.plans.status import State, states_of, summary
-from experiments.plans.worker import DiskFull, Task, Worker, tasks_of
+from experiments.plans.tasks import Task, tasks_of
 
 __all__ = ["main"]
 
@@ -59,7 +58,6 @@ def main(arguments: list[str]) -> int:
         return submit([given.plan, *rest, *shards])
     if rest:
         raise ConfigError(f"argument: must be one of those in --help, got {rest[0]!r}")
-    set_up()
     plan = Plan.open(given.plan)
     ensure_writable(plan.results)
     devices = devices_of(given.devices)
@@ -131,6 +129,10 @@ def worlds(text: str) -> set[int]:
 
 def inline(plan: Plan, tasks: list[Task], device: str, threads: int | None, wait: bool) -> int:
     """Work in this process."""
+    from experiments.config.compose import set_up
+    from experiments.plans.worker import DiskFull, Worker
+
+    set_up()
     stopping.listen()
     on_cpu = device == "cpu"
     where = "cpu" if on_cpu else f"cuda:{device}"

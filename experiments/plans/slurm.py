@@ -27,12 +27,11 @@ import jinja2
 
 from experiments.cli import Arguments, Exit
 from experiments.config.cluster import SlurmConfig
-from experiments.config.compose import compose
 from experiments.errors import ConfigError, check
 from experiments.files import write_text
 from experiments.plans.manifest import Plan
 from experiments.plans.status import State, state_of
-from experiments.plans.worker import Task, tasks_of
+from experiments.plans.tasks import Task, tasks_of
 
 __all__ = ["Array", "arrays_of", "main", "render"]
 
@@ -60,6 +59,8 @@ class Array:
 
 def cluster_of(words: Sequence[str]) -> SlurmConfig:
     """The cluster that the overrides mean."""
+    from experiments.config.compose import compose
+
     for word in words:
         check(word.startswith(("cluster=", "cluster.")), "argument", "must be cluster=NAME or cluster.KEY=VALUE", word)
     made = compose(["metrics=none", *words]).cluster

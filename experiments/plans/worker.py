@@ -18,41 +18,21 @@ from experiments.config.cluster import ClusterConfig
 from experiments.config.run import Settings, Shard
 from experiments.errors import ConfigError
 from experiments.files import lacks_space
-from experiments.plans.manifest import Plan, PlanRow
+from experiments.plans.manifest import Plan
 from experiments.plans.status import State, state_of
+from experiments.plans.tasks import Task
 from experiments.runs import runner
 from experiments.runs.folder import RunFolder, read_status
 from experiments.runs.runner import RunError
 from experiments.settings.run import prepare
 
-__all__ = ["DiskFull", "Task", "Worker", "tasks_of"]
+__all__ = ["DiskFull", "Worker"]
 
 POLL_SECONDS = 0.5
 
 
 class DiskFull(OSError):
     """No space is left for results; what is finished stays finished."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """A shard of a row."""
-
-    row: PlanRow
-    shard: Shard
-
-    @property
-    def name(self) -> str:
-        """`3`, or `3:0/2`."""
-        part = "" if self.shard.world == 1 else f":{self.shard.rank}/{self.shard.world}"
-        return f"{self.row.index}{part}"
-
-
-def tasks_of(plan: Plan, shards: int) -> list[Task]:
-    """All tasks of a plan, those of one backend together, its reference first."""
-    backends = list(dict.fromkeys(repr(row.frozen["backend"]) for row in plan.rows))
-    rows = sorted(plan.rows, key=lambda row: backends.index(repr(row.frozen["backend"])))
-    return [Task(row, Shard(rank=rank, world=shards)) for row in rows for rank in range(shards)]
 
 
 @dataclass
@@ -137,8 +117,10 @@ class Worker:
         state = state_of(self.plan.results, run).state
         if state is not State.DONE or run in self.sound:
             return state
-        if RunFolder(self.plan.results, run, Shard()).damages():
+        folder = RunFolder(self.plan.results, run, Shard())
+        if folder.damages():
             return State.INTERRUPTED
+        folder.sweep()
         self.sound.add(run)
         return state
 

@@ -9,7 +9,8 @@ from plans import planned, states
 from experiments.config.run import Shard
 from experiments.plans.collect import index, main, problems
 from experiments.plans.status import State
-from experiments.plans.worker import Task, Worker
+from experiments.plans.tasks import Task
+from experiments.plans.worker import Worker
 from experiments.runs import runner
 
 

@@ -21,7 +21,8 @@ from experiments.plans.manifest import Plan
 from experiments.plans.retry import main as retry
 from experiments.plans.status import State, state_of
 from experiments.plans.status import main as status
-from experiments.plans.worker import DiskFull, Task, Worker, tasks_of
+from experiments.plans.tasks import Task, tasks_of
+from experiments.plans.worker import DiskFull, Worker
 from experiments.runs import runner
 from experiments.runs.folder import RunFolder
 

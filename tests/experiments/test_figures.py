@@ -6,7 +6,8 @@ from plans import planned
 
 from experiments.analyses.parts import PARTS
 from experiments.config.run import Shard
-from experiments.plans.worker import Task, Worker
+from experiments.plans.tasks import Task
+from experiments.plans.worker import Worker
 from experiments.reports import figures
 from experiments.reports.figures import front, main
 from experiments.runs import runner

@@ -1,5 +1,6 @@
 """`python -m experiments`: every verb has help, help is quick, and a reader that goes away is no error."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -45,7 +46,17 @@ def loaded(code):
 
 def test_status_and_help_load_no_library_of_numbers(tmp_path):
     assert loaded("from experiments.__main__ import main; main(['--help']); main(['tables', '--help'])") == "[]"
-    assert loaded("import experiments.plans.status") == "[]"
+    light = [verb for verb in VERBS if not described(verb) and not verb.startswith("train ")]
+    assert {"status", "execute", "submit", "collect"} <= set(light)
+    names = [f"experiments.{VERBS[verb][0]}" for verb in light]
+    found = loaded(f"import importlib\nfor name in {names}: importlib.import_module(name)")
+    assert not {"torch", "hydra", "pandas", "scipy", "diffusers"} & set(ast.literal_eval(found))
+
+
+def test_every_verb_answers_to_help():
+    assert {verb for verb in VERBS if not described(verb) and "Arguments(" not in module(verb).read_text()} == {
+        verb for verb in VERBS if verb.startswith("train ") and "ArgumentParser(" in module(verb).read_text()
+    }
 
 
 def test_states_of_a_plan_are_told_without_its_schemas(small):

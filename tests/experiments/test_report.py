@@ -12,7 +12,8 @@ from plans import planned
 
 from experiments.config.compose import set_up
 from experiments.config.run import Shard
-from experiments.plans.worker import Task, Worker
+from experiments.plans.tasks import Task
+from experiments.plans.worker import Worker
 from experiments.reports.gallery import Gallery, varied
 from experiments.reports.report import main
 from experiments.runs import runner

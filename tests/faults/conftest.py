@@ -13,7 +13,8 @@ import pytest
 from experiments.cli import Exit
 from experiments.plans.make import make_plan
 from experiments.plans.manifest import Plan
-from experiments.plans.worker import Worker, tasks_of
+from experiments.plans.tasks import tasks_of
+from experiments.plans.worker import Worker
 from experiments.runs import runner
 from tests.experiments.conftest import run_py, small, tiny  # noqa: F401
 
