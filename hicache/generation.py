@@ -147,7 +147,8 @@ class Generation:
             if first:
                 (report.mixed_steps if mixed else report.estimated_steps).append(clock.step)
         report.kernel = branch.forecaster.kernel
-        report.cache_bytes = sum(b.bytes for b in self.branches.values())
+        if action is not Action.ESTIMATE:
+            report.cache_bytes = sum(b.bytes for b in self.branches.values())
 
     def check(self, branch: Branch, planned: Iterable[int] | None) -> None:
         """Compare the executed full steps of a branch with the planned ones that it has reached.

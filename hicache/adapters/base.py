@@ -18,7 +18,6 @@ A subclass says where those things are in its class. Scopes follow from it:
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, MutableMapping
 from typing import Any, ClassVar
@@ -29,12 +28,16 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from hicache.adapters.modules import Module
+from hicache.calls import binder
 from hicache.tree import SCOPES, Site
 
-__all__ = ["Adapter", "Call", "Sink", "Streams", "gate_rows"]
+__all__ = ["Adapter", "Call", "Gate", "Sink", "Streams"]
 
 Call = MutableMapping[str, Any]
 """The arguments of one model call, by name; what an adapter computes once per call is kept here too."""
+
+Gate = Callable[[Tensor], Tensor]
+"""Gives the gate of one module, `[B, D]`, from the condition behind its activation, `[B, D]`."""
 
 Sink = Callable[[int, Tensor], None]
 """Receives `(site index, value)` during a computed step."""
@@ -62,13 +65,12 @@ class Adapter(ABC):
 
     def __init__(self, model: nn.Module) -> None:
         self.model: Any = model
-        self._signature = inspect.signature(type(model).forward)
+        self._bind = binder(model)
+        self._gates: list[Gate] = []
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """The call's arguments by name, defaults filled in."""
-        bound = self._signature.bind(self.model, *args, **kwargs)
-        bound.apply_defaults()
-        return bound.arguments
+        return self._bind(args, kwargs)
 
     def reaches(self, call: Call) -> str:
         """What among the arguments reaches into the blocks, so that estimated steps cannot be fused; "" if nothing."""
@@ -160,7 +162,17 @@ class Adapter(ABC):
     def gates(self, call: Call, hidden: Tensor) -> Tensor:
         """The gate of each gated module, `[S, B, D]`."""
         condition = F.silu(self.condition(call, hidden))
-        return torch.stack([gate_rows(module, condition, hidden.shape[-1]) for module in self.gated()])
+        return torch.stack([gate(condition) for gate in self.gate_rows(hidden.shape[-1])])
+
+    def gate_rows(self, width: int) -> list[Gate]:
+        """What gives the gate of each gated module; looked up at the first estimated step after a computed one."""
+        if not self._gates:
+            self._gates = [gate_of(module, width) for module in self.gated()]
+        return self._gates
+
+    def renew(self) -> None:
+        """The model computes a step: what was looked up in it may have changed."""
+        self._gates = []
 
     def live(self, call: Call, hidden: Tensor, forecast: Callable[[Site], Tensor]) -> Tensor:
         """The image hidden state with what an estimated step at scope `modules` computes beside the modules: nothing.
@@ -221,13 +233,14 @@ class Adapter(ABC):
         return self.output_channel if scope == "output" else -1
 
 
-def gate_rows(module: Module, condition: Tensor, width: int) -> Tensor:
-    """The gate of one module: the rows of its modulation that give it, and only those.
+def gate_of(module: Module, width: int) -> Gate:
+    """The rows of a module's modulation that give its gate, and only those.
 
     A layer that an offload hook or a quantiser has wrapped is called as a whole.
     """
     layer: Any = module.modulation
     rows = slice(module.chunk * width, (module.chunk + 1) * width)
     if type(layer) is not nn.Linear or hasattr(layer, "_hf_hook"):
-        return layer(condition)[:, rows]
-    return F.linear(condition, layer.weight[rows], None if layer.bias is None else layer.bias[rows])
+        return lambda condition: layer(condition)[:, rows]
+    weight, bias = layer.weight[rows], None if layer.bias is None else layer.bias[rows]
+    return lambda condition: F.linear(condition, weight, bias)

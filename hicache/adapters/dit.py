@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hicache.adapters.base import Adapter, Call, Streams, gate_rows
+from hicache.adapters.base import Adapter, Call, Streams
 from hicache.adapters.modules import Module
 from hicache.tree import Site
 
@@ -47,7 +47,8 @@ class DiTAdapter(Adapter):
         return streams[0]
 
     def embed(self, call: Call) -> Tensor:
-        return self.model.pos_embed(call["hidden_states"])
+        """Rows of channels: diffusers gives channels of rows, which every later operation would mix with frames."""
+        return self.model.pos_embed(call["hidden_states"]).contiguous()
 
     def condition(self, call: Call, hidden: Tensor) -> Tensor:
         """The condition of the head, which diffusers takes from the first block."""
@@ -61,11 +62,11 @@ class DiTAdapter(Adapter):
     def gates(self, call: Call, hidden: Tensor) -> Tensor:
         first = self.model.transformer_blocks[0].norm1.emb
         waves = first.time_proj(call["timestep"]).to(hidden.dtype)
-        found, modules = [], self.gated()
+        found, rows = [], self.gate_rows(hidden.shape[-1])
         for i, block in enumerate(self.model.transformer_blocks):
             embedder = block.norm1.emb
             condition = F.silu(embedder.timestep_embedder(waves) + embedder.class_embedder(call["class_labels"]))
-            found += [gate_rows(module, condition, hidden.shape[-1]) for module in modules[2 * i : 2 * i + 2]]
+            found += [gate(condition) for gate in rows[2 * i : 2 * i + 2]]
         return torch.stack(found)
 
     def head(self, call: Call, hidden: Tensor) -> Tensor:

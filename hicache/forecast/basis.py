@@ -24,6 +24,7 @@ is not part of any paper compared here.
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -69,7 +70,8 @@ class Basis(ABC):
         return False
 
 
-def ladder(times: Sequence[float], order: int) -> list[list[float]]:
+@functools.lru_cache(maxsize=256)
+def ladder(times: tuple[float, ...], order: int) -> list[list[float]]:
     """Rows `D_0..D_i` of the ladder at the newest anchor, as coefficients over `times` (oldest first).
 
     `D_i` exists only if `D_{i-1}` existed at the previous anchor, so `len(times)` anchors give at most
@@ -103,7 +105,7 @@ class LadderBasis(Basis):
         self, times: Sequence[float], target: float, order: int, sigma: Scalar = 1.0, gram: Tensor | None = None
     ) -> list[Scalar]:
         del gram
-        rows = ladder(times, order)
+        rows = ladder(tuple(times), order)
         factors = self.coefficients(target - times[-1], len(rows) - 1, sigma)
         return [
             sum((c * row[j] for c, row in zip(factors, rows, strict=True) if row[j] != 0.0), 0.0)

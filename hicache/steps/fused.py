@@ -32,6 +32,8 @@ class FusedSteps:
 
     def run(self, action: Action, branch: Branch, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of a step of one kind."""
+        if action is not Action.ESTIMATE:
+            self.setup.adapter.renew()
         steps = {Action.COMPUTE: self.computed, Action.ESTIMATE: self.estimated, Action.MIXED: self.mixed}
         return steps[action].run(branch, call, args, kwargs)
 

@@ -102,10 +102,10 @@ def test_newton_is_exact_on_polynomials(times, k, order):
 
 
 def test_ladder_divides_by_the_last_gap():
-    rows = ladder([1, 2, 9], 2)
+    rows = ladder((1, 2, 9), 2)
     assert rows[1] == pytest.approx([0, -1 / 7, 1 / 7])
     assert rows[2] == pytest.approx([1 / 7, -1 / 7 - 1 / 49, 1 / 49])
-    assert len(ladder([1, 2], 4)) == 2
+    assert len(ladder((1, 2), 4)) == 2
 
 
 def test_sigma_may_be_a_tensor():
