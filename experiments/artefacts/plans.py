@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.artefacts.base import SCOPES, artefacts, check_keys, command, compact, digest_of, keys_of, read_stored
-from experiments.config.method import CalibratedConfig
+from experiments.config.method import CalibratedConfig, decibels_of
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
 from experiments.files import sweep, write_text
@@ -36,13 +36,21 @@ def maker(settings: Settings) -> str:
     if settings.scope not in SCOPES:
         return f"only scopes {', '.join(SCOPES)} can be calibrated"
     scope = None if settings.scope == config.defaults()["scope"] else settings.scope
+    if config.quality is not None:
+        return command(settings, "calibrate", quality=config.quality, refine="newton", scope=scope)
     return command(settings, "calibrate", budget=stored_budget(settings), scope=scope, output=config.plan)
 
 
 def stored_budget(settings: Settings) -> int:
-    """The number of full steps that the run asks for: `method.budget`, or the one nearest to `method.speedup`."""
+    """The number of full steps that the run asks for.
+
+    `method.budget`, the one nearest to `method.speedup`, or the fewest stored ones that have `method.quality`.
+    """
     config = settings.method
     assert isinstance(config, CalibratedConfig)
+    if config.quality is not None:
+        found = fewest_stored(settings)
+        return config.budget if found is None else len(found[1].full_steps)
     if config.speedup is None:
         return config.budget
     budget = max(1, round(settings.num_steps / config.speedup))
@@ -56,10 +64,43 @@ def path_of(settings: Settings) -> Path:
     assert isinstance(config, CalibratedConfig)
     if config.plan is not None:
         return Path(config.plan)
+    if config.quality is not None:
+        found = fewest_stored(settings)
+        return stored(settings, f"q{config.quality}") if found is None else found[0]
+    return stored(settings, f"b{stored_budget(settings)}")
+
+
+def stored(settings: Settings, what: str) -> Path:
+    """The place of a plan for the run's backend, scope, solver, steps and guidance."""
     keys = keys_of(settings)
-    guided = f"g{keys['guidance'] or 0:g}-b{stored_budget(settings)}"
-    name = f"{settings.scope}-{keys['solver']}{keys['num_steps']}-{guided}.json"
-    return artefacts(settings.backend) / "plans" / name
+    guided = f"g{keys['guidance'] or 0:g}-{what}"
+    return artefacts(settings.backend) / "plans" / f"{settings.scope}-{keys['solver']}{keys['num_steps']}-{guided}.json"
+
+
+def fewest_stored(settings: Settings) -> tuple[Path, Plan] | None:
+    """Of the stored plans for the run's settings with `method.quality` on held-out items, that of fewest full steps."""
+    config, pattern = settings.method, stored(settings, "b*")
+    assert isinstance(config, CalibratedConfig) and config.quality is not None
+    wanted, keys, found = decibels_of("method.quality", config.quality), keys_of(settings), []
+    for path in sorted(pattern.parent.glob(pattern.name)):
+        plan, valid = read_plan(path)
+        reached = plan.closed_loop_psnr is not None and plan.closed_loop_psnr >= wanted
+        if reached and valid == keys | {"scope": settings.scope}:
+            found.append((path, plan))
+    return min(found, key=lambda pair: len(pair[1].full_steps), default=None)
+
+
+def read_plan(path: Path) -> tuple[Plan, dict[str, Any]]:
+    """A plan and what it is valid for.
+
+    Raises:
+        ConfigError: if the file is no plan.
+    """
+    try:
+        data = json.loads(read_stored(path))
+        return Plan.from_data(data["plan"]), dict(data["keys"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ConfigError(f"method.plan: must be a plan file ({error}), got {str(path)!r}") from error
 
 
 def contents(settings: Settings) -> dict[str, str]:
@@ -79,11 +120,7 @@ def load_plan(settings: Settings) -> Plan:
     path = path_of(settings)
     if not path.is_file():
         raise ConfigError(f"method.plan: must be a plan file ({maker(settings)}), got no {str(path)!r}")
-    try:
-        data = json.loads(read_stored(path))
-        plan, found = Plan.from_data(data["plan"]), dict(data["keys"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ConfigError(f"method.plan: must be a plan file ({error}), got {str(path)!r}") from error
+    plan, found = read_plan(path)
     check_keys("method.plan", path, found, keys_of(settings) | {"scope": settings.scope})
     config, budget = settings.method, stored_budget(settings)
     assert isinstance(config, CalibratedConfig)

@@ -6,7 +6,7 @@
     python -m experiments calibrate backend=digits method=hicache scope=modules interval=7
     python -m experiments calibrate backend=digits method=smoothcache          # or teacache, magcache
 
-    items     calibration items (32; 10 for curves), with seeds of their own (calibration_seed=1000)
+    items     calibration items, or num_items (32; 10 for curves), with seeds of their own (calibration_seed=1000)
     data      trajectories, or gaussian: no data, a Gaussian model of the noise schedule (scope output)
     memory    anchors per weight row (4 at scope output, 3 elsewhere and without data)
     place_memory  anchors that placing the full steps looks at: 1, 2 or 3 (2, and no more than memory)
@@ -36,7 +36,7 @@ import copy
 import dataclasses
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +53,11 @@ from experiments.calibration.closed_loop import Loop, is_one_step, probe, psnr, 
 from experiments.calibration.curves import CURVES
 from experiments.calibration.newton import Chain, Inside, Outside, newton, split
 from experiments.calibration.options import CURVE_OPTIONS, MOMENT_OPTIONS, PLAN_OPTIONS, Options
+from experiments.calibration.targets import cost_line, fewest
 from experiments.calibration.trajectories import grams, split_arguments, watched
 from experiments.cli import Exit
 from experiments.config.compose import compose
-from experiments.config.method import CalibratedConfig
+from experiments.config.method import CalibratedConfig, decibels_of
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check, choose
 from experiments.runs.runner import items_of
@@ -207,11 +208,20 @@ def sampler_of(settings: Settings, backend: Backend) -> Any:
     return scheduler
 
 
+def memory_of(scope: str, options: Options) -> int:
+    """Anchors per weight row."""
+    return options.memory or (4 if scope == "output" and options.data == "trajectories" else 3)
+
+
+def cost_of(found: Calibration, options: Options) -> Tensor:
+    """`c_s`, by which full steps are placed."""
+    return found.gains.cost if options.cost == "sampler" else torch.ones_like(found.gains.cost)
+
+
 def make_plan(settings: Settings, options: Options, found: Calibration, budget: int, backend: Backend) -> Plan:
     """The plan for so many full steps."""
     scope, options = settings.scope, settled(settings, options, backend)
-    memory = options.memory or (4 if scope == "output" and options.data == "trajectories" else 3)
-    cost = found.gains.cost if options.cost == "sampler" else torch.ones_like(found.gains.cost)
+    memory, cost = memory_of(scope, options), cost_of(found, options)
 
     def built(budget: int | None = None, full_steps: Sequence[int] | None = None, gram: Tensor = found.gram) -> Plan:
         chosen = {"budget": budget, "full_steps": full_steps, "place_memory": options.place_memory}
@@ -279,25 +289,38 @@ def by_formula(settings: Settings, options: Options, found: Calibration, plan: P
     return dataclasses.replace(plan, rows=rows, predicted_error=plan.predicted_error * after / before)
 
 
-def calibrate(settings: Settings, options: Options, budgets: Sequence[int]) -> list[Path]:
-    """Make a plan file per budget."""
+def calibrate(settings: Settings, options: Options, budgets: Sequence[int], quality: float | None = None) -> list[Path]:
+    """Make a plan file per budget, or one of the fewest full steps that have `quality` dB."""
     rule = "must be left out for more than one budget, which are a file each"
     check(options.output is None or len(budgets) == 1, "output", rule, options.output)
     started = time.monotonic()
     backend = load_backend(settings.backend)
-    options = settled(settings, options, backend)
+    options, scope = settled(settings, options, backend), settings.scope
+    held = scope == "output" and options.refine != "none" and options.items > 1
+    rule = "must be left out where no items are held out: scope output, a closed loop and two items are needed"
+    check(quality is None or held, "quality", rule, quality)
+    if options.data == "trajectories":
+        print(cost_line(options, scope, settings.num_steps, list(budgets), memory_of(scope, options)), flush=True)
     found = gaussian(settings, backend) if options.data == "gaussian" else measure(settings, options, backend)
     print(f"{options.data}: {time.monotonic() - started:.1f} s", flush=True)
-    paths = []
-    for budget in budgets:
-        begun = time.monotonic()
-        plan = make_plan(settings, options, found, budget, backend)
+
+    def made_for(budget: int) -> Plan:
+        return make_plan(settings, options, found, budget, backend)
+
+    plans: Iterable[Plan] = map(made_for, budgets)
+    if quality is not None:
+        assert found.loop is not None
+        cost, memory = cost_of(found, options), memory_of(scope, options)
+        plans = [fewest(found.loop, found.gram, cost, quality, memory, made_for)]
+    paths, begun = [], time.monotonic()
+    for plan in plans:
+        budget = len(plan.full_steps)
         config = CalibratedConfig(name="calibrated", budget=budget, plan=options.output)
         path = path_of(dataclasses.replace(settings, method=config))
         made = dataclasses.asdict(options) | {"output": None, "revision": settings.backend.revision}
         save_plan(path, plan, keys_of(settings), made)
         print(f"plan: {path} ({time.monotonic() - begun:.1f} s)", flush=True)
-        paths.append(path)
+        paths, begun = [*paths, path], time.monotonic()
     return paths
 
 
@@ -332,14 +355,17 @@ def store_curves(settings: Settings, options: Options, name: str) -> Path:
 
 def main(arguments: Sequence[str]) -> None:
     """The command line."""
-    own, overrides = split_arguments(arguments, PLAN_OPTIONS)
+    own, overrides = split_arguments(arguments, ("num_items", *PLAN_OPTIONS))
+    if "num_items" in own:
+        number = own.pop("num_items")
+        own.setdefault("items", number)
     given = [o for o in overrides if o.startswith("method=")]
     name = given[0].partition("=")[2] if given else "calibrated"
     choose("method", name, ("calibrated", "hicache", "hi_taylor", *CURVES))
     read = CURVE_OPTIONS if name in CURVES else PLAN_OPTIONS if name == "calibrated" else MOMENT_OPTIONS
     for key, text in own.items():
         check(key in read, key, f"must be left out for method={name}, which does not read it", text)
-    options = Options.parse({key: value for key, value in own.items() if key != "budget"})
+    options = Options.parse({key: value for key, value in own.items() if key not in ("budget", "quality")})
     if name in CURVES:
         settings = resolve(compose(["method=none", *(o for o in overrides if o not in given)]))
         store_curves(settings, options if "items" in own else dataclasses.replace(options, items=10), name)
@@ -348,13 +374,15 @@ def main(arguments: Sequence[str]) -> None:
     if name != "calibrated":
         store_moments(settings, options)
         return
+    quality = decibels_of("quality", own["quality"]) if "quality" in own else None
+    check(quality is None or "budget" not in own, "budget", "must be left out beside quality", own.get("budget"))
     try:
         budgets = [int(text) for text in own.get("budget", "8").split(",")]
     except ValueError:
         raise ConfigError(f"budget: must be integers, as in 6,8,10, got {own['budget']!r}") from None
     for budget in budgets:
         check(1 <= budget <= settings.num_steps, "budget", f"must be from 1 to {settings.num_steps}", budget)
-    calibrate(settings, options, budgets)
+    calibrate(settings, options, [] if quality is not None else budgets, quality)
 
 
 if __name__ == "__main__":

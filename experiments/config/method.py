@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = [
     "SmoothCacheConfig",
     "SpectrumConfig",
     "StepsConfig",
+    "decibels_of",
 ]
 
 
@@ -97,6 +99,18 @@ class StepsConfig(MethodConfig):
             choose("method.solver", self.solver, SOLVERS)
 
 
+def decibels_of(key: str, text: str) -> float:
+    """The number in `40dB`.
+
+    Raises:
+        ConfigError: if it is none, or not > 0.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) *(?:dB)?", str(text))
+    check(found is not None and float(found[1]) > 0, key, "must be a PSNR > 0, as in 40dB", text)
+    assert found is not None
+    return float(found[1])
+
+
 @dataclass(kw_only=True)
 class CalibratedConfig(MethodConfig):
     """A calibrated plan: how many steps are computed, or which plan file is used."""
@@ -105,6 +119,8 @@ class CalibratedConfig(MethodConfig):
     """Number of full steps; the top-level `budget` overrides it."""
     speedup: float | None = None
     """Wanted ratio of steps to full steps; overrides the budget."""
+    quality: str | None = None
+    """Wanted PSNR on held-out calibration items, as in 40dB: the stored plan of fewest full steps that has it."""
     plan: str | None = None
     """A plan file; null = the shipped one for this backend, scope, solver, steps, guidance and budget."""
 
@@ -112,6 +128,11 @@ class CalibratedConfig(MethodConfig):
         check(self.budget >= 1, "method.budget", "must be an integer >= 1", self.budget)
         valid = self.speedup is None or 1 <= self.speedup < float("inf")
         check(valid, "method.speedup", "must be a number >= 1", self.speedup)
+        if self.quality is not None:
+            decibels_of("method.quality", self.quality)
+            others = {"method.speedup": self.speedup, "method.plan": self.plan}
+            for key, value in others.items():
+                check(value is None, key, "must be null beside method.quality, which chooses the plan", value)
 
     def defaults(self) -> dict[str, Any]:
         return {"scope": "output"}

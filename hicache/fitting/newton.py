@@ -19,8 +19,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Fit", "decibels", "gradient", "levenberg"]
+__all__ = ["TRIES", "Fit", "decibels", "gradient", "levenberg"]
 
+TRIES = 6
+"""Steps per measured jacobian."""
 LEAST = 1e-12
 """A mean square error below this is none."""
 
@@ -66,7 +68,7 @@ def levenberg(
     start: Tensor,
     train: Tensor,
     rounds: int = 1,
-    tries: int = 6,
+    tries: int = TRIES,
     damping: float = 1e-2,
     least: float = 0.05,
     report: Callable[[str], None] = lambda line: None,

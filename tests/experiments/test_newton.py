@@ -6,13 +6,16 @@ import json
 import pytest
 import torch
 
-from experiments.artefacts.plans import load_plan
+from experiments.artefacts.plans import load_plan, path_of
 from experiments.backends import load_backend
+from experiments.backends.base import Sampling
 from experiments.calibration.calibrate import main, make_plan, measure
 from experiments.calibration.newton import Inside, Outside, jacobian, moved, moves_of, newton
 from experiments.calibration.options import Options
+from experiments.calibration.targets import cost_line, fewest, generations
 from experiments.config.compose import compose
 from experiments.errors import ConfigError
+from experiments.settings.identity import canonical
 from experiments.settings.resolve import resolve
 from hicache.fitting.calibrate import Row, build_plan
 from hicache.fitting.newton import gradient
@@ -118,3 +121,80 @@ def test_a_newton_plan_is_made_from_the_searched_one(settings):
     rows, _ = found.loop.refine(plan.full_steps, 4, torch.arange(8) % 4 != 3)
     before = found.loop.follow(plan.full_steps, rows)[torch.arange(8) % 4 == 3]
     assert plan.closed_loop_psnr >= float((10 * (4 / before).log10()).mean()) - 1e-3
+
+
+def test_a_quality_is_reached_with_the_fewest_full_steps(small, tiny, monkeypatch, capsys):
+    """By a stand-in for the plans, then in the files that a run chooses from."""
+    asked = []
+
+    def made(budget):
+        asked.append(budget)
+        plan = build_plan(torch.eye(8).double(), torch.ones(8), "output", full_steps=list(range(budget)))
+        return dataclasses.replace(plan, closed_loop_psnr=10.0 * budget)
+
+    class Items:
+        sampling = Sampling(num_steps=8)
+
+        def held_out(self, full, memory):
+            return 8.0 * len(full)  # plans are better once they are finished
+
+    for wanted, expected in ((35.0, 4), (40.0, 4), (41.0, 5), (75.0, 8), (200.0, 8)):
+        plan = fewest(Items(), torch.eye(8).double()[None], torch.ones(8), wanted, 2, made)
+        assert len(plan.full_steps) == expected
+    main([*small, "items=4", "seconds=0", "quality=20dB"])
+    assert "cost: about" in capsys.readouterr().out
+    run = resolve(compose([*small, "method=calibrated", "method.quality=20dB"]))
+    plan = load_plan(run)
+    assert plan.closed_loop_psnr >= 20 or len(plan.full_steps) == 8
+    assert path_of(run).name.endswith(f"-b{len(plan.full_steps)}.json") and path_of(run).parent.parent == tiny
+    path_of(run).unlink()
+    with pytest.raises(ConfigError, match=r"got no .*q20dB.json") as refused:
+        load_plan(run)
+    assert "quality=20dB" in str(refused.value)
+
+
+def test_a_quality_is_part_of_the_identity_only_where_it_is_given(small):
+    plain = canonical(resolve(compose([*small, "method=calibrated"])))
+    assert "quality" not in plain["method"]
+    assert canonical(resolve(compose([*small, "method=calibrated", "method.quality=40dB"])))["method"]["quality"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("quality=good", "quality: must be a PSNR > 0, as in 40dB, got 'good'"),
+        ("quality=40dB budget=8", "budget: must be left out beside quality"),
+        ("quality=40dB scope=stack", "quality: must be left out where no items are held out"),
+        ("quality=40dB items=1", "quality: must be left out where no items are held out"),
+    ],
+)
+def test_a_quality_that_cannot_be_had_is_refused(small, words, message):
+    with pytest.raises(ConfigError, match=message):
+        main([*small, *words.split()])
+    with pytest.raises(ConfigError, match="method.speedup: must be null beside method.quality"):
+        compose([*small, "method=calibrated", "method.quality=40dB", "method.speedup=4"])
+
+
+def test_the_cost_is_what_runs(settings, monkeypatch):
+    """In model calls of an item, with the search off and as many steps as there may be."""
+    backend, calls = load_backend(settings.backend), []
+    first = backend.transformer.transformer_blocks[0]  # a call that is left out does not reach it
+    hook = first.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+    try:
+        found = measure(settings, EIGHT, backend)
+        make_plan(settings, EIGHT, found, 3, backend)
+    finally:
+        hook.remove()
+    expected = 1 + generations(EIGHT, "output", 8, 3, 4)
+    assert 0.5 * expected <= sum(calls) / 16 / 8 <= 1.2 * expected
+    assert cost_line(EIGHT, "output", 8, [3], 4).startswith(f"cost: about {expected:.1f} full generations per item")
+
+
+def test_flux_is_calibrated_item_by_item(tmp_path, capsys):
+    path = tmp_path / "plan.json"
+    words = ["backend=flux", "backend.size=tiny", "backend.weights=random", "num_steps=6", "method=calibrated"]
+    for more in (["num_items=1", "scope=modules", "tokens=8"], ["num_items=2", "seconds=0"]):
+        main([*words, f"results={tmp_path}", "budget=3", f"output={path}", *more])
+        said = capsys.readouterr().out
+        assert said.startswith("cost: about ") and f"of {more[0][-1]} items in all" in said
+        assert len(json.loads(path.read_text())["plan"]["full_steps"]) == 3
