@@ -6,6 +6,9 @@ BIN := .venv/bin
 READY := .venv/.ready
 EXTRAS := all
 
+# `python -m experiments` and `python -m evaluation` find the checkout from any working directory.
+REACHED := import pathlib, sys, sysconfig; pathlib.Path(sysconfig.get_path('purelib'), 'hicache_checkout.pth').write_text(sys.argv[1] + chr(10))
+
 MIRRORS := digits_table2,digits_table3,digits_table4,digits_table7,digits_table8
 
 .PHONY: help setup demo test test-slow test-all mirrors docs check lint format clean
@@ -23,6 +26,7 @@ else
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 endif
+	@$(BIN)/python -c "$(REACHED)" "$(CURDIR)"
 	@touch $(READY)
 
 demo: $(READY) ## HiCache on the embedded model, with a table and a picture

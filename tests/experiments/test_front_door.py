@@ -1,6 +1,7 @@
 """`python -m experiments`: every verb has help, help is quick, and a reader that goes away is no error."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,26 @@ def test_every_verb_is_a_program_with_a_line_of_help(capsys):
 def test_help_is_the_docstring_of_the_module(verb, capsys):
     assert main([*verb.split(), "--help"]) == 0
     assert f"python -m experiments {verb}" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_from_another_folder_results_lie_where_one_stands(small, tmp_path):
+    here = [word for word in small if not word.startswith("results=")]
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+
+    def call(*words):
+        env = os.environ | {"PYTHONPATH": str(ROOT)}  # what `make setup` writes into its environment
+        done = subprocess.run(
+            [sys.executable, *words], cwd=folder, env=env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    call(str(ROOT / "run.py"), "method=fora", *here)
+    assert [path.name for path in folder.iterdir()] == ["results"]
+    assert "FORA" in call("-m", "experiments", "tables", "runs=*fora*")
+    assert [path.name for path in folder.iterdir()] == ["results"]
 
 
 def test_an_unknown_verb_is_a_line(capsys):
