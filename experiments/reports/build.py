@@ -9,8 +9,9 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from experiments.config.compose import compose, options
 from experiments.config.preset import PaperConfig, PresetConfig, RowConfig
@@ -61,6 +62,8 @@ class Row:
     block: str = ""
     note: str = ""
     preset: RowConfig | None = None
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    """What a run without settings is: dotted key -> value, as its folder says."""
 
 
 @dataclass(frozen=True, kw_only=True)

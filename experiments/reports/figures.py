@@ -1,23 +1,32 @@
-"""Figures of tables (quality against speed with its Pareto front, a grid of pictures), and of a backend (analyses).
+"""Figures of tables, plans or any runs, each one column of a paper wide; and of a backend (analyses).
 
     python -m experiments figures table=digits                 from the runs of presets
     python -m experiments figures plan=results/plans/NAME      from the runs of a plan
+    python -m experiments figures runs=results/sweeps/3f0c...  from any runs, as `tables runs=` names them
     python -m experiments figures table=4 quality=fid speed=wall_speedup items=8
+    python -m experiments figures table=digits errors=4        also the errors over the steps of 4 items, made anew
     python -m experiments figures backend=digits               all analyses of trajectories (`experiments analyses`)
 
-`results/figures/<name>_pareto.{png,pdf}`: one point per run, and the front of those that no other run beats in both.
-`results/figures/<name>_grid.png`: one row per run, the reference first, one column per item with the same noise in it.
+`results/figures/<name>_*.png`, each where its runs are there:
+
+    pareto     one point per run, and the front of those that no other run beats in both (also .pdf)
+    sigma, interval, order    quality over one setting, a line per method
+    steps      which steps are full, a strip per run
+    paired     the value of every item under each method against that under the baseline
+    grid       one row per run with its difference to the reference and PSNR, one column per item with the same noise
+    sheet      all items of the best run
+    frames     of videos: frames of one item, a row per run
+    errors     with errors=: error of the sampler's state over the steps
+
 Further key=value arguments are those of run.py.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any
-
-import matplotlib
 
 from experiments.analyses import parts as analyses
 from experiments.cli import Exit
@@ -25,17 +34,20 @@ from experiments.errors import check, choose
 from experiments.files import ensure_writable
 from experiments.plans.manifest import Plan
 from experiments.reports.build import Row, Table, build, build_plan
-from experiments.reports.columns import directions, head_of
-from experiments.reports.gallery import read_still, records_of, varied
-from experiments.reports.report import family, whole
-from experiments.reports.tables import overrides_of, parse, presets_of
+from experiments.reports.columns import directions
+from experiments.reports.curves import ablation, full_steps, paired, step_errors
+from experiments.reports.pictures import contact_sheet, frames, grid
+from experiments.reports.plot import draw_panel, height_of, identified, look_of_row
+from experiments.reports.ranks import in_order
+from experiments.reports.report import whole
+from experiments.reports.runs import build_runs
+from experiments.reports.tables import how_to_run, overrides_of, parse, presets_of
+from experiments.runs.style import COLUMN, save, styled
 
-__all__ = ["front", "grid", "main", "pareto"]
+__all__ = ["front", "main", "pareto"]
 
 SPEEDS = ("flops_speedup", "wall_speedup")
-MARKERS = "osD^vP*Xdh"
-GRID_ROWS = 60
-"""More runs than that are no picture any more: the first are shown."""
+ABLATED = ("sigma", "interval", "order")
 RAW_ITEMS = 4
 """With 16 tokens of each fewer rows than dimensions, as in the paper's Table 6."""
 
@@ -66,68 +78,19 @@ def pareto(table: Table, speed: str, quality: str, stem: Path) -> list[Path]:
     found = measured(table, speed, quality)
     if len(found) < 2:
         return []
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(7.2, 4.6))
-    families = list(dict.fromkeys(family(row) for row, _, _ in found))
-    for index, name in enumerate(families):
-        mine = [(x, y) for row, x, y in found if family(row) == name]
-        style: dict[str, Any] = {"marker": MARKERS[index % len(MARKERS)], "linestyle": "none", "markersize": 7}
-        axis.plot(*zip(*mine, strict=True), label=name, color=f"C{index % 10}", **style)
+    high = height_of(len({look_of_row(row).title for row, _, _ in found}))
     best = front([(x, y) for _, x, y in found], directions()[quality])
-    axis.plot([found[i][1] for i in best], [found[i][2] for i in best], "--", color="0.5", linewidth=1, zorder=0)
-    for i in best:
-        row, x, y = found[i]
-        axis.annotate(row.label, (x, y), fontsize=7, xytext=(5, 4), textcoords="offset points")
-    axis.set(xlabel=head_of(speed), ylabel=head_of(quality))
-    axis.set_title(textwrap.fill(table.preset.title, 70), fontsize=10)
-    axis.margins(x=0.15)
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
-    figure.tight_layout()
-    written = [stem.with_name(f"{stem.name}_pareto{suffix}") for suffix in (".png", ".pdf")]
-    for path in written:
-        figure.savefig(path, dpi=150)
-    pyplot.close(figure)
-    return written
-
-
-def grid(table: Table, results: Path, count: int, stem: Path) -> list[Path]:
-    """Draw the pictures of the first `count` items that all runs of the table's first reference have."""
-    runs = results / "runs"
-    records = {row.run: records_of(runs / row.run) for row in table.rows if row.run}
-    labels = {row.run: row.label for row in table.rows if row.run and records[row.run]}
-    if len(labels) > GRID_ROWS:
-        print(f"{table.preset.name}: pictures of the first {GRID_ROWS} of {len(labels)} runs")
-        labels = dict(list(labels.items())[:GRID_ROWS])
-    first = next(iter(labels), None)
-    if first is None:
-        return []
-    titles = {name: record["title"] for name, record in records[first].items()}
-    shared = {name: title for name, title in titles.items() if all(name in records[run] for run in labels)}
-    names = varied(shared)[:count]
-    if not names:
-        return []
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    shape = (len(labels), len(names))
-    size = (1.15 * shape[1] + 2.6, 1.15 * shape[0] + 0.4)
-    figure, axes = pyplot.subplots(*shape, figsize=size, squeeze=False)
-    for r, (run, label) in enumerate(labels.items()):
-        for c, name in enumerate(names):
-            axis = axes[r][c]
-            axis.imshow(read_still(runs / run / "media" / records[run][name]["files"][0]), interpolation="nearest")
-            axis.set(xticks=[], yticks=[])
-            if r == 0:
-                axis.set_title(textwrap.shorten(titles[name], 18, placeholder="…"), fontsize=8)
-        axes[r][0].set_ylabel(textwrap.fill(label, 24), rotation=0, ha="right", va="center", fontsize=8, labelpad=6)
-    figure.tight_layout(pad=0.4)
-    path = stem.with_name(f"{stem.name}_grid.png")
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
-    return [path]
+    with styled() as pyplot:
+        figure, axis = pyplot.subplots(figsize=(COLUMN, high))
+        figure.subplots_adjust(left=0.15, right=0.68, bottom=0.36 / high, top=1 - 0.3 / high)
+        line = [(found[i][1], found[i][2]) for i in best]
+        axis.plot(*zip(*line, strict=True), color="0.75", linewidth=3, zorder=0, solid_capstyle="round")
+        chosen = dataclasses.replace(table, rows=[row for row, _, _ in found])
+        draw_panel(axis, chosen, quality, speed, high - 0.55)
+        title = f"{table.preset.title}; grey: what no other run beats in both"
+        axis.set_title(textwrap.fill(title, 62), loc="left", x=-0.16, fontsize=6.5)
+        paths = [stem.with_name(f"{stem.name}_pareto{suffix}") for suffix in (".png", ".pdf")]
+        return [save(figure, path, bbox_inches="tight", pad_inches=0.03) for path in paths]
 
 
 def quality_of(table: Table, wanted: str) -> str | None:
@@ -145,35 +108,56 @@ def main(arguments: list[str]) -> None:
     if {"--help", "-h"} & set(arguments):
         return print(__doc__)
     given = dict(parse(argument) for argument in arguments)
-    if "backend" in given and not {"table", "plan"} & set(given):
+    if "backend" in given and not {"table", "plan", "runs"} & set(given):
         analyses.main(arguments)
         if not {"part", "mode"} & set(given):  # the published setting of the energy test, which says nothing
             analyses.main([*arguments, "part=gaussianity", "mode=raw", f"items={RAW_ITEMS}"])
         return None
-    names, plan = given.pop("table", ""), given.pop("plan", "")
-    results = Path(given.pop("results", "results"))
-    quality, count = given.pop("quality", ""), whole(given, "items", 10)
+    quality, count, errors = given.pop("quality", ""), whole(given, "items", 8), given.pop("errors", "0")
+    check(errors.isdecimal(), "errors", "must be an integer >= 0", errors)
     speed = choose("speed", given.pop("speed", "flops_speedup"), SPEEDS)
-    check(bool(names) != bool(plan), "table", "must be given, or plan, or backend without either", names or plan)
-    if plan:
-        check(not given, "argument", "must not stand beside plan=", sorted(given))
-        opened = Plan.open(plan)
-        results, tables = opened.results, [build_plan(opened)]
-    else:
-        overrides = overrides_of(given)
-        tables = [build(preset, overrides, results) for preset in presets_of(names)]
-    ensure_writable(results)
-    folder = results / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
+    tables, results, folder = tables_of(given)
+    ensure_writable(folder)
     for table in tables:
+        table = identified(dataclasses.replace(table, rows=in_order(list(table.rows), table.preset.sort, results)))
         stem, chosen = folder / table.preset.name, quality_of(table, quality)
-        plot = pareto(table, speed, chosen, stem) if chosen else []
-        written = [*plot, *grid(table, results, count, stem)]
+        written = draw(table, results, stem, (speed, chosen, count, int(errors)))
         for path in written:
             print(f"written: {path}")
         if not written:
-            print(f"{table.preset.name}: none of its rows was run")
+            print(f"{table.preset.name}: none of its rows was run{how_to_run(table)}")
     return None
+
+
+def tables_of(given: dict[str, str]) -> tuple[list[Table], Path, Path]:
+    """The tables that the arguments name, the results folder of their runs, and that of the figures."""
+    names, plan, runs = given.pop("table", ""), given.pop("plan", ""), given.pop("runs", "")
+    results = Path(given.pop("results", "results"))
+    rule = "must be given, or plan, or runs, or backend without them"
+    check([bool(names), bool(plan), bool(runs)].count(True) == 1, "table", rule, names or plan or runs)
+    if names:
+        overrides = overrides_of(given)
+        return [build(preset, overrides, results) for preset in presets_of(names)], results, results / "figures"
+    check(not given, "argument", f"must not stand beside {'plan' if plan else 'runs'}=", sorted(given))
+    if plan:
+        opened = Plan.open(plan)
+        return [build_plan(opened)], opened.results, opened.results / "figures"
+    tables, roots = build_runs(runs.split(","), results)
+    return tables, roots[0].parent, results / "figures"
+
+
+def draw(table: Table, results: Path, stem: Path, asked: tuple[str, str | None, int, int]) -> list[Path]:
+    """All figures that the runs of a table are enough for; `asked`: speed, quality, items of the grid, of errors."""
+    speed, quality, count, errors = asked
+    written: list[Path] = []
+    if quality:
+        written += pareto(table, speed, quality, stem)
+        for key in ABLATED:
+            written += ablation(table, key, quality, stem)
+        written += paired(table, results, quality, stem)
+    written += full_steps(table, results, stem)
+    written += [*grid(table, results, count, stem), *contact_sheet(table, results, stem), *frames(table, results, stem)]
+    return written + (step_errors(table, errors, stem) if errors else [])
 
 
 if __name__ == "__main__":

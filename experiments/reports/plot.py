@@ -1,105 +1,277 @@
-"""Quality against speed, or against a setting: one line per method, one picture per table."""
+"""Quality against speed, or against a setting: one panel per metric, one picture per table, one column of a paper wide.
+
+A line joins the points of a method where exactly one setting tells them apart, in the order of that setting, whose
+values stand at the points. Other points stand alone. The un-cached run is a dashed line where it has the metric. A
+metric whose intervals all meet tells no method from another: it has no panel, and the figure says so. More than
+`LEGEND` methods are named beside the axes instead of in a legend.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
-
-import matplotlib
+from typing import Any, NamedTuple
 
 import hicache
 from experiments.config.method import StepsConfig
-from experiments.files import replacing
 from experiments.reports.build import Row, Table
 from experiments.reports.columns import head_of
+from experiments.runs.style import COLUMN, Look, end_labels, halo, look_of, save, styled
+from experiments.settings.identity import canonical
 
-__all__ = ["plot"]
+__all__ = [
+    "Point",
+    "draw_panel",
+    "height_of",
+    "identified",
+    "identity_of",
+    "is_plain",
+    "leaves",
+    "look_of_row",
+    "plot",
+    "points",
+    "telling",
+]
 
 QUALITY = ("psnr", "digits_fid", "image_reward", "fid", "vbench")
-AXES = {"flops_speedup": "FLOPs speed-up", "sigma": "σ"}
-MARKERS = "osD^vP*Xdh"
-CROWD = 12
-"""More lines than that have their legend beside the axes."""
-CLOUD = 60
-"""More points than that are no line: they stand alone, without their intervals."""
+AXES = {"flops_speedup": "FLOPs speed-up", "wall_speedup": "wall speed-up", "sigma": "σ", "interval": "interval N"}
+SYMBOLS = {"interval": "N", "order": "m", "sigma": "σ", "method.steps": ""}
+LEGEND = 8
+"""More methods than that are named beside the axes."""
 NAMED = 40
-"""No more lines than that are named in a legend."""
+"""No more methods than that are named."""
+CLOUD = 60
+"""More points of one method than that stand without their intervals."""
+
+STEPS = {"method.steps": StepsConfig(name="steps").steps}
+"""What the identity of a run with fewer steps leaves out."""
 
 
-def family(row: Row) -> str:
-    """What is joined by a line: a method, or a solver with fewer steps."""
-    if row.settings is None:
-        known = [part for part in row.run.split("-") if part in hicache.METHODS]
-        return hicache.METHODS[known[0]].title if known else row.label
-    method = row.settings.method
-    if isinstance(method, StepsConfig):
-        return {"dpmpp": "DPM-Solver++", "unipc": "UniPC"}.get(method.solver or "", "fewer DDIM steps")
-    return hicache.METHODS[method.name].title
+class Point(NamedTuple):
+    """Position (None = the method has no such setting), value, the reach of its interval, and the run's settings."""
+
+    x: float | None
+    value: float
+    below: float
+    above: float
+    facts: Mapping[str, Any]
 
 
-def plot(table: Table, path: Path) -> bool:
-    """Draw the rows that have numbers; False if there are none."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    shown = [name for name in QUALITY if any(points(table, name).values())]
-    if not shown:
-        return False
-    crowded = len(points(table, shown[0])) > CROWD
-    width = 5.6 * len(shown) + 3.6 * crowded
-    figure, axes = pyplot.subplots(1, len(shown), figsize=(width, 4.4 + 2 * crowded), squeeze=False)
-    for axis, name in zip(axes[0], shown, strict=True):
-        for index, (title, found) in enumerate(points(table, name).items()):
-            colour = f"C{index % 10}"
-            level = [point for point in found if point[0] is None]
-            for _, value, *_ in level:
-                axis.axhline(value, label=title, color=colour, linestyle="--", linewidth=1.2)
-            curve = sorted(point for point in found if point[0] is not None)
-            if curve:
-                x, y, below, above = zip(*curve, strict=True)
-                marker = MARKERS[(index + index // 10) % len(MARKERS)]
-                if len(curve) > CLOUD:
-                    axis.scatter(x, y, s=9, label=title, color=colour, marker=marker, alpha=0.5)
-                    continue
-                style = {"marker": marker, "capsize": 2, "linewidth": 1.2}
-                axis.errorbar(x, y, yerr=(below, above), label=title, color=colour, **style)
-        axis.set(xlabel=AXES.get(table.preset.axis, table.preset.axis), ylabel=head_of(name))
-        axis.grid(alpha=0.3)
-    handles, titles = axes[0][0].get_legend_handles_labels()
-    if len(handles) > NAMED:
-        titles = [*titles[: NAMED - 1], f"… and {len(titles) - NAMED + 1} more"]
-    if crowded:
-        axes[0][-1].legend(handles[:NAMED], titles, fontsize=7, loc="upper left", bbox_to_anchor=(1.02, 1), ncols=2)
-    else:
-        axes[0][0].legend(fontsize=8)
-    figure.suptitle(textwrap.fill(table.preset.title, 62 * len(shown)), fontsize=10)
-    figure.tight_layout()
-    with replacing(path) as partial:
-        figure.savefig(partial, dpi=130, format="png")
-    pyplot.close(figure)
-    return True
+def identity_of(row: Row) -> Mapping[str, Any]:
+    """What a row's run is: dotted key -> value."""
+    found = row.identity or ({} if row.settings is None else dict(leaves(canonical(row.settings))))
+    return {**STEPS, **found} if found.get("method.name") == "steps" else found
 
 
-Point = tuple[float | None, float, float, float]
+def identified(table: Table) -> Table:
+    """The table whose rows know what they are, so that it is found out once."""
+    return dataclasses.replace(table, rows=[dataclasses.replace(row, identity=identity_of(row)) for row in table.rows])
 
 
-def points(table: Table, name: str) -> dict[str, list[Point]]:
-    """Position, value and the reach of its interval, by family; position None = the method has no such setting."""
-    found: dict[str, list[Point]] = {}
-    for row in table.rows:
-        cell, position = row.ours.get(name), position_of(row, table.preset.axis)
-        here = found.setdefault(family(row), [])
-        if cell is not None and cell.value is not None:
-            low = cell.value if cell.low is None else cell.low
-            high = cell.value if cell.high is None else cell.high
-            here.append((position, cell.value, cell.value - low, high - cell.value))
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Dotted keys and values of nested settings."""
+    found: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        found += leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
     return found
+
+
+def look_of_row(row: Row) -> Look:
+    """Name, colour and marker of a row's method; a row that is no run has its label."""
+    facts = identity_of(row)
+    method = facts.get("method.name") or next((part for part in row.run.split("-") if part in hicache.METHODS), None)
+    if method is None:
+        return look_of(row.label)
+    look = look_of(facts.get("method.solver") or method)
+    beside = [str(facts[f"{group}.name"]) for group in ("operators", "guidance") if f"{group}.name" in facts]
+    return look._replace(title=" + ".join([look.title, *beside]))
+
+
+def series(table: Table) -> dict[str, list[Row]]:
+    """The rows of each method, by its name."""
+    found: dict[str, list[Row]] = {}
+    for row in table.rows:
+        found.setdefault(look_of_row(row).title, []).append(row)
+    return found
+
+
+def points(table: Table, name: str, axis: str | None = None) -> dict[str, list[Point]]:
+    """The points of each method that have a number."""
+    axis = axis or table.preset.axis
+    return {title: [p for row in rows if (p := point(row, name, axis))] for title, rows in series(table).items()}
+
+
+def point(row: Row, name: str, axis: str) -> Point | None:
+    """The point of a row."""
+    cell = row.ours.get(name)
+    if cell is None or cell.value is None:
+        return None
+    low = cell.value if cell.low is None else cell.low
+    high = cell.value if cell.high is None else cell.high
+    return Point(position_of(row, axis), cell.value, cell.value - low, high - cell.value, identity_of(row))
 
 
 def position_of(row: Row, axis: str) -> float | None:
     """Where a row stands on the horizontal axis."""
-    if axis in row.ours:
-        return row.ours[axis].value
-    if row.settings is None or axis not in hicache.METHODS[row.settings.method.name].uses:
+    value = row.ours[axis].value if axis in row.ours else identity_of(row).get(axis)
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def telling(found: list[Point]) -> str | None:
+    """The one setting in which points differ, with a number for each; None if there is none or several."""
+    keys = dict.fromkeys(key for point in found for key in point.facts)
+    differing = [key for key in keys if len({repr(point.facts.get(key)) for point in found}) > 1]
+    if len(differing) != 1 or not all(isinstance(p.facts.get(differing[0]), (int, float)) for p in found):
         return None
-    return float(getattr(row.settings, axis))
+    return differing[0]
+
+
+def tells(table: Table, name: str) -> bool:
+    """Whether a metric tells rows apart: not all of their intervals meet, or nobody knows them."""
+    found = [point for of in points(table, name).values() for point in of]
+    return max(p.value - p.below for p in found) > min(p.value + p.above for p in found)
+
+
+def plot(table: Table, path: Path) -> bool:
+    """Draw the rows that have numbers; False if there are none."""
+    table = identified(table)
+    known = [name for name in QUALITY if any(points(table, name).values())]
+    shown = [name for name in known if tells(table, name)] or known[:1]
+    if not shown:
+        return False
+    left_out = [head_of(name) for name in known if name not in shown]
+    heights = [height_of(len(drawn(table, name))) for name in shown]
+    with styled() as pyplot:
+        figure, axes = pyplot.subplots(
+            len(shown),
+            1,
+            figsize=(COLUMN, sum(heights)),
+            squeeze=False,
+            height_ratios=heights,
+        )
+        frame(figure, sum(heights), heights)
+        for axis, name, high in zip(axes[:, 0], shown, heights, strict=True):
+            draw_panel(axis, table, name, table.preset.axis, high - MARGIN)
+        title = textwrap.fill(table.preset.title, 62)
+        if left_out:
+            title += "\n" + textwrap.fill(f"not drawn, its intervals all meet: {', '.join(left_out)}", 62)
+        axes[0, 0].set_title(title, loc="left", x=-0.16, fontsize=6.5)
+        save(figure, path, bbox_inches="tight", pad_inches=0.03)
+    return True
+
+
+MARGIN = 0.55
+"""Inches above and below the axes of a panel together."""
+
+
+def frame(figure: Any, total: float, heights: list[float]) -> None:
+    """The same margins whatever the size."""
+    room = MARGIN * len(heights) / (total - MARGIN)
+    figure.subplots_adjust(left=0.15, right=0.68, bottom=0.36 / total, top=1 - 0.3 / total, hspace=room)
+
+
+def drawn(table: Table, name: str) -> dict[str, list[Point]]:
+    """The methods that a panel shows; the un-cached run is no method."""
+    return {title: of for title, of in points(table, name).items() if of and not is_reference(of)}
+
+
+def is_plain(facts: Mapping[str, Any]) -> bool:
+    """Whether this is the identity of an un-cached run."""
+    return facts.get("method.name") == "none" and not {"operators.name", "guidance.name"} & facts.keys()
+
+
+def is_reference(found: list[Point]) -> bool:
+    """Whether these are points of the un-cached run alone."""
+    return all(is_plain(point.facts) for point in found)
+
+
+def height_of(count: int) -> float:
+    """Inches of a panel: a name beside it needs a line."""
+    return max(2.3, MARGIN + 0.105 * min(count, NAMED)) if count > LEGEND else 2.3
+
+
+def draw_panel(axis: Any, table: Table, name: str, over: str, inches: float) -> None:
+    """One metric over one horizontal axis."""
+    looks = {look.title: look for look in map(look_of_row, table.rows)}
+    found = (
+        drawn(table, name)
+        if over == table.preset.axis
+        else {title: of for title, of in points(table, name, over).items() if of and not is_reference(of)}
+    )
+    levels = {title: of for title, of in found.items() if all(point.x is None for point in of)}
+    ends = []
+    for title, of in found.items():
+        look, key = looks[title], telling(of)
+        if title in levels:
+            axis.axhline(of[0].value, color=look.colour, linestyle=":", linewidth=0.8, label=title)
+            continue
+        curve = sorted((p for p in of if p.x is not None), key=lambda p: p.facts[key] if key else p.x or 0.0)
+        draw_series(axis, look, curve, joined=key is not None and len(curve) > 1)
+        last = max(curve, key=lambda p: p.x or 0.0)
+        ends.append((title, look.colour, last.x, last.value))
+        if key and key != over and len(found) <= LEGEND and len(curve) > 1:
+            mark(axis, curve, key, look.colour)
+    reference = [p for of in points(table, name).values() if is_reference(of) for p in of]
+    if reference:
+        axis.axhline(reference[0].value, color="black", linestyle="--", linewidth=0.7, label="un-cached")
+    axis.set(xlabel=AXES.get(over, over), ylabel=head_of(name))
+    axis.margins(x=0.08, y=0.1)
+    axis.autoscale_view()
+    name_series(axis, ends, levels, looks, inches)
+
+
+def draw_series(axis: Any, look: Look, curve: list[Point], joined: bool) -> None:
+    """The points of one method."""
+    x, y, below, above, _ = zip(*curve, strict=True)
+    style = {**look.points, "linestyle": "-" if joined else "none", "label": look.title}
+    if len(curve) > CLOUD:
+        axis.plot(x, y, **{**style, "linestyle": "none", "markersize": 2, "alpha": 0.5})
+    else:
+        axis.errorbar(x, y, yerr=(below, above), elinewidth=0.6, **style)
+
+
+def mark(axis: Any, curve: list[Point], key: str, colour: str) -> None:
+    """The swept values at their points; a value that stands there already is not written again."""
+    symbol = SYMBOLS.get(key, key.rpartition(".")[2])
+    written = vars(axis).setdefault("_marks", [])
+    low, high = axis.get_ylim()
+    for p in curve:
+        value = p.facts[key]
+        text = f"{symbol}={value:g}" if symbol else f"{value:g}"
+        near = [1 for said, x, y in written if said == text and x == p.x and abs(y - p.value) < 0.12 * (high - low)]
+        if not near:
+            axis.annotate(
+                text,
+                (p.x, p.value),
+                xytext=(3, 2),
+                textcoords="offset points",
+                fontsize=5,
+                color=colour,
+                path_effects=halo(),
+            )
+            written.append((text, p.x, p.value))
+
+
+def name_series(
+    axis: Any,
+    ends: list[tuple[str, str, float, float]],
+    levels: Mapping[str, list[Point]],
+    looks: Mapping[str, Look],
+    inches: float,
+) -> None:
+    """A legend, or names beside the axes: at the end of a line, or at a point that lies far from the edge."""
+    if len(ends) + len(levels) <= LEGEND:
+        axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), borderaxespad=0.2)
+        return
+    left, right = axis.get_xlim()
+    lines = [(title, looks[title].colour, right, of[0].value) for title, of in levels.items()]
+    far = [end for end in ends if (end[2] - left) / (right - left) < 0.62]
+    for title, colour, x, y in far:
+        where = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 5.5}
+        axis.annotate(title, (x, y), color=colour, path_effects=halo(), **where)
+    near = [end for end in ends if end not in far] + lines
+    if len(near) > NAMED:
+        near = [*near[: NAMED - 1], (f"… and {len(near) - NAMED + 1} more", "black", *near[NAMED - 1][2:])]
+    end_labels(axis, near, inches)

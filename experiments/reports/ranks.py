@@ -27,7 +27,7 @@ from experiments.reports.build import Cell, Row, Table
 from experiments.reports.columns import EXACT, directions
 from experiments.runs.folder import read_values
 
-__all__ = ["judged", "values_of"]
+__all__ = ["differences", "in_order", "judged", "values_of"]
 
 
 def judged(table: Table, results: Path) -> Table:

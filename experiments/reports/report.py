@@ -20,16 +20,16 @@ from typing import Any
 
 import jinja2
 
-import hicache
 from experiments.cli import Exit
 from experiments.environment import git
 from experiments.errors import ConfigError, check
 from experiments.files import ASSETS, sweep, write_text
 from experiments.plans.manifest import Plan
-from experiments.reports.build import Cell, Row, Table, build, build_plan
+from experiments.reports.build import Cell, Table, build, build_plan
 from experiments.reports.columns import decimals_of, directions, head_of
 from experiments.reports.costs import UNITS
 from experiments.reports.gallery import Gallery
+from experiments.reports.plot import look_of_row
 from experiments.reports.ranks import judged
 from experiments.reports.render import LEVEL, facts, published_text
 from experiments.reports.runs import build_runs
@@ -90,15 +90,8 @@ def points(tables: list[Table]) -> list[dict[str, Any]]:
         for row in table.rows:
             if row.run and row.run not in found:
                 values = {name: cell.value for name, cell in row.ours.items()}
-                found[row.run] = {"label": row.label, "family": family(row), **values}
+                found[row.run] = {"label": row.label, "family": look_of_row(row).title, **values}
     return list(found.values())
-
-
-def family(row: Row) -> str:
-    """The method of a row, whose colour it has."""
-    parts = row.run.split("-")
-    known = [part for part in parts if part in hicache.METHODS]
-    return hicache.METHODS[known[0]].title if known else row.label
 
 
 def page(tables: list[Table], roots: list[Path], title: str, items: int, side: int) -> str:
@@ -174,8 +167,7 @@ def main(arguments: list[str]) -> None:
             results, tables, stem = opened.results, [build_plan(opened)], opened.folder.name
             roots = [results / "runs"]
         else:
-            table, roots = build_runs(words, results)
-            tables = [table]
+            tables, roots = build_runs(words, results)
     path = Path(out) if out else results / "report" / f"{stem}.html"
     title = tables[0].preset.title if len(tables) == 1 else "HiCache: runs and tables"
     put(path, page([judged(table, results) for table in tables], roots, title, items, side))

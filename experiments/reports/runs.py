@@ -1,14 +1,15 @@
-"""A table of any runs: those of folders, by name, or by the digits of their identity.
+"""Tables of any runs: those of folders, by name, or by the digits of their identity.
 
 A word names a run folder, a folder of runs or results (all runs in it), a sweep's folder, or a run of the results
-folder by its whole name, by a pattern (`digits-hicache-*`) or by the beginning of its twelve digits. Rows are labelled
-by the method and by the settings in which the runs differ. The same run in two places is one row.
+folder by its whole name, by a pattern (`digits-hicache-*`) or by the beginning of its twelve digits. Runs of one
+backend and set of items make a table: others are never ranked beside them. Rows are labelled by the method and by the
+settings in which its runs differ. The same run in two places is one row.
 """
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from experiments.errors import check, choose
 from experiments.files import read_config, read_json
 from experiments.reports.build import COSTS, Row, Table, cells_of
 from experiments.reports.columns import directions
+from experiments.reports.plot import STEPS, leaves
 from experiments.runs.folder import read_metrics
+from experiments.runs.style import SOLVERS
 
 __all__ = ["build_runs", "found_runs"]
 
@@ -68,11 +71,36 @@ def listed(path: Path) -> list[str]:
     return names
 
 
-def build_runs(words: list[str], results: Path) -> tuple[Table, list[Path]]:
-    """The table of the runs, and the folders that they lie in."""
+def build_runs(words: list[str], results: Path) -> tuple[list[Table], list[Path]]:
+    """A table for the runs of each backend and set of items, and the folders that they lie in.
+
+    What runs of one table share is not in their labels; a sweep's runs have the labels that it gave them.
+    """
     found = found_runs(words, results)
     check(bool(found), "run", "must be a run, or a folder of runs", " ".join(words))
     said = {name: identity_of(folder) for name, folder in found.items()}
+    groups: dict[str, list[str]] = {}
+    for name, identity in said.items():
+        groups.setdefault(set_of(identity), []).append(name)
+    tables = []
+    for group, names in groups.items():
+        stem = "runs" if len(groups) == 1 else f"runs_{group.split(',')[0].split()[0]}_{len(tables) + 1}"
+        tables.append(table_of({name: found[name] for name in names}, {n: said[n] for n in names}, stem, group))
+    return tables, list(dict.fromkeys(folder.parent for folder in found.values()))
+
+
+def set_of(identity: Mapping[str, Any]) -> str:
+    """Backend, its settings and the items: runs that differ in these are not compared."""
+    backend = {"name": "unknown", **identity.get("backend", {})}
+    shared = {key: identity.get(key) for key in ("num_steps", "num_items", "seed")}
+    more = ", ".join(f"{key}={value}" for key, value in backend.items() if key not in ("name", "revision"))
+    items = f"{shared['num_items']} items, seed {shared['seed']}, {shared['num_steps']} steps"
+    revision = f" {str(backend['revision'])[:6]}" if backend.get("revision") else ""
+    return f"{backend['name']}{revision}{f' ({more})' if more else ''}, {items}"
+
+
+def table_of(found: Mapping[str, Path], said: Mapping[str, Mapping[str, Any]], stem: str, group: str) -> Table:
+    """The table of runs of one backend and set of items, best first."""
     metrics = {name: read_metrics(folder / "metrics.json") for name, folder in found.items()}
     columns = [name for name in directions() if name not in COSTS and any(name in of for of in metrics.values())]
     labels, rows = labels_of(said), []
@@ -80,10 +108,13 @@ def build_runs(words: list[str], results: Path) -> tuple[Table, list[Path]]:
         own = said[name]["method"]["name"] == "none" and not {"guidance", "operators"} & said[name].keys()
         ours = cells_of(folder.parents[1], name, own, [*COSTS, *columns])
         block = "reference" if own else ""
-        rows.append(Row(label=labels[name], run=name, settings=None, ours=ours, paper={}, block=block))
-    title = f"{len(rows)} runs" if len(rows) > 1 else labels[rows[0].run]
-    roots = list(dict.fromkeys(folder.parent for folder in found.values()))
-    return Table(preset=PresetConfig(name="runs", title=title, columns=columns), rows=rows), roots
+        facts = dict(leaves(said[name]))
+        rows.append(Row(label=labels[name], run=name, settings=None, ours=ours, paper={}, block=block, identity=facts))
+    title = f"{len(rows)} runs: {group}" if len(rows) > 1 else f"{labels[rows[0].run]}: {group}"
+    sort = next(
+        (name for name in columns if any((f / "values" / f"{name}.json").is_file() for f in found.values())), None
+    )
+    return Table(preset=PresetConfig(name=stem, title=title, columns=columns, sort=sort), rows=rows)
 
 
 def identity_of(folder: Path) -> dict[str, Any]:
@@ -97,25 +128,40 @@ def identity_of(folder: Path) -> dict[str, Any]:
     return identity
 
 
+SYMBOLS = {"interval": "N", "order": "m", "sigma": "σ", "num_steps": "steps of the solver"}
+
+
 def labels_of(said: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """A label per run: its method, and what else tells it from the others."""
-    flat = {name: dict(leaves(identity)) for name, identity in said.items()}
-    keys = dict.fromkeys(key for of in flat.values() for key in of if key != "method.name")
-    telling = [key for key in keys if len({repr(of[key]) for of in flat.values() if key in of}) > 1]
-    found = {}
+    """A label per run: its method, and what else tells it from the others of its method."""
+    flat = {name: complete(dict(leaves(identity))) for name, identity in said.items()}
+    kinds: dict[str, list[str]] = {}
     for name, of in flat.items():
-        method = str(of["method.name"])
-        details = ", ".join(f"{key.rpartition('.')[2]}={of[key]}" for key in telling if key in of)
-        found[name] = (
-            f"{METHOD_TITLES.get(method, method)} ({details})" if details else METHOD_TITLES.get(method, method)
-        )
+        kinds.setdefault(titled(of), []).append(name)
+    found = {}
+    for title, names in kinds.items():
+        keys = dict.fromkeys(key for name in names for key in flat[name])
+        telling = [key for key in keys if len({repr(flat[name].get(key)) for name in names}) > 1]
+        shared = {key for key in SYMBOLS if len({repr(of[key]) for of in flat.values() if key in of}) > 1}
+        for name in names:
+            shown = [key for key in flat[name] if key in telling or key in shared]
+            details = [f"{SYMBOLS.get(key, key.rpartition('.')[2])}={short(flat[name][key])}" for key in shown]
+            found[name] = f"{title} ({', '.join(details)})" if details else title
     return {name: label if list(found.values()).count(label) == 1 else name for name, label in found.items()}
 
 
-def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of nested settings."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def complete(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts with what the identity of a run with fewer steps leaves out."""
+    return {**STEPS, **facts} if facts.get("method.name") == "steps" else facts
+
+
+def titled(facts: Mapping[str, Any]) -> str:
+    """The name of a method, or of a solver."""
+    solver = facts.get("method.solver")
+    method = str(facts["method.name"])
+    return SOLVERS.get(str(solver)) or METHOD_TITLES.get(method, method)
+
+
+def short(value: Any) -> str:
+    """A value of at most 24 letters."""
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 24 else f"{text[:23]}…"

@@ -56,9 +56,11 @@ def main(arguments: list[str]) -> None:
     if runs:
         check(not given, "argument", "must not stand beside runs=", sorted(given))
         check(embedded == "false" and columns == "all", "runs", "must stand alone, or with results=", runs)
-        table, roots = build_runs(runs.split(","), results)
+        tables, roots = build_runs(runs.split(","), results)
         ensure_writable(results)
-        return show(judged(table, roots[0].parent), [results / "tables"])
+        for table in tables:
+            show(judged(table, roots[0].parent), [results / "tables"])
+        return None
     folders = [results / "tables"] + ([Path("results/embedded")] if embedded == "true" else [])
     overrides = overrides_of(given)
     ensure_writable(results)
@@ -73,6 +75,16 @@ def main(arguments: list[str]) -> None:
 def presets_of(names: str) -> list[str]:
     """The presets behind `table=`: all, or those named by number, in full, or without `_table`."""
     return options("experiment") if names == "all" else [preset_of(name) for name in names.split(",")]
+
+
+def how_to_run(table: Table) -> str:
+    """Which command runs the rows that were never run, to be said behind something; nothing if all were."""
+    waiting = [row for row in table.rows if row.run and any(cell.why == "not run" for cell in row.ours.values())]
+    if not waiting:
+        return ""
+    name = table.preset.name
+    command = f"python run.py experiment={name}" if name in options("experiment") else "python -m experiments execute"
+    return f"; {len(waiting)} of {len(table.rows)} wait: {command}"
 
 
 def show(table: Table, folders: list[Path], suffix: str = "") -> None:

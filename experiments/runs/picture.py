@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
+from typing import Any
 
-import matplotlib
 from torch import Tensor
 
 from experiments.backends.base import Item
-from experiments.files import replacing
+from experiments.runs.folder import read_values
 from experiments.runs.metrics.evidence import Evidence
+from experiments.runs.style import save, styled
 from experiments.settings.describe import describe_method
 
-__all__ = ["draw_comparison"]
+__all__ = ["draw_comparison", "gain_of"]
 
 COLUMNS = 10
-GAIN = 2.0
-"""The difference is drawn this many times brighter."""
+GAINS = (1, 2, 5, 10, 20, 50)
+"""The differences of a picture are drawn this many times brighter: the largest that leaves them below white."""
 
 
 def columns_of(items: list[Item]) -> list[Item]:
@@ -39,38 +40,57 @@ def shortened(text: str) -> str:
     return "\n".join(textwrap.wrap(text, 16, max_lines=2, placeholder=" …"))
 
 
+def gain_of(largest: float) -> int:
+    """How many times brighter differences of at most `largest` are drawn."""
+    return max((gain for gain in GAINS if gain * largest <= 1), default=1)
+
+
 def draw_comparison(evidence: Evidence, path: Path) -> None:
     """Three rows; a reference run, which has nothing to be compared with, has one."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     columns = columns_of(evidence.items)
     method = describe_method(evidence.settings).replace(" (", "\n(")
     samples = [still(evidence.backend.load_media(evidence.media, item)) for item in columns]
     rows: list[tuple[str, list[Tensor]]] = [(method, samples)]
     if evidence.reference is not None:
         references = [still(evidence.backend.load_media(evidence.reference, item)) for item in columns]
-        differences = [(GAIN * (a - b).abs()).clamp(0, 1) for a, b in zip(samples, references, strict=True)]
-        rows = [("reference", references), *rows, (f"|difference| ×{GAIN:g}", differences)]
-    figure, axes = pyplot.subplots(
-        len(rows), len(columns), figsize=(1.1 * len(columns) + 2.0, 1.15 * len(rows) + 0.6), squeeze=False
-    )
-    for r, (name, images) in enumerate(rows):
-        for c, image in enumerate(images):
-            axis = axes[r][c]
-            gray = image.shape[-1] == 1
-            axis.imshow(
-                image.squeeze(-1) if gray else image,
-                cmap="gray" if gray else None,
-                vmin=0,
-                vmax=1,
-                interpolation="nearest",
-            )
-            axis.set(xticks=[], yticks=[])
-            if r == 0:
-                axis.set_title(shortened(columns[c].title), fontsize=9)
-        axes[r][0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10, labelpad=8)
-    figure.tight_layout(pad=0.4)
-    with replacing(path) as partial:
-        figure.savefig(partial, dpi=130, format="png")
-    pyplot.close(figure)
+        apart = [(a - b).abs() for a, b in zip(samples, references, strict=True)]
+        gain = gain_of(max(float(values.max()) for values in apart))
+        differences = [(gain * values).clamp(0, 1) for values in apart]
+        rows = [("reference", references), *rows, (f"|difference| ×{gain}", differences)]
+    numbers = numbers_of(evidence, columns)
+    with styled() as pyplot:
+        size = (0.75 * len(columns) + 1.5, 0.78 * len(rows) + 0.4)
+        figure, axes = pyplot.subplots(len(rows), len(columns), figsize=size, squeeze=False)
+        for line, (name, images) in zip(axes, rows, strict=True):
+            for axis, image in zip(line, images, strict=True):
+                put(axis, image)
+            line[0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=6)
+        for axis, item in zip(axes[0], columns, strict=True):
+            axis.set_title(shortened(item.title))
+        for axis, number in zip(axes[-1], numbers, strict=True):
+            axis.set_xlabel(number, fontsize=6, labelpad=2)
+        figure.tight_layout(pad=0.4)
+        save(figure, path)
+
+
+def numbers_of(evidence: Evidence, columns: list[Item]) -> list[str]:
+    """PSNR of each column's item to the reference, where it was measured."""
+    path = evidence.media.parent / "values" / "psnr.json"
+    kept = read_values(path) if evidence.reference is not None else {}
+    found = []
+    for item in columns:
+        value = kept.get(item.name)
+        equal = item.name in kept and value is None
+        found.append("equal" if equal else "" if value is None else f"{value:.1f} dB")
+    return found
+
+
+def put(axis: Any, image: Tensor) -> None:
+    """One picture `[H, W, C]`."""
+    gray = image.shape[-1] == 1
+    shown = image.squeeze(-1) if gray else image
+    axis.imshow(shown, cmap="gray" if gray else None, vmin=0, vmax=1, interpolation="nearest")
+    axis.set(xticks=[], yticks=[])
+    axis.grid(False)
+    for spine in axis.spines.values():
+        spine.set_visible(False)

@@ -1,5 +1,7 @@
 """Pareto fronts, and figures of the runs that there are."""
 
+import csv
+
 import pytest
 from PIL import Image
 from plans import planned
@@ -8,7 +10,7 @@ from experiments.analyses.parts import PARTS
 from experiments.config.run import Shard
 from experiments.plans.tasks import Task
 from experiments.plans.worker import Worker
-from experiments.reports import figures
+from experiments.reports import pictures
 from experiments.reports.figures import front, main
 from experiments.runs import runner
 
@@ -29,24 +31,40 @@ def test_figures_of_a_plan(small, monkeypatch, capsys):
     Worker(plan, "cpu", 1).run([Task(row, Shard()) for row in plan.rows])
     main([f"plan={plan.folder}", "items=3"])
     folder = plan.results / "figures"
-    assert {path.name.removeprefix(plan.folder.name) for path in folder.iterdir()} == {
-        "_pareto.png",
-        "_pareto.pdf",
-        "_grid.png",
-    }
+    made = {path.name.removeprefix(plan.folder.name) for path in folder.iterdir()}
+    assert made == {"_pareto.png", "_pareto.pdf", "_grid.png", "_sheet.png", "_steps.png", "_paired.png"}
     whole = Image.open(folder / f"{plan.folder.name}_grid.png")
     assert whole.width > 300
     capsys.readouterr()
-    monkeypatch.setattr(figures, "GRID_ROWS", 2)
+    monkeypatch.setattr(pictures, "GRID_ROWS", 2)
     main([f"plan={plan.folder}", "items=3"])
     assert "pictures of the first 2 of 3 runs" in capsys.readouterr().out
     assert Image.open(folder / f"{plan.folder.name}_grid.png").height < whole.height
+
+
+@pytest.mark.slow
+def test_ablations_and_errors_of_any_runs(small, monkeypatch, capsys):
+    """A sweep over N makes a figure over N; errors over the steps begin at 0, because full steps come first."""
+    monkeypatch.setattr(runner, "draw_comparison", lambda *args: None)
+    kept = [word for word in small if word not in ("metrics=none", "interval=3")]
+    plan = planned([*kept, "metrics.names=[psnr]"], "method=hicache,fora", "interval=2,4")
+    Worker(plan, "cpu", 1).run([Task(row, Shard()) for row in plan.rows])
+    main([f"runs={plan.results}", f"results={plan.results}", "items=2"])
+    folder = plan.results / "figures"
+    assert (folder / "runs_interval.png").is_file() and not (folder / "runs_sigma.png").is_file()
+    main([f"plan={plan.folder}", "items=2", "errors=2"])
+    lines = list(csv.DictReader((folder / f"{plan.folder.name}_errors.csv").read_text().splitlines()))
+    assert len(lines) == 14, "7 states after the noise, of one run per method"
+    early = [float(line["error"]) for line in lines if line["step"] == "1"]
+    late = [float(line["error"]) for line in lines if line["step"] == "7"]
+    assert early == [0.0, 0.0] and min(late) > 0
 
 
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
         ([], "table: must be given, or plan"),
+        (["table=digits", "errors=x"], "errors: must be an integer >= 0, got 'x'"),
         (["table=digits", "speed=fast"], "speed: must be one of flops_speedup, wall_speedup"),
         (["table=digits", "results=/proc/x"], "results: must be a writable folder"),
         (["table=digits", "seed=0,1"], "seed: must be one value here"),

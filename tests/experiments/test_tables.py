@@ -7,11 +7,11 @@ import json
 import warnings
 
 import pytest
-from matplotlib.legend import Legend
 from plans import planned
 
+from experiments.reports import plot as plots
 from experiments.reports.build import Cell, Table, build
-from experiments.reports.plot import NAMED, plot, points
+from experiments.reports.plot import plot, points
 from experiments.reports.ranks import judged
 from experiments.reports.render import escaped, to_csv, to_latex, to_markdown
 from experiments.reports.tables import main
@@ -110,19 +110,19 @@ def test_labels_cannot_break_a_format(table):
     assert all(escaped(letter).startswith("$\\") for letter in "αβγδεζηθικλμνξπρςστυφχψωΓΔΘΛΞΠΣΥΦΨΩ" if letter != "ς")
 
 
-def test_a_crowded_legend_is_cut(table, tmp_path, monkeypatch):
+def test_many_methods_are_named_beside_the_axes(table, tmp_path, monkeypatch):
     fora = table.rows[-1]
     rows = [
         dataclasses.replace(fora, run="", settings=None, label=f"row {index}", ours={"psnr": Cell(value=20.0 + index)})
         for index in range(100)
     ]
     texts = []
-    monkeypatch.setattr(Legend, "draw", lambda self, *_: texts.append([text.get_text() for text in self.get_texts()]))
+    monkeypatch.setattr(plots, "end_labels", lambda axis, ends, inches: texts.extend(end[0] for end in ends))
     axis = dataclasses.replace(table.preset, axis="sigma")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert plot(Table(preset=axis, rows=rows), tmp_path / "plot.png")
-    assert len(texts[-1]) == NAMED and texts[-1][-1] == "… and 61 more"
+    assert len(texts) == plots.NAMED and texts[-1] == "… and 61 more"
 
 
 def test_a_plan_has_flops_columns_and_nothing_of_it_is_committed(small, capsys):
@@ -140,22 +140,52 @@ def test_help_is_the_docstring(capsys):
     assert "python -m experiments tables table=digits" in capsys.readouterr().out
 
 
+def numbers(table, name):
+    return {title: [tuple(point[:4]) for point in found] for title, found in points(table, name).items()}
+
+
 def test_the_plot_holds_the_numbers_of_the_table(table):
-    assert points(table, "psnr") == {
+    assert numbers(table, "psnr") == {
         "HiCache": [(0.3, 31.25, 0.75, 0.75)],
         "Hi-Taylor": [],
         "TaylorSeer": [],
         "FORA": [],
     }
     by_speed = Table(preset=dataclasses.replace(table.preset, axis="flops_speedup"), rows=table.rows)
-    assert points(by_speed, "psnr")["HiCache"] == [(4.5, 31.25, 0.75, 0.75)]
+    assert numbers(by_speed, "psnr")["HiCache"] == [(4.5, 31.25, 0.75, 0.75)]
 
 
 def test_a_method_without_the_setting_of_the_axis_is_a_level(table):
     fora = table.rows[-1]
     with_number = dataclasses.replace(fora, ours={**fora.ours, "psnr": Cell(value=20.0)})
     lone = Table(preset=table.preset, rows=[with_number])
-    assert points(lone, "psnr") == {"FORA": [(None, 20.0, 0.0, 0.0)]}
+    assert numbers(lone, "psnr") == {"FORA": [(None, 20.0, 0.0, 0.0)]}
+
+
+def with_psnr(table, values):
+    """The rows of the table with a PSNR each, those beyond `values` without."""
+    cells = [Cell(value=v, low=v - 1, high=v + 1) for v in values]
+    return [dataclasses.replace(row, ours={**row.ours, "psnr": cell}) for row, cell in zip(table.rows, cells)]
+
+
+def test_a_line_joins_what_one_setting_tells_apart(table, tmp_path, monkeypatch):
+    """HiCache over sigma is a line; HiCache over sigma and Hi-Taylor beside it are not one."""
+    rows = with_psnr(table, [30.0, 32.0, 31.0])
+    found = points(Table(preset=table.preset, rows=rows), "psnr")["HiCache"]
+    assert plots.telling(found) == "sigma"
+    other = [point._replace(facts={**point.facts, "order": i}) for i, point in enumerate(found)]
+    assert plots.telling(other) is None
+    joined = {}
+    monkeypatch.setattr(
+        plots, "draw_series", lambda axis, look, curve, joined_=None, **kw: joined.update({look.title: kw})
+    )
+    assert plot(Table(preset=table.preset, rows=rows), tmp_path / "plot.png")
+    assert joined == {"HiCache": {"joined": True}}
+
+
+def test_a_metric_that_tells_nothing_apart_has_no_panel(table):
+    assert plots.tells(Table(preset=table.preset, rows=with_psnr(table, [30.0, 33.0])), "psnr")
+    assert not plots.tells(Table(preset=table.preset, rows=with_psnr(table, [30.0, 31.5])), "psnr")
 
 
 def test_the_command_writes_and_prints(table, results, capsys):
