@@ -35,6 +35,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "train predictor": ("learning.train_predictor", "train a learned method"),
     "analyses": ("analyses.__main__", "analyses of trajectories"),
     "study calibrated": ("studies.calibrated", "calibrated plans against hand-made ones"),
+    "study ceiling": ("studies.ceiling", "calibrated plans against a fitted solver"),
     "study curves": ("studies.curves", "methods with calibrated curves"),
     "study learned": ("studies.learned", "the learned methods"),
     "study scale": ("studies.scale", "sigma and order chosen from trajectories"),

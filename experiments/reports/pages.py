@@ -99,11 +99,28 @@ def super_resolution() -> str:
     return table(["N", "full calls", *truth, *uncached], lines)
 
 
+def refinement() -> str:
+    """Calibrated plans with weights refined through the whole sampler, beside published methods and the limit."""
+    rows = pd.read_csv(EMBEDDED / "ceiling.csv").sort_values(["backend", "full steps"])
+    lines: list[list[str]] = []
+    for (backend, budget), members in rows.groupby(["backend", "full steps"]):
+        found: Any = members.set_index("method")["PSNR (dB)"].to_dict()
+        refined: Any = members.set_index("method").loc["calibrated, newton"]
+        even = max(value for title, value in found.items() if title.endswith(", even"))
+        gain = f"{refined['gain']:.1f} [{refined['gain low']:.1f}, {refined['gain high']:.1f}]"
+        values = (even, found["calibrated"], found["calibrated, newton"])
+        solver = f"{found['fitted solver']:.1f}" if "fitted solver" in found else "-"
+        lines.append([str(backend), str(budget), *(f"{value:.1f}" for value in values), gain, solver])
+    heads = ["model", "full steps", "best of TaylorSeer, FoCa", "calibrated", "refined", "gain", "fitted solver"]
+    return table(heads, lines)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "headline": headline,
     "sigma": sigma,
     "best": best,
     "super_resolution": super_resolution,
+    "refinement": refinement,
 }
 
 

@@ -1,0 +1,92 @@
+"""The fitted solver beside a plan, and the study that compares with it."""
+
+import csv
+
+import pytest
+import torch
+
+from experiments.backends import load_backend
+from experiments.calibration.calibrate import measure
+from experiments.calibration.closed_loop import by_rows
+from experiments.calibration.newton import moved, moves_of
+from experiments.calibration.options import Options
+from experiments.calibration.solver import NUDGES, Solver, fit_solver
+from experiments.config.compose import compose
+from experiments.errors import ConfigError
+from experiments.settings.resolve import resolve
+from experiments.studies import ceiling
+from hicache.fitting.calibrate import build_plan
+
+FULL = [0, 2, 5]
+
+
+@pytest.fixture
+def solver(small):
+    settings = resolve(compose([*small, "method=calibrated"]))
+    found = measure(settings, Options(items=8, refine="none"), load_backend(settings.backend))
+    plan = build_plan(found.gram, found.gains.cost, "output", full_steps=FULL)
+    return Solver(loop=found.loop, plan=plan, memory=2), found.gains
+
+
+def test_without_freedom_it_is_the_plan(solver):
+    solver, _ = solver
+    nothing = torch.zeros(len(solver.layout))
+    expected = solver.loop.run(FULL, by_rows(solver.plan.rows)).flatten(1)
+    assert torch.allclose(solver.final(nothing), expected, rtol=1e-5, atol=1e-5)
+    assert [entry for entry in solver.layout if entry[1] == 1] == [
+        ("delta", 1, 0),
+        ("delta", 1, 1),
+        ("gamma", 1, 1),
+        ("tau", 1, 1),
+    ]
+
+
+def test_estimated_steps_are_a_choice_of_its_coefficients(solver):
+    """Weights that are moved over the last gap do what a coefficient does there."""
+    solver, gains = solver
+    moves = moves_of(FULL, 8, 1)
+    rows = moved(solver.plan.rows, moves, torch.tensor([0.0, 0.0, 0.3]))
+    expected = solver.loop.run(FULL, by_rows(rows)).flatten(1)
+    reach = sum(float(gains.prediction[s] * gains.sample[s + 1 :].prod()) for s in (6, 7))
+    by = torch.tensor([0.3 * reach if entry == ("delta", 2, 2) else 0.0 for entry in solver.layout])
+    assert torch.allclose(solver.final(by), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_its_jacobian_is_that_of_whole_runs(solver):
+    solver, _ = solver
+    here = torch.zeros(len(solver.layout), dtype=torch.float64)
+    found = solver.jacobian(here)
+    for index, (kind, _, _) in enumerate(solver.layout):
+        ahead = here.clone()
+        ahead[index] = NUDGES[kind]
+        expected = (solver.final(ahead) - solver.final(here)) / NUDGES[kind]
+        assert float(expected.norm()) > 0
+        assert (found[..., index] - expected).norm() <= 1e-2 * expected.norm(), kind
+
+
+def test_it_is_no_worse_than_the_plan_on_held_out_items(solver):
+    solver, _ = solver
+    by, fit = fit_solver(solver.loop, solver.plan, 2)
+    assert fit.held_out[1] >= fit.held_out[0] and len(by) == len(solver.layout)
+
+
+def test_the_study_writes_what_it_measured_and_keeps_other_backends(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(ceiling, "PATH", tmp_path / "ceiling")
+    other = ["FoCa, even", "emoji", "8", *["1.0"] * 6, ""]
+    with open(tmp_path / "ceiling.csv", "w", newline="") as handle:
+        csv.writer(handle).writerows([ceiling.COLUMNS, other, ["FoCa, even", "digits", "9", *other[3:]]])
+    ceiling.main([*small, "budgets=3", "ceilings=3", "study_items=10", "items=8", "seconds=0"])
+    with open(tmp_path / "ceiling.csv", newline="") as handle:
+        rows = list(csv.reader(handle))
+    assert rows[0] == list(ceiling.COLUMNS) and other in rows and not any(row[2] == "9" for row in rows)
+    ours = {row[0]: row for row in rows if row[1] == "digits"}
+    assert set(ours) == {"TaylorSeer, even", "FoCa, even", ceiling.PLAN, ceiling.NEWTON, ceiling.CEILING}
+    best = max(float(ours[name][3]) for name in ("TaylorSeer, even", "FoCa, even"))
+    assert float(ours[ceiling.NEWTON][6]) == pytest.approx(float(ours[ceiling.NEWTON][3]) - best, abs=0.02)
+    assert (tmp_path / "ceiling.png").stat().st_size > 10_000
+    for words, message in (
+        ("budgets=9", "budgets: must be from 2 to 7, got 9"),
+        ("items=x", "items, seconds: must be"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            ceiling.main([*small, words])
