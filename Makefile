@@ -10,8 +10,10 @@ EXTRAS := all
 REACHED := import pathlib, sys, sysconfig; pathlib.Path(sysconfig.get_path('purelib'), 'hicache_checkout.pth').write_text(sys.argv[1] + chr(10))
 
 MIRRORS := digits_table2,digits_table3,digits_table4,digits_table7,digits_table8
+EMBEDDED := digits_table,digits_sigma,digits_zoo,$(MIRRORS),emoji_table2,emoji_table7,emoji_table8,small_table5
+SHOWN := num_items=40 results=build/pictures
 
-.PHONY: help setup demo test test-slow test-all mirrors docs check lint format clean
+.PHONY: help setup demo test test-slow test-all mirrors embedded pictures docs check lint format clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -44,6 +46,21 @@ mirrors: $(READY) ## the paper's Tables 2, 3, 4, 7, 8 on the embedded model, fro
 	$(BIN)/python -m experiments plan experiment=$(MIRRORS) title=mirrors
 	$(BIN)/python -m experiments execute mirrors --devices cpu,cpu
 	$(BIN)/python -m experiments tables table=$(MIRRORS) embedded=true
+
+embedded: $(READY) ## every committed table and plot of results/embedded, from nothing, and the numbers of the pages
+	$(BIN)/python -m experiments plan experiment=$(EMBEDDED) title=embedded
+	$(BIN)/python -m experiments execute embedded --devices cpu,cpu
+	$(BIN)/python -m experiments tables table=$(EMBEDDED) embedded=true
+	$(BIN)/python -m experiments zoom embedded=true
+	$(BIN)/python -m experiments pages
+
+pictures: $(READY) ## the pictures of README.md and docs/: a run, and a screenshot of the report (needs chromium)
+	$(BIN)/python run.py $(SHOWN)
+	cp build/pictures/runs/digits-hicache-*/picture.png docs/images/demo.png
+	$(BIN)/python run.py experiment=digits_table $(SHOWN)
+	$(BIN)/python -m experiments report table=digits_table $(SHOWN) items=20 out=build/pictures/report.html
+	chromium --headless=new --no-sandbox --disable-gpu --hide-scrollbars --virtual-time-budget=4000 \
+	  --window-size=1300,1750 --screenshot=docs/report.png file://$(CURDIR)/build/pictures/report.html
 
 docs: $(READY) ## the documentation with its API reference, in build/site; warnings are errors
 	$(BIN)/python -m mkdocs build --strict

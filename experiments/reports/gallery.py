@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,69 +46,67 @@ def read_still(path: Path) -> Image.Image:
 
 @dataclass
 class Gallery:
-    """Runs that lie in one folder or several; `roots` are searched in their order."""
+    """Pictures of runs that lie in one folder or several; `roots` are searched in their order."""
 
     roots: list[Path]
     side: int
-    labels: dict[str, str] = field(default_factory=dict)
+    images: dict[str, str] = field(default_factory=dict)
+    """Every picture once, by run and item."""
 
     def folder(self, run: str) -> Path:
         """Where a run lies; its name is an id and nothing that leads elsewhere."""
         check(is_identity(run), "run", "must be the id of a run", run)
         return next((root / run for root in self.roots if (root / run).is_dir()), self.roots[0] / run)
 
-    def add(self, run: str, label: str) -> None:
-        """Show a run that has a reference and finished items; others have nothing to be compared with."""
-        if run not in self.labels and self.reference(run) is not None:
-            self.labels[run] = label
-
     def reference(self, run: str) -> str | None:
         """The run that it is compared with, once it is measured."""
         return read_metrics(self.folder(run) / "metrics.json").get("reference")
 
-    def chosen(self, count: int) -> dict[str, Any]:
-        """The first `count` items that all shown runs of one reference have, and their pictures."""
-        groups: dict[str, list[str]] = {}
-        for run in self.labels:
-            groups.setdefault(self.reference(run) or "", []).append(run)
-        images: dict[str, str] = {}
-        items = [item for reference, runs in groups.items() for item in self.items(reference, runs, count, images)]
-        return {"items": items, "images": images}
+    def items(self, runs: Sequence[str], count: int) -> list[dict[str, Any]]:
+        """The first `count` items that all runs of each reference have, varied in title; a run is told by its place.
 
-    def items(self, reference: str, runs: list[str], count: int, images: dict[str, str]) -> list[dict[str, Any]]:
-        """Items of the runs of one reference, varied in title."""
-        records = {run: records_of(self.folder(run)) for run in (reference, *runs)}
-        shared = [name for name in records[reference] if all(name in records[run] for run in runs)]
+        Runs without a reference or without items are not shown.
+        """
+        groups: dict[str, list[tuple[int, str]]] = {}
+        for place, run in enumerate(runs):
+            if run and (reference := self.reference(run)) is not None:
+                groups.setdefault(reference, []).append((place, run))
+        return [item for reference, members in groups.items() for item in self.shared(reference, members, count)]
+
+    def shared(self, reference: str, members: list[tuple[int, str]], count: int) -> list[dict[str, Any]]:
+        """Items of the runs of one reference."""
+        records = {run: records_of(self.folder(run)) for run in (reference, *(run for _, run in members))}
+        names = [name for name in records[reference] if all(name in records[run] for _, run in members)]
         found: list[dict[str, Any]] = []
-        scores = {run: self.scores(run) for run in runs}
-        for name in varied({name: str(records[reference][name].get("title", "")) for name in shared})[:count]:
-            key, still = self.put(reference, records[reference][name], images)
+        scores = {run: self.scores(run) for _, run in members}
+        for name in varied({name: str(records[reference][name].get("title", "")) for name in names})[:count]:
+            key, still = self.put(reference, records[reference][name])
             media = [
                 {
-                    "label": self.labels[run],
+                    "row": place,
                     "reference": key,
-                    "image": self.put(run, records[run][name], images)[0],
-                    "score": f" {scores[run][name]:.2f} dB" if scores[run].get(name) is not None else "",
+                    "image": self.put(run, records[run][name])[0],
+                    "scores": {metric: round(of[name], 4) for metric, of in scores[run].items() if name in of},
                 }
-                for run in runs
+                for place, run in members
             ]
-            title = f"{reference}: {name} · {records[reference][name].get('title', '')}"
             width, height = still.size
-            found.append(
-                {"title": title, "small": max(still.size) <= SMALL, "ratio": f"{width} / {height}", "media": media}
-            )
+            facts = {"small": max(still.size) <= SMALL, "ratio": f"{width} / {height}", "media": media}
+            found.append({"title": f"{name} · {records[reference][name].get('title', '')}", **facts})
         return found
 
-    def scores(self, run: str) -> dict[str, float | None]:
-        """PSNR by item, where it was kept."""
-        return read_values(self.folder(run) / "values" / "psnr.json")
+    def scores(self, run: str) -> dict[str, dict[str, float]]:
+        """Metric -> finite value by item, of all that were kept."""
+        folder = self.folder(run) / "values"
+        kept = {path.stem: read_values(path) for path in sorted(folder.glob("*.json"))}
+        return {name: {item: v for item, v in of.items() if v is not None} for name, of in kept.items()}
 
-    def put(self, run: str, record: dict[str, Any], images: dict[str, str]) -> tuple[str, Image.Image]:
+    def put(self, run: str, record: dict[str, Any]) -> tuple[str, Image.Image]:
         """Keep a picture; returns its key."""
         key = f"{run}/{record['item']}"
         still = read_still(self.folder(run) / "media" / record["files"][0])
-        if key not in images:
-            images[key] = data_uri(still, self.side)
+        if key not in self.images:
+            self.images[key] = data_uri(still, self.side)
         return key, still
 
 

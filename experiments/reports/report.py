@@ -1,4 +1,4 @@
-"""One self-contained HTML page over runs: tables that sort, quality against speed, and a slider against the reference.
+"""One self-contained HTML page over runs: tables that sort, quality against speed, and every item beside its reference.
 
     python -m experiments report table=digits                     the tables of presets
     python -m experiments report plan=results/plans/NAME          all rows of a plan
@@ -7,14 +7,18 @@
     python -m experiments report results                          or all of a folder
     python -m experiments report table=3 items=12 out=page.html   more items, another file
 
-The page is a single file that loads nothing: pictures are inside it, scaled to at most `side` pixels (384). It may be
-mailed or put on a web server as it is. Further key=value arguments are those of run.py.
+The page is a single file that loads nothing: pictures are inside it, scaled to at most `side` pixels (384), less where
+they would take more than 4.6 MB. It may be mailed or put on a web server as it is. Runs of one backend and set of items
+make a block, best first: a table, quality against speed, and the items beside their references. A filter finds runs by
+words and settings. Further key=value arguments are those of run.py.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +29,14 @@ from experiments.environment import git
 from experiments.errors import ConfigError, check
 from experiments.files import ASSETS, sweep, write_text
 from experiments.plans.manifest import Plan
-from experiments.reports.build import Cell, Table, build, build_plan
+from experiments.reports.build import Cell, Row, Table, build, build_plan
 from experiments.reports.columns import decimals_of, directions, head_of
 from experiments.reports.costs import UNITS
 from experiments.reports.gallery import Gallery
-from experiments.reports.plot import look_of_row
+from experiments.reports.plot import identified, identity_of, look_of_row
 from experiments.reports.ranks import judged
-from experiments.reports.render import LEVEL, facts, published_text
+from experiments.reports.render import LEVEL, published_text
+from experiments.reports.render import facts as facts_of
 from experiments.reports.runs import build_runs
 from experiments.reports.tables import overrides_of, parse, presets_of
 
@@ -67,64 +72,118 @@ def published(cell: Cell) -> dict[str, Any]:
     return {"text": published_text(cell), "sort": repr(cell.value), "rank": 0}
 
 
-def described(table: Table) -> dict[str, Any]:
-    """A table for the template."""
-    ours, theirs = list(table.rows[0].ours), list(table.rows[0].paper)
-    rows = [
-        [
-            {"text": row.label, "sort": row.label, "rank": 0},
-            *(shown(name, row.ours[name]) for name in ours),
-            *(published(row.paper[name]) for name in theirs),
-        ]
-        for row in table.rows
-    ]
-    heads = ["method", *(NAMES.get(name, head_of(name)) for name in ours), *(f"paper: {name}" for name in theirs)]
-    said = [fact for fact in facts(table) if fact]
-    return {"title": table.preset.title, "facts": said, "heads": heads, "rows": rows}
+def block_of(table: Table, gallery: Gallery, items: int) -> dict[str, Any]:
+    """A table of one backend and set of items: what the template shows, and what its script reads."""
+    names, theirs = list(table.rows[0].ours), list(table.rows[0].paper)
+    heads = {name: NAMES.get(name, head_of(name)) for name in names}
+    facts = [identity_of(row) for row in table.rows]
+    known = [of for of in facts if of]
+    shared = {k: v for k, v in (known or [{}])[0].items() if all(repr(of.get(k)) == repr(v) for of in known)}
+    rows = []
+    for row, of in zip(table.rows, facts, strict=True):
+        cells = [{"text": row.label, "sort": row.label, "rank": 0}]
+        cells += [shown(name, row.ours[name]) for name in names] + [published(row.paper[name]) for name in theirs]
+        own = said({key: value for key, value in of.items() if key not in shared})
+        rows.append({"label": row.label, "run": row.run, "own": own, "cells": [{**BLANK, **cell} for cell in cells]})
+    values = [{name: triple(cell) for name, cell in row.ours.items() if cell.value is not None} for row in table.rows]
+    measured = [name for name in names if sum(name in of for of in values) > 1]
+    shown_items = gallery.items([row.run for row in table.rows], items)
+    script = {
+        "file": table.preset.name,
+        "rows": [
+            {
+                "label": row.label,
+                "run": row.run,
+                "look": look(row),
+                "values": of,
+                "search": f"{row.label} {row.run} {said(identity_of(row))}".lower(),
+            }
+            for row, of in zip(table.rows, values, strict=True)
+        ],
+        "qualities": [name for name in measured if name in directions() and name not in (*SPEEDS, *UNITS)],
+        "speeds": [name for name in SPEEDS if name in measured],
+        "names": heads,
+        "items": shown_items,
+        "metrics": list(dict.fromkeys(m for item in shown_items for entry in item["media"] for m in entry["scores"])),
+    }
+    read = [fact for fact in facts_of(table) if fact]
+    heads_shown = ["method", *heads.values(), *(f"paper: {name}" for name in theirs)]
+    shown_block = {"title": table.preset.title, "facts": read, "heads": heads_shown, "rows": rows}
+    return {"shown": {**shown_block, "shared": said(shared)}, "script": script}
 
 
-def points(tables: list[Table]) -> list[dict[str, Any]]:
-    """What the plot shows: each run once."""
-    found: dict[str, dict[str, Any]] = {}
-    for table in tables:
-        for row in table.rows:
-            if row.run and row.run not in found:
-                values = {name: cell.value for name, cell in row.ours.items()}
-                found[row.run] = {"label": row.label, "family": look_of_row(row).title, **values}
-    return list(found.values())
+BLANK = {"text": "", "sort": "", "interval": "", "rank": 0, "mark": "", "why": ""}
+"""Every key of every cell, so that the template may be strict."""
+
+
+def said(facts: Mapping[str, Any]) -> str:
+    """Settings as `key=value`."""
+    return " ".join(f"{key}={value}" for key, value in facts.items())
+
+
+def triple(cell: Cell) -> list[float | None]:
+    """A number and its interval."""
+    return [cell.value, cell.low, cell.high]
+
+
+def look(row: Row) -> dict[str, str]:
+    """What the points of a row's method are drawn with."""
+    found = look_of_row(row)
+    return {"title": found.title, "colour": found.colour, "fill": found.fill, "path": found.path}
+
+
+def parted(table: Table, results: Path) -> list[Table]:
+    """The table by backend and set of items, ranked, each best first; rows that are no run stay with the first."""
+    groups: dict[str, list[Row]] = {}
+    for row in identified(table).rows:
+        facts = identity_of(row)
+        name = said({k: v for k, v in facts.items() if k.startswith("backend.") or k in SET})
+        groups.setdefault(name if facts else next(iter(groups), ""), []).append(row)
+    parts = []
+    for name, rows in groups.items():
+        title = table.preset.title if len(groups) == 1 else f"{table.preset.title}: {name.replace('backend.', '')}"
+        columns = [c for c in table.preset.columns if any(measured_by_item(results, row, c) for row in rows)]
+        preset = dataclasses.replace(table.preset, title=title, sort=table.preset.sort or next(iter(columns), None))
+        parts.append(judged(dataclasses.replace(table, preset=preset, rows=rows), results))
+    return parts
+
+
+SET = ("num_steps", "num_items", "seed")
+
+
+def measured_by_item(results: Path, row: Row, name: str) -> bool:
+    """Whether a run has a metric for each of its items."""
+    return bool(row.run) and (results / "runs" / row.run / "values" / f"{name}.json").is_file()
+
+
+LIMIT = 4.6e6
+"""Bytes of a page; larger ones have smaller pictures."""
+LEAST = 96
+"""Pixels that pictures are not made smaller than."""
 
 
 def page(tables: list[Table], roots: list[Path], title: str, items: int, side: int) -> str:
     """The page; `roots` are the folders that runs lie in."""
-    gallery = Gallery(roots, side)
-    for table in tables:
-        for row in table.rows:
-            if row.run:
-                gallery.add(row.run, row.label)
-    made = points(tables)
-    names = list(dict.fromkeys(name for table in tables for name in table.rows[0].ours))
-    measured = [name for name in names if sum(point.get(name) is not None for point in made) > 1]
+    parts = [part for table in tables for part in parted(table, roots[0].parent)]
+    while True:
+        gallery = Gallery(roots, side)
+        blocks = [block_of(part, gallery, items) for part in parts]
+        if sum(map(len, gallery.images.values())) < LIMIT or side <= LEAST:
+            break
+        side = max(LEAST, round(side * 0.7))
     data = {
-        "points": made,
-        "qualities": [name for name in measured if name in directions() and name not in (*SPEEDS, *UNITS)],
-        "speeds": [name for name in SPEEDS if name in measured],
         "directions": directions(),
-        "heads": {name: NAMES.get(name, head_of(name)) for name in names},
-        **gallery.chosen(items),
+        "images": gallery.images,
+        "blocks": [block["script"] for block in blocks],
     }
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True)
-    runs = len(made)
+    runs = len({row.run for part in parts for row in part.rows if row.run})
     subtitle = f"{runs} runs, code revision {(git('rev-parse', 'HEAD') or 'unknown')[:12]}"
     text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    shown_blocks = [block["shown"] for block in blocks]
     return environment.from_string(TEMPLATE.read_text()).render(
-        title=title, subtitle=subtitle, tables=[padded(described(table)) for table in tables], data=markup(text)
+        title=title, subtitle=subtitle, blocks=shown_blocks, data=markup(text)
     )
-
-
-def padded(table: dict[str, Any]) -> dict[str, Any]:
-    """Every key of every cell, so that the template may be strict."""
-    blank = {"text": "", "sort": "", "interval": "", "rank": 0, "mark": "", "why": ""}
-    return {**table, "rows": [[{**blank, **cell} for cell in row] for row in table["rows"]]}
 
 
 def markup(text: str) -> Any:
@@ -170,7 +229,7 @@ def main(arguments: list[str]) -> None:
             tables, roots = build_runs(words, results)
     path = Path(out) if out else results / "report" / f"{stem}.html"
     title = tables[0].preset.title if len(tables) == 1 else "HiCache: runs and tables"
-    put(path, page([judged(table, results) for table in tables], roots, title, items, side))
+    put(path, page(tables, roots, title, items, side))
     return print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 

@@ -91,6 +91,18 @@ class Look(NamedTuple):
     fill: str
 
     @property
+    def path(self) -> str:
+        """The marker as the `d` of an SVG path, about 1 wide."""
+        from matplotlib.markers import MarkerStyle
+
+        style = MarkerStyle(self.marker)
+        letters, parts = {1: "M", 2: "L", 3: "Q", 4: "C"}, []
+        for values, code in style.get_path().transformed(style.get_transform()).iter_segments(curves=True):
+            pairs = [f"{x:.3g} {-y:.3g}" for x, y in zip(values[::2], values[1::2], strict=True)]
+            parts.append("Z" if code == 79 else letters[int(code)] + " ".join(pairs))
+        return "".join(parts)
+
+    @property
     def points(self) -> dict[str, Any]:
         """Keywords of `plot` and `errorbar`."""
         return {"color": self.colour, "marker": self.marker, "fillstyle": self.fill, "markerfacecoloralt": "white"}
