@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from hicache.generic.layout import Layout
 from hicache.patch import Patch
 from hicache.policy import Clock, Policy
 from hicache.report import PlanError, Report, Stopwatch
+from hicache.storage import bytes_of
 from hicache.tree import Action
 
 __all__ = ["Branch", "Generation", "Memory"]
@@ -102,8 +103,7 @@ class Branch:
     @property
     def bytes(self) -> int:
         """Memory of all that is kept between calls."""
-        others = (self.watched, *(vars(self.patch).values() if self.patch is not None else ()))
-        return self.memory.bytes + sum(map(size, tensors(others)))
+        return self.memory.bytes + bytes_of((self.watched, self.patch))
 
     @torch.no_grad()
     def watch(self, value: Tensor) -> None:
@@ -147,7 +147,7 @@ class Generation:
             if first:
                 (report.mixed_steps if mixed else report.estimated_steps).append(clock.step)
         report.kernel = branch.forecaster.kernel
-        if action is not Action.ESTIMATE:
+        if action is not Action.ESTIMATE or clock.step == clock.anchors[-1] + 1:
             report.cache_bytes = sum(b.bytes for b in self.branches.values())
 
     def check(self, branch: Branch, planned: Iterable[int] | None) -> None:
@@ -163,19 +163,3 @@ class Generation:
         extra = sorted(set(clock.anchors) - planned - set(branch.forced))
         if missing or extra:
             raise PlanError(f"branch {clock.branch!r}: planned full steps not executed {missing}, not planned {extra}")
-
-
-def tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    """The tensors among some values, and in the dicts and sequences among them."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, Mapping):
-            yield from tensors(value.values())
-        elif isinstance(value, list | tuple):
-            yield from tensors(value)
-
-
-def size(tensor: Tensor) -> int:
-    """Bytes of a tensor."""
-    return tensor.numel() * tensor.element_size()

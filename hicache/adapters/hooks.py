@@ -71,8 +71,19 @@ def attach_modules(
     return [module.module.register_forward_hook(observer(module)) for module in modules]
 
 
-def attach_scope(adapter: Adapter, scope: str, spans: Sequence[tuple[int, int]], sink: Sink) -> list[RemovableHandle]:
-    """Hooks that give the value of every site of `scope` at a computed step to `sink`; none for scope `output`."""
+def always() -> bool:
+    """Every step is wanted."""
+    return True
+
+
+def attach_scope(
+    adapter: Adapter,
+    scope: str,
+    spans: Sequence[tuple[int, int]],
+    sink: Sink,
+    wanted: Callable[[], bool] = always,
+) -> list[RemovableHandle]:
+    """Hooks that give the value of every site of `scope` to `sink` where it is `wanted`; none for scope `output`."""
     blocks = adapter.blocks()
     if any(compiled(block) for block in blocks):
         see_hooks()
@@ -97,7 +108,9 @@ def attach_scope(adapter: Adapter, scope: str, spans: Sequence[tuple[int, int]],
         "front_back": (spans, True),
         "stack": ([(0, len(blocks))], False),
     }.get(scope, ((), False))
-    return [hook for index, span in enumerate(ranges) for hook in residual_hooks(adapter, span, index, sink, text)]
+    return [
+        hook for index, span in enumerate(ranges) for hook in residual_hooks(adapter, span, index, sink, text, wanted)
+    ]
 
 
 def image_observer(adapter: Adapter, module: Module, index: int, sink: Sink) -> Callable[..., None]:
@@ -111,7 +124,7 @@ def image_observer(adapter: Adapter, module: Module, index: int, sink: Sink) -> 
 
 
 def residual_hooks(
-    adapter: Adapter, span: tuple[int, int], index: int, sink: Sink, text: bool
+    adapter: Adapter, span: tuple[int, int], index: int, sink: Sink, text: bool, wanted: Callable[[], bool]
 ) -> list[RemovableHandle]:
     """Hooks that report out - in of blocks [start, stop), with the text rows in front if `text`."""
     entry: list[Streams] = []
@@ -122,7 +135,10 @@ def residual_hooks(
 
     @eager
     def leave(module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
-        residual = join(adapter.unpack(result), text) - join(entry.pop(), text)
+        before = entry.pop()
+        if not wanted():
+            return
+        residual = join(adapter.unpack(result), text) - join(before, text)
         valid = adapter.valid("txt") if text else None
         if valid is not None:
             residual[:, : valid.shape[1]].masked_fill_(~valid[..., None], 0)

@@ -12,6 +12,7 @@ from hicache.forecast.combine import combine
 from hicache.forecast.fused import fast_gated_sum, kernel_for
 from hicache.forecast.history import History
 from hicache.forecast.scale import SigmaSchedule
+from hicache.storage import bytes_of
 
 __all__ = ["Forecaster"]
 
@@ -61,8 +62,8 @@ class Forecaster:
 
     @property
     def bytes(self) -> int:
-        """Memory of the history in bytes."""
-        return self.history.bytes
+        """Memory of the history, and of what was learnt from it, in bytes."""
+        return self.history.bytes + bytes_of((self.sigma, self.history.learnt))
 
     def slot(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         """A buffer for the next anchor, to be filled in place and given to `commit`."""

@@ -93,8 +93,13 @@ class History(ABC):
         return self.frames[-1]
 
     @abstractmethod
-    def slope(self) -> tuple[Tensor, Tensor, float] | None:
-        """`(newer, older, gap)` with `D_1 = (newer - older) / gap`, or None where there is no difference yet."""
+    def slope(self) -> tuple[Tensor, Tensor | None, float] | None:
+        """`(newer, older, gap)` with `D_1 = (newer - older) / gap` (`older` None: 0), None if there is none yet."""
+
+    @property
+    def learnt(self) -> Sequence[Any]:
+        """What is kept beside the frames."""
+        return ()
 
     def reset(self) -> None:
         """Forget the anchors, keep the buffers."""
@@ -140,11 +145,15 @@ class Snapshots(History):
             self._fitted = self.basis.fit(self.moments, self.at(step), self.order, sigma, self.gram)
         return self.basis.advance(self._fitted, self.at(step), sigma)
 
+    @property
+    def learnt(self) -> Sequence[Any]:
+        return self.gram, self._fitted
+
     def reset(self) -> None:
         super().reset()
         self._fitted, self.gram = None, None
 
-    def slope(self) -> tuple[Tensor, Tensor, float] | None:
+    def slope(self) -> tuple[Tensor, Tensor | None, float] | None:
         if len(self.frames) < 2:
             return None
         return self.frames[-1], self.frames[-2], float(self.at(self.times[-1]) - self.at(self.times[-2]))
@@ -184,7 +193,7 @@ class Elementwise(History):
         self._spare.extend(self.anchors)
         self.anchors = []
 
-    def slope(self) -> tuple[Tensor, Tensor, float] | None:
+    def slope(self) -> tuple[Tensor, Tensor | None, float] | None:
         if len(self.anchors) < 2:
             return None
         return self.anchors[-1], self.anchors[-2], float(self.at(self.times[-1]) - self.at(self.times[-2]))
@@ -199,18 +208,27 @@ class Elementwise(History):
 
 
 class Differences(History):
-    """The ladder `D_0..D_m`, each a tensor in the feature dtype (the arithmetic of the published code)."""
+    """The ladder `D_0..D_m`, each a tensor in the feature dtype (the arithmetic of the published code).
+
+    `D_i` of the new anchor takes the place of `D_{i-1}` of the one before, and the new anchor that of its `D_m`.
+    """
+
+    def slot(self, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+        if len(self.frames) == self.basis.anchors(self.order):
+            self._spare.append(self.frames.pop())
+        return super().slot(shape, dtype, device)
 
     def push(self, step: int, value: Tensor) -> None:
         if not isinstance(self.basis, LadderBasis):
             raise ValueError(f"history: differences need a ladder basis, got {type(self.basis).__name__}")
-        old = [] if self.gated(step) or not self.times else self.frames
         gap = self.at(step) - self.at(self.times[-1]) if self.times else 1
         if gap <= 0:
             raise ValueError(f"step: must grow, got {step} after {self.times[-1]}")
+        kept = 0 if self.gated(step) else self.basis.anchors(self.order) - 1
+        self._spare.extend(self.frames[kept:])
         new = [value]
-        for lower in old[: self.basis.anchors(self.order) - 1]:
-            new.append((new[-1] - lower) / gap)
+        for lower in self.frames[:kept]:
+            new.append(torch.sub(new[-1], lower, out=lower).div_(gap))
         self.frames, self.times = new, [*self.times, step][-(self.order + 1) :]
 
     def coefficients(self, step: int, sigma: Scalar) -> list[Scalar]:
@@ -221,10 +239,10 @@ class Differences(History):
     def newest(self) -> Tensor:
         return self.frames[0]
 
-    def slope(self) -> tuple[Tensor, Tensor, float] | None:
+    def slope(self) -> tuple[Tensor, Tensor | None, float] | None:
         if len(self.frames) < 2:
             return None
-        return self.frames[1], torch.zeros_like(self.frames[1]), 1.0
+        return self.frames[1], None, 1.0
 
 
 HISTORIES: dict[str, type[History]] = {"snapshots": Snapshots, "differences": Differences}

@@ -25,9 +25,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hicache.forecast.window import CHUNK, ElementwiseBasis, uniform_tail
+from hicache.forecast.window import ElementwiseBasis, uniform_tail
 
 __all__ = ["Pade"]
+
+CHUNK = 1 << 22
+"""Elements that are held in float64 at a time."""
 
 NUMERATOR, DENOMINATOR = 3, 2
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hicache.forecast.basis import Scalar
 from hicache.forecast.history import History
+from hicache.forecast.pieces import pieces
 
 __all__ = ["SIGMA_SCHEDULES", "Adaptive", "Constant", "Horizon", "Linear", "SigmaSchedule"]
 
@@ -120,8 +121,7 @@ class Adaptive(SigmaSchedule):
         if difference is None:
             return
         newer, older, gap = difference
-        size = torch.linalg.vector_norm((newer.float() - older.float()) / gap, dim=channel)
-        size = size.reshape(*size.shape[:lead], -1).mean(-1)
+        size = mean_length(newer, older, lead, channel) / gap
         if self.per == "batch":
             size = size.mean(-1, keepdim=True).expand_as(size)
         previous = torch.ones_like(size) if self.q is None else self.q
@@ -142,3 +142,17 @@ SIGMA_SCHEDULES: dict[str, type[SigmaSchedule]] = {
     "horizon": Horizon,
     "linear": Linear,
 }
+
+
+def mean_length(newer: Tensor, older: Tensor | None, lead: int, channel: int) -> Tensor:
+    """Mean over tokens of `|newer - older|` over channels, `[*leading]`, a part at a time."""
+    both = [each.movedim(channel, -1) for each in (newer, older) if each is not None]
+    lead = min(lead, both[0].dim() - 1)
+    shape, size = both[0].shape[:lead], both[0].shape[-1]
+    flat = [each.flatten(0, lead - 1) if lead else each[None] for each in both]
+    flat = [each[:, None] if each.dim() == 2 else each for each in flat]
+    total = torch.zeros(len(flat[0]), device=newer.device)
+    for rows, (first, *rest) in pieces(flat):
+        difference = first.float() - rest[0].float() if rest else first.float()
+        total[rows] += torch.linalg.vector_norm(difference, dim=-1).flatten(1).sum(1)
+    return (total * size / max(1, flat[0][0].numel())).reshape(shape)

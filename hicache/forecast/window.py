@@ -6,7 +6,8 @@ r"""What the snapshot bases share: equally spaced windows, Gram matrices, and th
     ElementwiseBasis  no weights: a function of the anchors, element by element
 
 `G` is kept per leading index (site, sample): a sample's weights never depend on the batch that it is in. A new anchor
-adds one row, `G_nj = <F_n, F_j>`, accumulated in float64 over chunks, so no float64 copy of a frame is made.
+adds one row, `G_nj = <F_n, F_j>`: dot products of 512 elements in float32 (in float64 where frames are float64 or
+small), summed in float64, a part of the frames at a time.
 """
 
 from __future__ import annotations
@@ -20,11 +21,15 @@ import torch
 from torch import Tensor
 
 from hicache.forecast.basis import Basis, Scalar
+from hicache.forecast.pieces import pieces
 
 __all__ = ["ElementwiseBasis", "GramBasis", "extend_gram", "uniform_tail"]
 
-CHUNK = 1 << 22
-"""Elements that are held in float64 at a time."""
+DOT = 512
+"""Elements whose products are summed in float32."""
+
+SHORT = 1 << 16
+"""Elements of a frame up to which float64 costs nothing."""
 
 
 class GramBasis(Basis):
@@ -73,6 +78,15 @@ def uniform_tail(times: Sequence[float]) -> int:
     return length
 
 
+def dots(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products of the rows of two matrices `[L, n]`, in float64."""
+    product, whole = a * b, a.shape[1] // DOT * DOT
+    found = product[:, whole:].sum(-1).double()
+    if whole:
+        found += product[:, :whole].unflatten(1, (-1, DOT)).sum(-1).double().sum(-1)
+    return found
+
+
 def extend_gram(gram: Tensor | None, frames: Sequence[Tensor], lead: int) -> Tensor:
     """The Gram matrix of `frames`, `[*leading, K, K]` in float64, from that of all but the newest.
 
@@ -82,14 +96,14 @@ def extend_gram(gram: Tensor | None, frames: Sequence[Tensor], lead: int) -> Ten
         lead: number of leading dimensions kept apart.
     """
     shape = frames[-1].shape[:lead]
-    rows = math.prod(shape)
-    flat = [frame.reshape(rows, -1) for frame in frames]
-    width = max(1, CHUNK // rows)
-    new = torch.zeros(rows, len(frames), dtype=torch.float64, device=frames[-1].device)
-    for start in range(0, flat[-1].shape[1], width):
-        newest = flat[-1][:, start : start + width].double()
-        for j, frame in enumerate(flat):
-            new[:, j] += (frame[:, start : start + width].double() * newest).sum(-1)
+    flat = [frame.reshape(math.prod(shape), -1) for frame in frames]
+    exact = frames[-1].dtype == torch.float64 or frames[-1].numel() <= SHORT
+    wide = torch.float64 if exact else torch.float32
+    new = torch.zeros(len(flat[-1]), len(frames), dtype=torch.float64, device=frames[-1].device)
+    for rows, parts in pieces(flat, DOT):
+        newest = parts[-1].to(wide)
+        for j, part in enumerate(parts):
+            new[rows, j] += dots(part.to(wide), newest)
     new = new.reshape(*shape, len(frames))
     if gram is None:
         return new[..., None]

@@ -62,13 +62,17 @@ class Observers:
         self._histories: ModuleHistories | None = None
         self._hooks = attach_modules(setup.adapter, setup.modules, self._take_module)
         if setup.method.caches and not setup.by_module:
-            self._hooks += attach_scope(setup.adapter, self.scope, setup.spans, self.take)
+            self._hooks += attach_scope(setup.adapter, self.scope, setup.spans, self.take, self.wanted)
 
     def detach(self) -> None:
         """Remove them from the model."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+
+    def wanted(self) -> bool:
+        """Whether an anchor is being made."""
+        return self._anchor is not None and self._anchor.wanted
 
     def take(self, index: int, value: Tensor) -> None:
         """The value of a site of the scope."""

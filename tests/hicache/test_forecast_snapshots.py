@@ -213,13 +213,23 @@ def test_uniform_tail():
 
 @pytest.mark.parametrize("lead", [1, 2])
 def test_gram_grows_by_rows(lead, monkeypatch):
-    monkeypatch.setattr("hicache.forecast.window.CHUNK", 7)
+    monkeypatch.setattr("hicache.forecast.pieces.CPU_PIECE", 7)
     frames = [torch.randn(3, 2, 5, 4, generator=torch.Generator().manual_seed(s)) for s in range(4)]
     gram = None
     for n in range(1, 5):
         gram = extend_gram(gram, frames[:n], lead)
     flat = torch.stack(frames).double().flatten(1 + lead)
     torch.testing.assert_close(gram, torch.einsum("i...d,j...d->...ij", flat, flat), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_gram_of_large_frames_is_nearly_exact(dtype):
+    """Beyond what is summed in float64: 2e-8 of |F|^2 (float64 frames: rounding), in several pieces with a rest."""
+    frames = [torch.randn(1, 2, 600_001, generator=torch.Generator().manual_seed(s)).to(dtype) for s in range(3)]
+    flat = torch.stack(frames).double().flatten(3)
+    exact = torch.einsum("i...d,j...d->...ij", flat, flat)
+    error = (extend_gram(extend_gram(extend_gram(None, frames[:1], 2), frames[:2], 2), frames, 2) - exact).abs()
+    assert error.max() <= (1e-13 if dtype == torch.float64 else 2e-8) * exact.max()
 
 
 WRONG = [

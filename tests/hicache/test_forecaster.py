@@ -96,7 +96,7 @@ def test_observed_values_are_copied_and_memory_is_bounded(name):
         forecaster.reset()
         for step in range(0, 30, 3):
             forecaster.observe(step, torch.randn(1, 2, 4))
-        sizes.add(forecaster.bytes)
+        sizes.add(forecaster.history.bytes)
     assert len(sizes) == 1
     history = forecaster.history
     assert sizes.pop() <= (history.basis.anchors(history.order) + 1) * 8 * 4
