@@ -317,3 +317,27 @@ def test_videos_are_scored_by_frame(tmp_path):
     )
     assert len(a) == 5
     assert result["psnr"]["mean"] == pytest.approx(float(fidelity.psnr(a, b).mean()))
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 85), ("SIGHUP", 85), ("SIGUSR1", 85), ("SIGINT", 130)])
+def test_a_signal_ends_the_program_in_order(number, code, monkeypatch, capsys):
+    import os
+    import runpy
+    import signal
+    import sys
+
+    from evaluation import cli
+
+    def killed(words):
+        os.kill(os.getpid(), signal.Signals[number])
+
+    handlers = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)}
+    monkeypatch.setattr(cli, "main", killed)
+    monkeypatch.setattr(sys, "argv", ["evaluation"])
+    try:
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_module("evaluation", run_name="__main__", alter_sys=True)
+    finally:
+        for name, handler in handlers.items():
+            signal.signal(name, handler)
+    assert stop.value.code == code and capsys.readouterr().err.endswith("the same command continues\n")
