@@ -1,7 +1,7 @@
 """Models to run: `conf/backend/<name>.yaml` has the settings, one module here the code.
 
 A new backend is a module with a subclass of `experiments.backends.base.Backend`, a line in `BACKENDS` and a
-YAML.
+YAML. A pipeline of diffusers needs no module: a YAML with its class and a line in `PRESETS`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from experiments.backends.base import Backend
 from experiments.config.backend import BackendConfig
 from experiments.errors import choose
 
-__all__ = ["ALIASES", "BACKENDS", "backend_class", "load_backend"]
+__all__ = ["ALIASES", "BACKENDS", "PRESETS", "backend_class", "backend_of", "load_backend"]
 
 BACKENDS: dict[str, str] = {
     "digits": "experiments.backends.digits.backend:DigitsBackend",
@@ -28,14 +28,39 @@ BACKENDS: dict[str, str] = {
 }
 """Name -> module:class; imported on use, because a backend brings its libraries along."""
 
+PRESETS = (
+    "chroma",
+    "cogvideox",
+    "diffusers",
+    "flux2",
+    "flux_kontext",
+    "hunyuan_video_15",
+    "ltx",
+    "pixart_sigma",
+    "sana",
+    "sd15",
+    "sd3",
+    "sdxl",
+    "stable_audio",
+    "wan",
+    "z_image",
+)
+"""Names in `conf/backend/` that the generic backend runs (`experiments.backends.diffusers`)."""
+
 ALIASES: dict[str, str] = {"flux_chipmunk": "flux"}
 """Further names in `conf/backend/`: a backend that comes with a choice in another group."""
 
 
 def backend_class(name: str) -> type[Backend]:
     """The class of a backend; nothing is loaded yet."""
-    module, _, attribute = BACKENDS[choose("backend", name, BACKENDS)].partition(":")
+    known = {**BACKENDS, **dict.fromkeys(PRESETS, "experiments.backends.diffusers:DiffusersBackend")}
+    module, _, attribute = known[choose("backend", name, known)].partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def backend_of(config: BackendConfig) -> type[Backend]:
+    """The class of the backend that a configuration means."""
+    return backend_class(config.name).of(config)
 
 
 _loaded: dict[str, Backend] = {}
@@ -46,5 +71,5 @@ def load_backend(config: BackendConfig) -> Backend:
     key = repr(config)
     if key not in _loaded:
         _loaded.clear()
-        _loaded[key] = backend_class(config.name)(config)
+        _loaded[key] = backend_of(config)(config)
     return _loaded[key]

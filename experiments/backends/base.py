@@ -1,9 +1,9 @@
 """What the runner needs to know about a model: its items, how to generate them, how their media are kept.
 
 The runner never looks inside: an item's `inputs` (a class label, a prompt, a prompt and an image) pass
-through it to the backend that made them. Media are float tensors in [0, 1], `[C, H, W]` for images and `[F,
-C, H, W]` for videos. Noise is the item's own: drawn from a generator seeded with `Item.seed` alone, so that
-no result depends on shards, order or restarts.
+through it to the backend that made them. Media are float tensors: in [0, 1], `[C, H, W]` for images and `[F, C, H, W]`
+for videos; in about [-1, 1], `[C, samples]` for audio. Noise is the item's own: drawn from a generator seeded with
+`Item.seed` alone, so that no result depends on shards, order or restarts.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 from experiments.config.backend import SOLVERS, BackendConfig
 from experiments.config.method import StepsConfig
 from experiments.config.run import Settings
+from hicache.cost import Calls
 
 __all__ = ["Backend", "Item", "Sampling", "item_seed", "sampling_of"]
 
@@ -60,7 +61,7 @@ def item_seed(run_seed: int, name: str) -> int:
 class Backend(ABC):
     """A loaded model. `items` works on the class, before anything is loaded."""
 
-    media: ClassVar[Literal["image", "video"]]
+    media: ClassVar[Literal["image", "video", "audio"]]
     side: ClassVar[int | None] = None
     """Pixels of the shorter side of its media, where that is fixed."""
     transformer_class: ClassVar[str | None] = None
@@ -80,6 +81,12 @@ class Backend(ABC):
         self.config = config
         chosen = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = chosen if config.device == "auto" else config.device
+
+    @classmethod
+    def of(cls, config: BackendConfig) -> type[Backend]:
+        """The class for a configuration, where that decides what is made."""
+        del config
+        return cls
 
     @classmethod
     @abstractmethod
@@ -102,6 +109,16 @@ class Backend(ABC):
     @abstractmethod
     def model_batch(self, num_items: int) -> int:
         """Batch that the transformer sees for so many items (guidance may double it)."""
+
+    def traced(self, items: Sequence[Item], sampling: Sampling) -> tuple[Calls, int] | None:
+        """The calls of a generation and how many items it made, by which costs are counted; None = by `shape`."""
+        del items, sampling
+        return None
+
+    def num_steps(self, items: Sequence[Item], sampling: Sampling) -> int:
+        """Steps of the solver that are made where `sampling.num_steps` are asked for."""
+        del items
+        return sampling.num_steps
 
     def shape(self) -> dict[str, int]:
         """What `hicache.cost.measure` needs to know of the size of a call; empty = the adapter's own."""

@@ -3,7 +3,7 @@
 Images are 8-bit RGB files. A video is an H.264 mp4 (yuv420p, crf 17: plays everywhere, is what VBench reads)
 and so not what the model made: chroma is halved and values move by a few levels. Where a run keeps lossless
 frames, an 8-bit array `[T, H, W, 3]` lies beside the mp4 and paired metrics read that; else they read the
-mp4 of both sides, encoded alike.
+mp4 of both sides, encoded alike. Audio is a WAV file of 32-bit floats, which is what the model made.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from evaluation import pictures
 
-__all__ = ["SUFFIXES", "read_image", "read_video", "write_image", "write_video"]
+__all__ = ["SUFFIXES", "read_audio", "read_image", "read_video", "write_audio", "write_image", "write_video"]
 
 SUFFIXES = {"png": ".png", "jpeg95": ".jpg"}
 
@@ -65,3 +65,28 @@ def read_video(folder: Path, name: str, lossless: bool) -> Tensor:
     if lossless:
         return to_tensor(pictures.read_array(folder / f"{name}.npy"))
     return to_tensor(pictures.read_frames(folder / f"{name}.mp4"))
+
+
+def write_audio(media: Tensor, folder: Path, name: str, rate: int) -> list[Path]:
+    """Write `[channels, samples]`, or samples alone, as a WAV file of so many samples per second."""
+    from scipy.io import wavfile
+
+    path = folder / f"{name}.wav"
+    wavfile.write(path, rate, torch.atleast_2d(media).float().T.contiguous().numpy())
+    return [path]
+
+
+def read_audio(folder: Path, name: str) -> Tensor:
+    """The samples of the file, `[channels, samples]`.
+
+    Raises:
+        PictureError: if the file is missing or cannot be read.
+    """
+    from scipy.io import wavfile
+
+    path = folder / f"{name}.wav"
+    try:
+        _, samples = wavfile.read(path)
+    except (OSError, ValueError) as error:
+        raise pictures.PictureError(f"{path}: must be a WAV file ({error})") from error
+    return torch.atleast_2d(torch.from_numpy(np.array(samples, dtype=np.float32)).T).contiguous()

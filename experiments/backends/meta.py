@@ -18,8 +18,9 @@ import torch
 from diffusers import DiTTransformer2DModel
 from torch import nn
 
-from experiments.backends import backend_class
+from experiments.backends import backend_of
 from experiments.backends.base import Backend
+from experiments.backends.diffusers import DiffusersBackend
 from experiments.backends.digits.backend import DigitsBackend, folder_of
 from experiments.backends.pipeline import PipelineBackend
 from experiments.config.backend import BackendConfig
@@ -34,10 +35,12 @@ __all__ = [
 
 def blueprint(config: BackendConfig) -> Backend:
     """The backend with its pipeline on the meta device."""
-    kind = backend_class(config.name)
+    kind = backend_of(config)
     backend: Any = object.__new__(kind)
     backend.config, backend.device = config, "meta"
-    if issubclass(kind, PipelineBackend):
+    if issubclass(kind, DiffusersBackend):
+        backend.pipe = kind.described(backend.config)
+    elif issubclass(kind, PipelineBackend):
         backend.pipe = backend.random()
     elif issubclass(kind, DigitsBackend):
         described: Any = DiTTransformer2DModel.load_config(str(folder_of(config) / "transformer"))

@@ -11,6 +11,8 @@ from torch import nn
 
 from experiments.config.backend import PipelineConfig
 from experiments.errors import check, choose
+from hicache.generic import denoisers
+from hicache.generic.blocks import flat_blocks
 
 __all__ = ["ATTENTION", "check_placement", "place"]
 
@@ -44,9 +46,10 @@ def check_placement(config: PipelineConfig) -> None:
 def place(pipe: Any, config: PipelineConfig, device: str) -> None:
     """Put a loaded pipeline in its place."""
     pipe.set_progress_bar_config(disable=True)
-    set_attention(pipe.transformer, config.attention)
-    if config.compile:
-        compile_blocks(pipe.transformer)
+    for model in denoisers(pipe).values():
+        set_attention(model, config.attention)
+        if config.compile:
+            compile_blocks(model)
     if getattr(config, "vae_tiling", False):
         pipe.vae.enable_tiling()
     if config.offload == "model":
@@ -79,6 +82,6 @@ def compile_blocks(transformer: nn.Module) -> None:
 
 
 def blocks_of(transformer: nn.Module) -> list[nn.Module]:
-    """The repeated blocks, where all the time is spent."""
-    lists = (getattr(transformer, name, ()) for name in ("transformer_blocks", "single_transformer_blocks"))
-    return [block for blocks in lists for block in blocks]
+    """The repeated blocks, where all the time is spent; of a U-Net its levels."""
+    levels = [*getattr(transformer, "down_blocks", ()), *getattr(transformer, "up_blocks", ())]
+    return flat_blocks(transformer) or levels

@@ -55,7 +55,8 @@ class Recommended:
 
     def __post_init__(self) -> None:
         for name in ("interval", "warmup_steps", "num_steps", "num_items", "batch_size"):
-            value, least = getattr(self, name), 0 if name == "num_items" else 1  # 0 items: all that there are
+            # 0 items: all that there are; 0 steps: a pipeline's own
+            value, least = getattr(self, name), 0 if name in ("num_items", "num_steps") else 1
             rule = f"must be an integer >= {least}"
             check(value == MISSING or value >= least, f"backend.recommended.{name}", rule, value)
         order = self.order

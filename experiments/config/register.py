@@ -14,6 +14,7 @@ from experiments.config.backend import (
     QwenEditConfig,
 )
 from experiments.config.cluster import ClusterConfig, SlurmConfig
+from experiments.config.diffusers import DiffusersConfig
 from experiments.config.guidance import AdaptiveGuidanceConfig, GuidanceConfig
 from experiments.config.logger import LoggerConfig
 from experiments.config.method import (
@@ -47,6 +48,7 @@ GROUPS: Groups = {
     "backend": {
         "digits": DigitsConfig,
         "emoji": EmojiConfig,
+        "diffusers": DiffusersConfig,
         "flux": FluxConfig,
         "dit": DiTConfig,
         "hunyuan_video": HunyuanVideoConfig,

@@ -154,6 +154,8 @@ def fill(config: RunConfig) -> Settings:
     for f in dataclasses.fields(Recommended):
         given = getattr(config, f.name)
         filled[f.name] = own.get(f.name, getattr(recommended, f.name)) if given in (None, "auto") else given
+    rule = f"must be an integer from 1 to {MOST_STEPS}"
+    check(filled["num_steps"] >= 1, "backend.recommended.num_steps", rule, filled["num_steps"])
     parts = {"policy": config.policy, "basis": config.forecaster, "patch": config.patch}
     method = dataclasses.replace(config.method, **{key: part for key, part in parts.items() if part is not None})
     if config.scope is not None and "scope" not in method.reads():

@@ -15,6 +15,7 @@ from experiments.plans.manifest import Plan
 from experiments.plans.status import State, state_of
 from experiments.runs.folder import read_metrics
 from experiments.settings.cost import cost_of
+from hicache.cost import Cost
 
 __all__ = ["Forecast", "forecast"]
 
@@ -33,6 +34,8 @@ class Forecast:
     """Of the largest row, one item at a time."""
     unknown: list[str] = field(default_factory=list)
     """Rows whose plan depends on the data; they are counted at full cost."""
+    uncounted: set[str] = field(default_factory=set)
+    """Backends whose FLOPs are counted in their first generation."""
     hours: float | None = 0.0
     untimed: set[str] = field(default_factory=set)
 
@@ -44,6 +47,8 @@ class Forecast:
         ]
         if self.unknown:
             said.append(f"counted at full cost, their plans depend on the data: {', '.join(self.unknown)}")
+        if self.uncounted:
+            said.append(f"no FLOPs before their first generation: {', '.join(sorted(self.uncounted))}")
         if self.hours is None:
             said.append(f"hours: no timed run of {', '.join(sorted(self.untimed))} in this results folder")
         else:
@@ -65,7 +70,8 @@ def forecast(plan: Plan) -> Forecast:
             found.unknown.append(row.label)
             cost = cost_of(settings, full_steps=steps)
         if cost is None:
-            raise ValueError(f"row {row.index}: a plan with all steps must have a cost")
+            found.uncounted.add(settings.backend.name)
+            cost = Cost(full=0, estimated=0, overhead=0, full_steps=steps, num_steps=steps, cache_bytes=0)
         found.to_do += 1
         found.items += settings.num_items
         found.steps += settings.num_items * steps

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from experiments.backends.base import Item
 from experiments.runs.folder import read_values
+from experiments.runs.metrics.audio import spectrum
 from experiments.runs.metrics.evidence import Evidence
 from experiments.runs.style import save, styled
 from experiments.settings.describe import describe_method
@@ -30,7 +31,10 @@ def columns_of(items: list[Item]) -> list[Item]:
 
 
 def still(media: Tensor) -> Tensor:
-    """An image as it is, the middle frame of a video; `[H, W, C]`."""
+    """An image as it is, the middle frame of a video, the spectrum of audio up to 100 dB down; `[H, W, C]`."""
+    if media.ndim == 2:
+        decibels = 20 * spectrum(media).mean(0).log10()
+        return (1 + decibels / 100).clamp(0, 1).flip(0)[:, :, None].float()
     image = media[len(media) // 2] if media.ndim == 4 else media
     return image.permute(1, 2, 0).float()
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 import hicache
 from experiments import environment, stopping
-from experiments.backends import backend_class, load_backend
+from experiments.backends import backend_of, load_backend
 from experiments.backends.base import Backend, Item
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, RunError, choose
@@ -65,7 +65,7 @@ class Outcome:
 def check(given: Settings | Run) -> None:
     """All that can be wrong with a run, found before anything is loaded or written."""
     run = prepare(given)
-    settings, backend = run.settings, backend_class(run.settings.backend.name)
+    settings, backend = run.settings, backend_of(run.settings.backend)
     check_metrics(settings, backend)
     check_method(settings, backend, run.method)
     check_device(settings.backend.device)
@@ -240,19 +240,29 @@ def generate_batch(backend: Backend, given: Settings | Run, batch: list[Item]) -
         media = backend.generate(batch, sampling)
         seconds = time.perf_counter() - started
         report = cache.report if cache is not None else None
-    full = list(range(sampling.num_steps)) if report is None else list(report.full_steps)
-    if report is not None and report.num_steps != sampling.num_steps:
-        raise hicache.PlanError(f"the model was called for {report.num_steps} steps, planned were {sampling.num_steps}")
+        full = list(range(backend.num_steps(batch, sampling))) if cache is None else full_steps_of(cache)
+    planned = backend.num_steps(batch, sampling)
+    if report is not None and report.num_steps != planned:
+        raise hicache.PlanError(f"the model was called for {report.num_steps} steps, planned were {planned}")
     if not all(bool(torch.isfinite(m).all()) for m in media):
         raise FloatingPointError("the generated media are not finite")
     facts = {"batch_size": len(batch), "batch_seconds": seconds, "full_steps": full}
     if settings.guidance.name != "plain":
         facts |= facts_of(report)
-    size = 0 if report is None else report.cache_bytes
+    size = 0 if cache is None else sum(each.cache_bytes for each in cache.reports.values())
     if report is not None and report.operators is not None:
         facts["operators"] = report.operators
         size += report.operators["bytes"]
     return media, facts | {"cache_bytes": size}
+
+
+def full_steps_of(cache: hicache.Handle) -> list[int]:
+    """The full steps of a generation; those of models that follow on one another are counted through."""
+    full, first = [], 0
+    for report in cache.reports.values():
+        full += [first + step for step in report.full_steps]
+        first += report.executed
+    return full
 
 
 def record(backend: Backend, folder: RunFolder, item: Item, media: Tensor, facts: dict[str, Any]) -> dict[str, Any]:
@@ -296,7 +306,7 @@ def finish(run: Run, folder: RunFolder, reference: Outcome | None, logger: Logge
     metrics |= {
         "full_steps": list(min(plans)),
         "num_full_steps": statistics.mean(len(plan) for plan in plans),
-        "num_steps": run.sampling.num_steps,
+        "num_steps": backend.num_steps(run.items[:1], run.sampling),
     }
     if settings.guidance.name != "plain":
         metrics |= summary_of(records)

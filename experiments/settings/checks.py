@@ -8,8 +8,9 @@ import importlib
 import torch
 
 import hicache
-from experiments.backends import backend_class
+from experiments.backends import backend_of
 from experiments.backends.base import Backend
+from experiments.backends.diffusers import DiffusersBackend
 from experiments.backends.meta import blueprint_of, skeleton
 from experiments.backends.pipeline import PipelineBackend
 from experiments.backends.weights import DTYPES, locate
@@ -144,9 +145,11 @@ def check_fit(run: Run) -> None:
     built, guidance, operators, config = run.method, run.guidance, run.operators, run.settings.backend
     if not built.caches and guidance is None and operators is None:
         return
-    kind = backend_class(config.name)
+    kind = backend_of(config)
     pretrained = getattr(config, "weights", None) == "pretrained" and not kind.fixed_architecture
-    if issubclass(kind, PipelineBackend) and pretrained:
+    if issubclass(kind, DiffusersBackend):
+        model = kind.described(config)
+    elif issubclass(kind, PipelineBackend) and pretrained:
         folder = locate(config.path, kind.hub(config), config.revision)
         model = skeleton(str(kind.transformer_class), folder)
     else:

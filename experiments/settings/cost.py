@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from experiments.backends import backend_of
 from experiments.backends.base import Backend, sampling_of
+from experiments.backends.diffusers import DiffusersBackend
 from experiments.backends.meta import blueprint_of, quiet
 from experiments.config.run import Settings
 from experiments.settings.method import method_of, operators_of
@@ -37,6 +39,9 @@ def count_flops(
     operators recomputed, by default the expected one.
     """
     run = prepare(given)
+    if (found := backend.traced(run.items[:1], run.sampling)) is not None:
+        calls, items = found
+        return calls.cost(run.method, full_steps, 1 / items)
     options: dict[str, Any] = {"batch": batch or backend.model_batch(1), **backend.shape()}
     options |= {"full_steps": full_steps, "operators": run.operators, "mlp_share": mlp_share}
     return measure(backend.transformer, run.method, num_steps=run.sampling.num_steps, **options)
@@ -48,13 +53,19 @@ _costs: dict[str, Cost] = {}
 def cost_of(
     settings: Settings, convention: str = "executed", full_steps: int | None = None, flops_only: bool = False
 ) -> Cost | None:
-    """Cost of one item; None where the plan depends on the data and `full_steps` does not say how many there are.
+    """Cost of one item; None where that is not known before a generation.
+
+    So it is where the plan depends on the data and `full_steps` does not say how many there are, and where only a
+    generation tells what the model is called with.
 
     With `flops_only`, methods that differ in what they forecast with, not in what they compute, share a count; the
     bytes of the cache and the element-wise overhead are then those of any of them.
     """
+    if issubclass(backend_of(settings.backend), DiffusersBackend):
+        return None
     method, steps = method_of(settings), sampling_of(settings).num_steps
-    plan = prepared(method.policy, adapter_for(blueprint_of(settings.backend).transformer)).plan(steps)
+    adapter = adapter_for(blueprint_of(settings.backend).transformer)
+    plan = prepared(method.policy, adapter.family, len(adapter.blocks())).plan(steps)
     if full_steps is None and (plan is None or settings.guidance.name != "plain"):
         return None
     full = plan if plan is not None else list(range(int(full_steps or 0)))

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import hicache
-from experiments.backends import backend_class
+from experiments.backends import backend_of
 from experiments.backends.base import Backend, Item, Sampling, sampling_of
 from experiments.config.run import Settings
 from experiments.settings.identity import run_id
@@ -69,7 +69,7 @@ def prepare(given: Settings | Run, identity: str | None = None) -> Run:
 
 def items_of(settings: Settings) -> list[Item]:
     """The items of a run, in their order."""
-    return backend_class(settings.backend.name).items(settings.backend, settings.num_items, settings.seed)
+    return backend_of(settings.backend).items(settings.backend, settings.num_items, settings.seed)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
-"""What a plan costs: FLOPs and bytes of cache (see `hicache.cost.meter`)."""
+"""What a plan costs: FLOPs, parameters and bytes of cache (`hicache.cost.meter`), of any pipeline (`.trace`)."""
 
 from hicache.cost.meter import Cost, measure, prepared
+from hicache.cost.trace import Calls, trace
 
-__all__ = ["Cost", "measure", "prepared"]
+__all__ = ["Calls", "Cost", "measure", "prepared", "trace"]

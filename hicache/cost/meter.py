@@ -19,7 +19,7 @@ that the published code computes and throws away.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,16 +27,18 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hicache.adapters import Adapter, adapter_for
+from hicache.adapters import Adapter, adapter_for, find_adapter
 from hicache.adapters.modules import Module
+from hicache.cost.meta import calls
 from hicache.cost.published import discarded_flops, estimate_flops, full_flops
+from hicache.cost.script import Scripted, any_step, count, fill_history, rehearse
 from hicache.executor import Executor
-from hicache.forecast import Forecaster, History
 from hicache.generation import Branch
-from hicache.methods import CacheMethod, Knobs, method
+from hicache.methods import CacheMethod, method
 from hicache.operators import Chipmunk
 from hicache.operators.flops import saved
 from hicache.policy import Clock, Policy
+from hicache.report import PlanError
 from hicache.tree import Action, Site
 
 __all__ = ["Cost", "measure", "prepared"]
@@ -56,6 +58,7 @@ class Cost:
         mixed: all mixed steps together.
         mixed_steps: number of mixed steps.
         saved: what sparse operators save in all steps together.
+        parameters: of the model.
     """
 
     full: float
@@ -67,6 +70,7 @@ class Cost:
     mixed: float = 0.0
     mixed_steps: int = 0
     saved: float = 0.0
+    parameters: int = 0
 
     @property
     def total(self) -> float:
@@ -85,16 +89,6 @@ class Cost:
         return self.baseline / self.total
 
 
-def on_meta(model: nn.Module) -> nn.Module:
-    """The same architecture without weights, from the model's configuration."""
-    kind: Any = type(model)
-    if not hasattr(kind, "from_config"):
-        raise ValueError(f"model: must be a diffusers model with a configuration, got {kind.__name__}")
-    with torch.device("meta"):
-        empty = kind.from_config(model.config).eval()
-    return empty if empty.dtype == model.dtype else empty.to(model.dtype)
-
-
 def measure(
     model: nn.Module,
     method: CacheMethod,
@@ -104,12 +98,13 @@ def measure(
     convention: str = "executed",
     operators: Chipmunk | None = None,
     mlp_share: float | None = None,
+    example: Mapping[str, Any] | None = None,
     **shape: int,
 ) -> Cost:
     """Cost of running `model` for `num_steps` steps under `method`.
 
     Args:
-        model: a transformer with an adapter, on any device (the meta device too).
+        model: any denoiser, on any device (the meta device too).
         method: the method; its policy gives the full steps unless `full_steps` does.
         num_steps: steps of the run.
         batch: rows of the model's batch; a guided image in one doubled batch has 2.
@@ -118,29 +113,38 @@ def measure(
             the papers' tables do, where they differ.
         operators: sparse operators below the method.
         mlp_share: share of the hidden units that their sparse steps recomputed; None = the expected one.
+        example: arguments of one call by name, with its batch, on any device (`hicache.cost.trace` notes those of a
+            pipeline); needed for models without an adapter. Where the model's forward reads values, it is not possible
+            on the meta device; the call is then made where the example's tensors are.
         **shape: overrides of the adapter's published size, such as `height`, `width`, `frames`, `text`.
 
     Raises:
-        ValueError: if the plan depends on the data and `full_steps` is not given.
+        ValueError: if the plan depends on the data and `full_steps` is not given, if a model without an adapter has no
+            `example`, or if its calls cannot be counted.
     """
     if convention not in ("executed", "published"):
         raise ValueError(f"convention: must be executed or published, got {convention!r}")
-    meter = Meter(model, method, batch, convention == "published", shape)
-    full_steps = prepared(method.policy, meter.adapter).plan(num_steps) if full_steps is None else list(full_steps)
-    if full_steps is None:
-        raise ValueError("full_steps: the plan of this policy depends on the data, must be given, got None")
-    with torch.no_grad():
-        cost = meter.cost(num_steps, full_steps)
-        if operators is None:
-            return cost
-        count = meter.executions(num_steps, full_steps)
-        return replace(cost, saved=saved(meter.adapter, operators, meter.example, count, mlp_share))
+    published, tried = convention == "published", []
+    for bare, call in calls(model, batch, example, shape):
+        try:
+            with torch.no_grad():
+                meter = Meter(bare, method, call, published)
+                return meter.measure(num_steps, full_steps, operators, mlp_share)
+        except UNREADABLE as error:
+            if example is None or isinstance(error, PlanError):
+                raise
+            tried.append(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+    raise ValueError(f"example: must be a call that PyTorch's FLOP counter can follow, got {'; '.join(tried)}")
 
 
-def prepared(policy: Policy, adapter: Adapter) -> Policy:
-    """A copy of the policy as it is on the adapter's model, whose plan may be asked for."""
+UNREADABLE = (RuntimeError, AssertionError)
+"""What a forward that reads values raises on the meta device, and a kernel that no counter sees through."""
+
+
+def prepared(policy: Policy, family: str, blocks: int) -> Policy:
+    """A copy of the policy as it is on a model of that family and number of blocks; its plan may be asked for."""
     own = copy.deepcopy(policy)
-    own.prepare(adapter.family, len(adapter.blocks()))
+    own.prepare(family, blocks)
     return own
 
 
@@ -148,78 +152,58 @@ RUNNING = (Action.COMPUTE, Action.VERIFY)
 """What a module does at a mixed step when it runs."""
 
 
-class Scripted(Policy):
-    """Does at the next step what it is told."""
-
-    def __init__(self, policy: Policy) -> None:
-        self.policy = policy
-        self.mixes, self.grouping = policy.mixes, policy.grouping  # type: ignore[misc]
-        self.action = Action.COMPUTE
-        self.actions: dict[Site, Action] = {}
-
-    @property
-    def whole_block(self) -> bool:  # type: ignore[override]
-        """As the policy has it."""
-        return self.policy.whole_block
-
-    def prepare(self, family: str, blocks: int) -> None:
-        self.policy.prepare(family, blocks)
-
-    def covers(self, site: Site) -> bool:
-        return self.policy.covers(site)
-
-    def decide(self, clock: Clock) -> Action:
-        return self.action
-
-    def site_action(self, clock: Clock, site: Site) -> Action:
-        return self.actions[site]
-
-    def stage(self, clock: Clock) -> int:
-        return self.policy.stage(clock)
-
-    def plan(self, num_steps: int) -> None:
-        """Nothing is planned."""
-
-
-def forecasters(branch: Branch) -> list[Forecaster]:
-    """Those of a branch that have an anchor."""
-    return [f for f in (branch.forecaster, *branch.histories.forecasters.values()) if f.ready]
-
-
-def fill_history(branch: Branch, anchors: int) -> list[History]:
-    """Repeat the only anchor of a branch until its histories are full or hold `anchors`."""
-    found = forecasters(branch)
-    for forecaster in found:
-        history = forecaster.history
-        start, frame = max(branch.clock.step + 1, history.warmup_steps or 0), history.frames[0]
-        for extra in range(min(anchors, history.basis.anchors(history.order))):
-            forecaster.commit(start + extra, forecaster.slot(frame.shape, frame.dtype, frame.device))
-    return [forecaster.history for forecaster in found]
-
-
-def rehearse(branch: Branch, step: int, num_steps: int | None) -> Branch:
-    """Make the next call of a branch that of `step`."""
-    for forecaster in forecasters(branch):
-        times = forecaster.history.times
-        times[:] = range(-len(times), 0)
-    branch.clock.step, branch.clock.num_steps = step - 1, num_steps
-    return branch
-
-
 class Meter:
-    """Counts the steps of one method on one model of the `meta` device."""
+    """Counts the steps of one method on one model, which is on the `meta` device where it can be.
+
+    Args:
+        model: the model that is run.
+        method: the method.
+        example: arguments of a call.
+        published: whether to count as the papers' tables do.
+        declared: whether the model's adapter is used, where it has one.
+    """
 
     def __init__(
-        self, model: nn.Module, method: CacheMethod, batch: int, published: bool, shape: dict[str, int]
+        self, model: nn.Module, method: CacheMethod, example: dict[str, Any], published: bool, declared: bool = True
     ) -> None:
-        self.model = on_meta(model)
-        self.adapter = adapter_for(self.model)
+        self.model = model
         self.published = published
         self.method = method
-        self.example = self.adapter.example(batch, torch.device("meta"), **shape)
+        self.example = example
         scripted = replace(method, policy=Scripted(method.policy), knobs=any_step(method.knobs))
-        self.executor = Executor(self.adapter, scripted, self.model.forward)
+        adapter = adapter_for(model) if published else find_adapter(model) if declared else None
+        self.executor = Executor(adapter, scripted, model.forward, model)
+        vars(self.executor)["_timestep"] = lambda call: None  # every call is the next step, at whatever time
         self._known: dict[Any, float] = {}
+
+    @property
+    def adapter(self) -> Adapter:
+        """Of the model, for what only models with one have."""
+        return adapter_for(self.model) if self.executor.adapter is None else self.executor.adapter
+
+    def measure(
+        self, num_steps: int, full_steps: Sequence[int] | None, operators: Chipmunk | None, mlp_share: float | None
+    ) -> Cost:
+        """The cost of a run; see the function of this name."""
+        full_steps = self.policy().plan(num_steps) if full_steps is None else list(full_steps)
+        if full_steps is None:
+            raise ValueError("full_steps: the plan of this policy depends on the data, must be given, got None")
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        cost = replace(self.cost(num_steps, full_steps), parameters=parameters)
+        if operators is None:
+            return cost
+        count = self.executions(num_steps, full_steps)
+        return replace(cost, saved=saved(self.adapter, operators, self.example, count, mlp_share))
+
+    def policy(self) -> Policy:
+        """The method's policy as it is on this model."""
+        return prepared(self.method.policy, *self.executor.family())
+
+    @property
+    def sites(self) -> list[Site]:
+        """The modules that a mixed step tells apart."""
+        tapped = self.executor.modules
+        return [m.site for m in self.executor.setup.modules] if tapped is None else list(dict.fromkeys(tapped.sites))
 
     @property
     def branch(self) -> Branch:
@@ -229,7 +213,9 @@ class Meter:
     def settle(self, action: Action, policy: Policy, clock: Clock) -> Action:
         """What becomes of a policy's decision."""
         fused = self.executor.fused
-        return action if fused is None else fused.settle(action, policy, clock)
+        if fused is not None:
+            return fused.settle(action, policy, clock)
+        return Action.MIXED if action is Action.ESTIMATE and self.executor.modules is not None else action
 
     def cost(self, num_steps: int, full_steps: Sequence[int]) -> Cost:
         """The cost of a run."""
@@ -260,7 +246,7 @@ class Meter:
         """How many times a module runs in a run."""
         if not self.method.caches:
             return lambda module: num_steps
-        plan, policy = self._plan(num_steps, full_steps), prepared(self.method.policy, self.adapter)
+        plan, policy = self._plan(num_steps, full_steps), self.policy()
 
         def runs(module: Module, step: int) -> bool:
             action, actions = plan[step]
@@ -276,14 +262,14 @@ class Meter:
 
     def _plan(self, num_steps: int, full_steps: Sequence[int]) -> list[tuple[Action, dict[Site, Action]]]:
         """The action of every step, and of every module at the mixed ones."""
-        policy, clock, found = prepared(self.method.policy, self.adapter), Clock(num_steps=num_steps), []
+        policy, clock, found = self.policy(), Clock(num_steps=num_steps), []
         for clock.step in range(num_steps):
             action = policy.decide(clock)
             cached = Action.ESTIMATE if action is Action.COMPUTE else action
             action = Action.COMPUTE if clock.step in full_steps else cached
             action = self.settle(action, policy, clock)
             mixed = action is Action.MIXED
-            sites = [module.site for module in self.executor.setup.modules if mixed]
+            sites = self.sites if mixed else []
             found.append((action, {site: policy.site_action(clock, site) for site in sites}))
             if action is Action.COMPUTE:
                 clock.anchors.append(clock.step)
@@ -293,8 +279,10 @@ class Meter:
         """A mixed step: what runs whatever is patched, and the patched rows."""
         branch = rehearse(self.branch, step, num_steps)
         clock, patch, total = replace(branch.clock, step=step), branch.patch, self._unpatched(actions)
+        if patch is None:
+            return total
         for module in self.executor.setup.modules:
-            if patch is not None and actions[module.site] is Action.ESTIMATE and patch.covers(module.site):
+            if actions[module.site] is Action.ESTIMATE and patch.covers(module.site):
                 rows = patch.count(module.site, clock, branch.histories.newest(module.site).shape[1])
                 total += rows * self._row(module)
         return total
@@ -309,6 +297,8 @@ class Meter:
         return counted - beside + estimate_flops(self.adapter, self.example)
 
     def _unpatched_count(self, actions: dict[Site, Action]) -> float:
+        if self.executor.modules is not None:  # a module that is verified runs; how wrong it is, is no number here
+            actions = {site: Action.COMPUTE if act is Action.VERIFY else act for site, act in actions.items()}
         key = tuple(actions.items())
         if key not in self._known:
             branch = rehearse(self.branch, 1, None)
@@ -355,17 +345,3 @@ class Meter:
 
     def _count(self) -> float:
         return count(self.executor, self.example)
-
-
-def any_step(knobs: Knobs) -> Knobs:
-    """The same knobs, with a table of weights without its rows: those know the steps of their plan only."""
-    if knobs.basis != "table":
-        return knobs
-    return replace(knobs, basis_options={k: v for k, v in knobs.basis_options.items() if k != "rows"})
-
-
-def count(executor: Executor, example: dict[str, Any]) -> float:
-    """FLOPs of the next call."""
-    with FlopCounterMode(display=False) as counter:
-        executor(**example)
-    return float(counter.get_total_flops())

@@ -4,8 +4,13 @@ import dataclasses
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import hicache
+from hicache.adapters import find_adapter
+from hicache.cost.meta import on_meta
+from hicache.cost.meter import Meter
+from tests.hicache import denoisers, pipelines
 from tests.hicache.models import build, denoise, inputs
 
 
@@ -186,3 +191,103 @@ def test_a_forecast_of_costs_has_the_plan_of_the_family():
     cost = cost_of(resolve(compose([*tiny, "method=magcache"])))
     assert cost is not None and (cost.full_steps, cost.num_steps) == (15, 50)
     assert cost_of(resolve(compose([*tiny, "method=teacache"]))) is None
+
+
+def both(model, chosen, steps):
+    """Cost by the adapter and its call, by the adapter and a call that was traced, and without the adapter."""
+    example = find_adapter(model).example(1, torch.device("meta"))
+    bare = Meter(model, chosen, example, published=False, declared=False).measure(steps, None, None, None)
+    return hicache.cost.measure(model, chosen, steps), hicache.cost.measure(model, chosen, steps, example=example), bare
+
+
+def test_what_is_traced_is_what_is_declared(dit_xl):
+    for scope in ("modules", "output"):
+        declared, traced, bare = both(dit_xl, hicache.method("hicache", scope=scope, interval=6, warmup_steps=2), 50)
+        assert traced == declared and bare.full == declared.full
+        assert bare.parameters == sum(p.numel() for p in dit_xl.parameters())
+        assert bare.cache_bytes == declared.cache_bytes
+    # the model's own forward makes all six rows of the modulations, where the adapter makes the two of the gates
+    modules = hicache.method("hicache", scope="modules", interval=6, warmup_steps=2)
+    declared, _, bare = both(dit_xl, modules, 50)
+    assert bare.estimated - declared.estimated == 28 * 2 * 4 * 1152**2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["flux", "hunyuan_video", "qwen_image"])
+def test_what_is_traced_is_what_is_published(name, true_size, published):
+    """The papers charge an estimate for embedders and modulations as a whole, which is what a model's forward does."""
+    _, _, interval, warmup = TRUE_SIZE[name]
+    chosen = hicache.method("hicache", interval=interval, order=2, warmup_steps=warmup)
+    declared, traced, bare = both(true_size(name), chosen, 50)
+    assert traced == declared and bare.full == declared.full == published[name].full
+    assert bare.total == pytest.approx(published[name].total, rel=1e-3)
+    assert bare.total == pytest.approx(declared.total, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "full"),
+    [
+        ("speca", [0, 1, 4, 7, 10, 15]),
+        ("pab", [0, 1, 4, 7, 10, 15]),
+        ("fbcache", [0, 1, 4]),
+        ("l2c", None),
+        ("delta_dit", None),
+    ],
+)
+def test_mixed_and_partial_steps_are_traced(name, full):
+    model, chosen = build("dit" if name == "pab" else "flux"), hicache.method(name)
+    example = find_adapter(model).example(1, torch.device("meta"))
+    declared = hicache.cost.measure(model, chosen, 20, full_steps=full)
+    traced = Meter(on_meta(model), chosen, example, published=False, declared=False).measure(20, full, None, None)
+    assert (
+        traced.total == pytest.approx(declared.total, rel=2e-2 if name == "pab" else 2e-3)
+        and traced.full_steps == declared.full_steps
+    )
+
+
+def test_forwards_that_read_values_are_counted_where_the_example_is():
+    """Lumina 2 reads its mask: the call is made with the model itself, which stays as it was."""
+    model, example = denoisers.build("Lumina2Transformer2DModel"), denoisers.inputs_of("Lumina2Transformer2DModel")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        before = model(**example)[0]
+    cost = hicache.cost.measure(model, hicache.method("hicache", scope="stack"), 20, example=example)
+    assert cost.full == counter.get_total_flops() and 0 < cost.estimated < 0.05 * cost.full
+    assert cost.parameters == sum(p.numel() for p in model.parameters()) and cost.cache_bytes > 0
+    assert torch.equal(model(**example)[0], before)
+    with pytest.raises(ValueError, match="scope: Lumina2Transformer2DModel has output, .*got 'deep'"):
+        hicache.cost.measure(model, hicache.method("deepcache"), 20, example=example)
+
+
+def test_a_module_without_a_configuration():
+    """Counted on a copy without values, tensors in plain attributes too."""
+    model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 8))
+    model[0].table = torch.ones(3)
+    cost = hicache.cost.measure(
+        model, hicache.method("hicache", scope="output"), 10, example={"input": torch.zeros(4, 8)}
+    )
+    assert (cost.full, cost.estimated, cost.parameters) == (2 * 4 * 2 * 8 * 16, 0, 8 * 16 * 2 + 24)
+    assert not model[0].weight.is_meta and not model[0].table.is_meta
+    with pytest.raises(ValueError, match="model: must be one of .*got Sequential"):
+        hicache.cost.measure(model, hicache.method("hicache", scope="output"), 10)
+
+
+def test_a_pipeline_is_traced():
+    """Both models of Wan 2.2, two calls a step, one after the other; under a method the calls are the same."""
+    pipe, chosen = pipelines.wan(), pipelines.method(scope="stack")
+    with hicache.cost.trace(pipe) as calls:
+        pipelines.run(pipe)
+    assert calls.num_steps == 8 and calls.steps == {"transformer": {0, 1, 2, 3}, "transformer_2": {4, 5, 6, 7}}
+    (kind,) = (kind for kind in calls.kinds.values() if kind.model == "transformer")
+    assert kind.count == 8 and not pipe.transformer._forward_pre_hooks
+    cost = calls.cost(chosen)
+    once = hicache.cost.measure(pipe.transformer, chosen, 4, example=kind.example)
+    assert (cost.num_steps, cost.full_steps) == (8, 2 * once.full_steps)
+    assert cost.total == pytest.approx(2 * 2 * once.total) and cost.cache_bytes == 4 * once.cache_bytes
+    assert cost.parameters == 2 * once.parameters
+    assert calls.cost(chosen, [0, 1, 4, 5], part=0.5).total == pytest.approx(cost.total / 2)
+    with hicache.cached(pipe, chosen) as cache, hicache.cost.trace(pipe) as again:
+        pipelines.run(pipe)
+        assert sum(report.cache_bytes for report in cache.reports.values()) == cost.cache_bytes
+    assert (again.num_steps, again.cost(chosen).total) == (8, cost.total)
+    with pytest.raises(ValueError, match="trace: must have seen a call of a denoiser, got none"):
+        type(calls)({}).cost(chosen)

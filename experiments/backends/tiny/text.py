@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from transformers import (
+    ByT5Tokenizer,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
@@ -26,6 +27,8 @@ from transformers import (
 )
 
 __all__ = [
+    "byte_tokenizer",
+    "chat_tokenizer",
     "clip_encoder",
     "clip_tokenizer",
     "llama_encoder",
@@ -33,6 +36,7 @@ __all__ = [
     "qwen_encoder",
     "qwen_processor",
     "qwen_tokenizer",
+    "right_padding_tokenizer",
     "t5_encoder",
     "t5_tokenizer",
 ]
@@ -131,6 +135,32 @@ def qwen_tokenizer() -> Qwen2Tokenizer:
     marks = [f"<|{name}|>" for name in QWEN_MARKS]
     vocabulary = numbered(*byte_symbols(), "<|endoftext|>", *marks)
     return Qwen2Tokenizer(vocab=vocabulary, merges=[], additional_special_tokens=marks, model_max_length=4096)
+
+
+CHAT = (
+    "{% for message in messages %}{% if message.content is string %}{{ message.content }}"
+    "{% else %}{% for part in message.content %}{{ part.text }}{% endfor %}{% endif %}{% endfor %}"
+)
+"""The texts of a conversation, one after the other."""
+
+
+def chat_tokenizer() -> Qwen2Tokenizer:
+    """Bytes of what is said in a conversation."""
+    tokenizer = qwen_tokenizer()
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+def right_padding_tokenizer() -> Qwen2Tokenizer:
+    """Bytes; texts are filled up at their end."""
+    tokenizer = qwen_tokenizer()
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def byte_tokenizer() -> ByT5Tokenizer:
+    """ByT5's own: every byte is a token."""
+    return ByT5Tokenizer()
 
 
 def qwen_encoder(width: int, tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:

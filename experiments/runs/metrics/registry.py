@@ -20,6 +20,7 @@ from evaluation.fidelity import Psnr, Ssim, psnr, ssim
 from experiments.backends.base import Backend
 from experiments.config.run import Settings
 from experiments.errors import check, choose
+from experiments.runs.metrics.audio import log_spectral_distance, signal_to_noise
 from experiments.runs.metrics.evidence import Evidence, Summary, mean_over_items
 from experiments.runs.metrics.quality import assess, check_quality, is_paired
 
@@ -46,6 +47,8 @@ class RunMetric:
     value: Callable[[Evidence], Summary]
     unit: str = ""
     decimals: int = 2
+    media: frozenset[str] = frozenset({"image", "video"})
+    """That it reads."""
     paired: bool = False
     """Whether each item is compared with the same item of the un-cached reference."""
     backends: tuple[str, ...] = ()
@@ -76,6 +79,23 @@ def paired(metric: type[Metric], score: Callable[[Tensor, Tensor], Tensor]) -> R
     return RunMetric(**same, value=value, paired=True)
 
 
+def of_audio(
+    name: str, title: str, better: Literal["higher", "lower"], score: Callable[[Tensor, Tensor], float], unit: str
+) -> RunMetric:
+    """A metric of each item of audio and its reference."""
+
+    def value(evidence: Evidence) -> Summary:
+        if evidence.reference is None:
+            raise ValueError("a paired metric needs a reference run")
+        load = evidence.backend.load_media
+        values = [score(load(evidence.media, item), load(evidence.reference, item)) for item in evidence.items]
+        evidence.keep(name, {item.name: value for item, value in zip(evidence.items, values, strict=True)})
+        return mean_over_items(values, evidence.bootstrap)
+
+    only = frozenset({"audio"})
+    return RunMetric(name=name, title=title, better=better, value=value, paired=True, media=only, unit=unit)
+
+
 def on_digits(name: str, title: str, better: Literal["higher", "lower"], decimals: int = 2) -> RunMetric:
     """A metric of `experiments.runs.metrics.digits`, imported on use because it loads a classifier."""
 
@@ -103,6 +123,8 @@ RUN_METRICS: dict[str, RunMetric] = {
     for metric in (
         paired(Psnr, psnr),
         paired(Ssim, ssim),
+        of_audio("snr", "SNR", "higher", signal_to_noise, unit="dB"),
+        of_audio("log_spectral", "log-spectral distance", "lower", log_spectral_distance, unit="dB"),
         on_digits("digits_fid", "digits-FID", "lower"),
         on_digits("digits_sfid", "digits-sFID", "lower"),
         on_digits("digits_is", "digits-IS", "higher"),
@@ -150,6 +172,9 @@ def check_metrics(settings: Settings, backend: type[Backend]) -> None:
         backends = RUN_METRICS[name].backends if name in RUN_METRICS else ()
         fits = not backends or settings.backend.name in backends
         check(fits, "metrics.names", f"must fit backend {settings.backend.name}", name)
+        kinds = RUN_METRICS[name].media if name in RUN_METRICS else frozenset({backend.media})
+        rule = f"must read {backend.media}, not {' or '.join(sorted(kinds))}"
+        check(backend.media in kinds, "metrics.names", rule, name)
     check_quality(settings, backend, [name for name in settings.metrics.names if name not in RUN_METRICS])
 
 
