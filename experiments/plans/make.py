@@ -21,7 +21,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 
-from experiments.backends import backend_class
+from experiments.backends import backend_of
 from experiments.cli import Exit
 from experiments.config.compose import Composer, compose, parsed
 from experiments.config.preset import RowConfig
@@ -85,7 +85,7 @@ def make_plan(words: list[str], results: Path, title: str | None = None) -> tupl
         absent |= {f"{row.label} ({reason})": None for row, reason in left_out}
         for row, config in made:
             settings = resolve(config)
-            check_method(settings, backend_class(settings.backend.name), method_of(settings))
+            check_method(settings, backend_of(settings.backend), method_of(settings))
             label = row.label or describe_method(settings)
             extra = [word for word in line if word.partition("=")[0] in swept & {"seed", "num_items", "num_steps"}]
             entry = {"label": ", ".join([label, *extra]), "block": row.block, "paper": row.paper, "settings": settings}

@@ -22,7 +22,7 @@ from torch import Tensor
 from evaluation.fidelity import psnr
 from evaluation.statistics import bootstrap_mean
 from evaluation.super_resolution import crop_border, luma
-from experiments.backends import backend_class
+from experiments.backends import backend_of
 from experiments.backends.base import Item
 from experiments.backends.inf_dit.images import enlarged, reduced
 from experiments.cli import Exit
@@ -62,7 +62,7 @@ def bicubic(truth: Tensor) -> Tensor:
 def against_bicubic(preset: str, results: Path) -> str:
     """The un-cached result beside bicubic enlargement, over all items."""
     settings = next(made for _, made in rows_of(preset, [])[1] if not isinstance(made, str)).reference()
-    backend: Any = backend_class(settings.backend.name)
+    backend: Any = backend_of(settings.backend)
     media = folder_of(dataclasses.replace(settings, results=results)).media
     pairs = []
     for item in items_of(settings):
@@ -78,7 +78,7 @@ def panels(preset: str, results: Path, name: str) -> tuple[Tensor, list[tuple[st
     """The high-resolution image, and what stands beside it."""
     known: dict[str, Settings] = {row.label: made for row, made in rows_of(preset, [])[1] if not isinstance(made, str)}
     first = next(iter(known.values()))
-    backend: Any = backend_class(first.backend.name)
+    backend: Any = backend_of(first.backend)
     items: dict[str, Item] = {item.name: item for item in items_of(first)}
     check(name in items, "item", f"must be one of {', '.join(items)}", name)
     item = items[name]

@@ -11,7 +11,7 @@ from PIL import Image
 
 import evaluation
 import hicache
-from experiments.backends import ALIASES, BACKENDS, load_backend, media
+from experiments.backends import ALIASES, BACKENDS, PRESETS, load_backend, media
 from experiments.backends import weights as weights_module
 from experiments.backends.weights import Hub, locate
 from experiments.config.compose import compose, options
@@ -23,7 +23,9 @@ from experiments.settings.identity import run_id
 from experiments.settings.resolve import resolve
 
 PUBLISHED = [
-    name for name in options("backend") if name not in ("digits", "emoji", "inf_dit", "inf_dit_small", *ALIASES)
+    name
+    for name in options("backend")
+    if name not in ("digits", "emoji", "inf_dit", "inf_dit_small", *ALIASES, *PRESETS)
 ]
 
 
@@ -45,7 +47,8 @@ def refused(tmp_path, *overrides: str) -> str:
 
 
 def test_every_backend_has_code_a_group_option_and_metrics():
-    assert set(options("backend")) == {*BACKENDS, *ALIASES} <= set(options("metrics"))
+    assert {*BACKENDS, *ALIASES} <= set(options("metrics"))
+    assert set(options("backend")) == {*BACKENDS, *ALIASES, *PRESETS}
 
 
 # Prompts

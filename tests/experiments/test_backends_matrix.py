@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import hicache
-from experiments.backends import ALIASES, backend_class, load_backend
+from experiments.backends import ALIASES, PRESETS, backend_class, load_backend
 from experiments.config.compose import compose, options
 from experiments.config.run import Settings
 from experiments.runs import runner
@@ -24,7 +24,7 @@ from hicache.policy.verify import Verify
 
 pytestmark = pytest.mark.slow
 
-BACKENDS = [name for name in options("backend") if name not in ("digits", "emoji", "inf_dit_small", *ALIASES)]
+BACKENDS = [name for name in options("backend") if name not in ("digits", "emoji", "inf_dit_small", *ALIASES, *PRESETS)]
 PLAIN = ["none", "steps"]
 CACHED = ["fora", "taylorseer", "hi_taylor", "hicache", "hicache_adaptive"]
 STEPS, INTERVAL = 6, 3

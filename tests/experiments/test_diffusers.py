@@ -46,7 +46,7 @@ def test_a_preset_runs(name, tmp_path):
     outcome = execute(of)
     metrics = json.loads(outcome.folder.metrics_file.read_text())
     assert metrics["full_steps"] == FULL and metrics["num_steps"] == STEPS
-    assert metrics["flops_speedup"] > 1.2 and metrics["cache_bytes"] > 0
+    assert metrics["flops_speedup"] > 1 and metrics["cache_bytes"] > 0
     media = backend_of(of.backend).media
     for metric in ("snr",) if media == "audio" else ("psnr", "ssim"):
         assert metrics[metric]["n"] + metrics[metric].get("infinite", 0) == 2

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from plans import planned
 
-from experiments.backends import ALIASES
+from experiments.backends import ALIASES, PRESETS
 from experiments.config.compose import Composer, compose, options
 from experiments.files import write_json
 from experiments.plans.estimate import speeds_of
@@ -24,7 +24,7 @@ from experiments.settings.identity import run_id
 from experiments.settings.resolve import resolve
 from experiments.settings.rows import split_rows
 
-BACKENDS = [name for name in options("backend") if name not in ALIASES]
+BACKENDS = [name for name in options("backend") if name not in (*ALIASES, *PRESETS)]
 
 
 def test_sweeps_multiply_in_order():
