@@ -3,6 +3,7 @@
     python run.py                                              the embedded model under HiCache
     python run.py method=taylorseer interval=8                 another method, other settings
     python run.py -m sigma=0.3,0.5,0.75 method=hicache,fora    a sweep; what is done is not done again
+    python run.py compare=hicache,taylorseer,fora              methods on the same items, side by side
     python run.py experiment=digits_table                      all rows of a preset
     python run.py --cfg job                                    show the composed configuration
 
@@ -22,7 +23,7 @@ from omegaconf import DictConfig
 
 from experiments.cli import Exit
 from experiments.config.compose import set_up
-from experiments.config.words import check_words
+from experiments.config.words import check_words, compared
 
 outcome = Exit()
 
@@ -44,8 +45,10 @@ def main(config: DictConfig) -> float | None:
 
 
 def start() -> None:
-    """Words that Hydra would answer with its usage text are refused in a line before it reads them."""
-    check_words(sys.argv[1:])
+    """`compare=` becomes its sweep; words that Hydra would answer with its usage text are refused in a line."""
+    words, sweep().pictures = compared(sys.argv[1:])
+    check_words(words)
+    sys.argv[1:] = words
     main()
 
 

@@ -219,9 +219,12 @@ def _compare(words: Sequence[str]) -> int:
 
     data = parse(words)
     known = ("baseline", "runs", "metrics")
+    test = _text("test", data.pop("test", "wilcoxon"))
+    if test not in ("wilcoxon", "friedman"):
+        raise EvaluationError(f"test: must be wilcoxon or friedman, got {test!r}")
     for key in data:
         if key not in known:
-            raise EvaluationError(f"{key}: unknown key; compare knows {', '.join(known)}")
+            raise EvaluationError(f"{key}: unknown key; compare knows {', '.join(known)}, test")
     lists: dict[str, list[str]] = {}
     for key in known:
         if key not in data:
@@ -231,7 +234,9 @@ def _compare(words: Sequence[str]) -> int:
         if not lists[key]:
             raise EvaluationError(f"{key}: must name at least one, got none")
     baseline = _text("baseline", data["baseline"])
-    print(compare_runs(Path(baseline), [Path(run) for run in lists["runs"]], lists["metrics"]))
+    if test == "friedman" and len(lists["runs"]) < 2:
+        raise EvaluationError(f"runs: must be two or more for test=friedman, got {lists['runs']}")
+    print(compare_runs(Path(baseline), [Path(run) for run in lists["runs"]], lists["metrics"], test))
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from evaluation import media_files
 from evaluation.errors import EvaluationError
 from evaluation.registry import METRICS
 from evaluation.run_folder import read_values
-from evaluation.statistics import paired_difference, wilcoxon_holm
+from evaluation.statistics import friedman_nemenyi, paired_difference, wilcoxon_holm
 
 __all__ = ["compare_runs", "log_to_wandb", "draw_grid", "table"]
 
@@ -64,29 +65,43 @@ def _shared(values: Mapping[str, Mapping[str, float]], baseline: str) -> dict[st
     return {run: [column[item] for item in finite] for run, column in values.items()}
 
 
-def compare_runs(baseline: Path, runs: Sequence[Path], metrics: Sequence[str]) -> str:
-    """Every run against the baseline, item by item: difference, interval, Holm-adjusted Wilcoxon p."""
-    rows = []
+def compare_runs(baseline: Path, runs: Sequence[Path], metrics: Sequence[str], test: str = "wilcoxon") -> str:
+    """Every run against the baseline, item by item: difference, interval, Holm-adjusted Wilcoxon p and effect size.
+
+    With `test="friedman"` also Friedman's test over all of them, their mean ranks and Nemenyi's critical distance.
+    """
+    rows, said = [], []
     for metric in metrics:
-        folders = {str(path): path / "evaluation" for path in (baseline, *runs)}
-        values = {name: read_values(folder, metric) for name, folder in folders.items()}
+        values = {str(path): values_of_run(path, metric) for path in (baseline, *runs)}
         shared = _shared(values, str(baseline))
         tests = wilcoxon_holm(shared, str(baseline)) if len(shared) > 1 else {}
-        for run, test in tests.items():
+        for run, found in tests.items():
             difference = paired_difference(shared[run], shared[str(baseline)])
             interval = f"[{difference.low:.4f}, {difference.high:.4f}]"
-            rows.append(
-                [
-                    metric,
-                    Path(run).name,
-                    f"{difference.mean:+.4f}",
-                    interval,
-                    f"{test.p_holm:.3g}",
-                    str(test.n),
-                ]
+            numbers = [f"{difference.mean:+.4f}", interval, f"{found.p_holm:.3g}", f"{found.effect:+.2f}", str(found.n)]
+            rows.append([metric, Path(run).name, *numbers])
+        if test == "friedman":
+            ranking = friedman_nemenyi(shared)
+            ranks = ", ".join(f"{Path(run).name} {rank:.2f}" for run, rank in ranking.ranks.items())
+            said.append(
+                f"{metric}: Friedman p = {ranking.p:.3g}; mean ranks (1 = lowest value): {ranks}; those "
+                f"{ranking.distance:.2f} or more apart differ (Nemenyi, 5 %)"
             )
-    columns = ["metric", "run", "difference", "interval", "p (Holm)", "n"]
-    return _render(f"difference to {baseline.name}", columns, rows)
+    columns = ["metric", "run", "difference", "interval", "p (Holm)", "effect r", "n"]
+    return "\n".join([_render(f"difference to {baseline.name}", columns, rows), *said])
+
+
+def values_of_run(run: Path, metric: str) -> dict[str, float]:
+    """Values by item: of an evaluation of the run, else those that the run kept itself; infinite where it has null."""
+    own = run / "values" / f"{metric}.json"
+    evaluated = run / "evaluation" / "values.csv"
+    if own.is_file() and not (evaluated.is_file() and metric in evaluated.read_text().partition("\n")[0].split(",")):
+        try:
+            kept = json.loads(own.read_text())
+            return {item: math.inf if value is None else float(value) for item, value in kept.items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise EvaluationError(f"{own}: must hold a number per item (delete it), got: {error}") from error
+    return read_values(run / "evaluation", metric)
 
 
 def draw_grid(images: Path, reference: Path | None, count: int = 8, edge: int = 256) -> Any:

@@ -23,9 +23,12 @@ __all__ = [
     "Bootstrap",
     "Difference",
     "PairedTest",
+    "Ranking",
     "bootstrap_mean",
+    "friedman_nemenyi",
     "holm",
     "paired_difference",
+    "rank_biserial",
     "tied_with_best",
     "wilcoxon_holm",
 ]
@@ -50,6 +53,8 @@ class PairedTest(NamedTuple):
     p_holm: float
     significant: bool
     n: int
+    effect: float
+    """Matched-pairs rank-biserial correlation, see `rank_biserial`."""
 
 
 def _finite(values: Sequence[float] | npt.ArrayLike, name: str) -> np.ndarray:
@@ -136,6 +141,61 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def rank_biserial(differences: Sequence[float] | npt.ArrayLike) -> float:
+    """Effect size of a signed-rank test, in [-1, 1]: `r = (W+ - W-) / (W+ + W-)` (Kerby, Compr. Psychol. 3, 2014).
+
+    W+ and W- are the sums of the ranks of absolute differences above and below 0; differences of 0 are dropped. 1 means
+    that every item is larger, 0 as much up as down.
+    """
+    from scipy import stats
+
+    array = _finite(differences, "differences")
+    array = array[array != 0]
+    if not array.size:
+        return 0.0
+    ranks = stats.rankdata(np.abs(array))
+    return float((ranks * np.sign(array)).sum() / ranks.sum())
+
+
+class Ranking(NamedTuple):
+    """Friedman's test over several methods, and Nemenyi's distance between their mean ranks (1 = lowest values)."""
+
+    statistic: float
+    p: float
+    ranks: dict[str, float]
+    distance: float
+    """Two methods differ where their mean ranks are at least this far apart."""
+
+
+def friedman_nemenyi(methods: Mapping[str, Sequence[float] | npt.ArrayLike], level: float = 0.95) -> Ranking:
+    """Whether three methods or more differ at all, and which do (Demsar, JMLR 7, 2006, sec. 3.2.2).
+
+        CD = q sqrt(k (k + 1) / (6 n)),     q = studentized range of k groups / sqrt 2
+
+    Args:
+        methods: k methods with values of the same n items, in one order.
+        level: 1 minus the chance that any two of equal methods are called different.
+
+    Raises:
+        ValueError: for fewer than three methods, or values that do not pair.
+    """
+    from scipy import stats
+
+    _check_level(level)
+    arrays = {name: _finite(values, name) for name, values in methods.items()}
+    k, sizes = len(arrays), {array.size for array in arrays.values()}
+    if k < 3 or len(sizes) != 1:
+        raise ValueError(f"methods: must be three or more with as many items each, got {k} of {sorted(sizes)} items")
+    n = sizes.pop()
+    ranks = stats.rankdata(np.stack(list(arrays.values())), axis=0).mean(axis=1)
+    equal = all(np.array_equal(array, next(iter(arrays.values()))) for array in arrays.values())
+    test: Any = None if equal else stats.friedmanchisquare(*arrays.values())
+    q = float(stats.studentized_range.ppf(level, k, np.inf)) / math.sqrt(2)
+    found = dict(zip(arrays, ranks.tolist(), strict=True))
+    distance = q * math.sqrt(k * (k + 1) / (6 * n))
+    return Ranking(0.0 if equal else float(test.statistic), 1.0 if equal else float(test.pvalue), found, distance)
+
+
 def wilcoxon_holm(
     methods: Mapping[str, Sequence[float] | npt.ArrayLike],
     baseline: str,
@@ -152,12 +212,14 @@ def wilcoxon_holm(
     _check_level(level)
     base = _finite(methods[baseline], baseline)
     raw: dict[str, tuple[float, float]] = {}
+    effects: dict[str, float] = {}
     for name, values in methods.items():
         if name == baseline:
             continue
         array = _finite(values, name)
         if array.size != base.size:
             raise ValueError(f"{name}: must pair with {baseline} item by item, got {array.size} and {base.size}")
+        effects[name] = rank_biserial(array - base)
         if np.array_equal(array, base):
             raw[name] = (0.0, 1.0)
         else:
@@ -165,7 +227,7 @@ def wilcoxon_holm(
             raw[name] = (float(test.statistic), float(test.pvalue))
     adjusted = holm([p for _, p in raw.values()])
     return {
-        name: PairedTest(statistic, p, p_holm, p_holm < 1 - level, base.size)
+        name: PairedTest(statistic, p, p_holm, p_holm < 1 - level, base.size, effects[name])
         for (name, (statistic, p)), p_holm in zip(raw.items(), adjusted, strict=True)
     }
 

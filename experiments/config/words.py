@@ -8,7 +8,7 @@ from pathlib import Path
 from experiments.config.compose import check_override
 from experiments.errors import check
 
-__all__ = ["FLAGS", "check_words"]
+__all__ = ["FLAGS", "check_words", "compared"]
 
 FLAGS = {
     **dict.fromkeys(("-h", "--help", "--hydra-help", "--version", "--resolve", "-r", "--run", "-m", "--multirun"), 0),
@@ -17,6 +17,25 @@ FLAGS = {
     **dict.fromkeys(("-cp", "--config-path", "-cd", "--config-dir", "--experimental-rerun"), 1),
 }
 """Hydra's own words -> how many words follow them; `--info` may stand alone."""
+
+
+def compared(words: Sequence[str]) -> tuple[list[str], bool]:
+    """The command line with `compare=a,b,...` as the sweep that it means (`-m method=a,b,...`), and whether it had it.
+
+    Raises:
+        ConfigError: for fewer than two methods, or a method beside it.
+    """
+    given = [word for word in words if word.startswith("compare=")]
+    if not given:
+        return list(words), False
+    names = given[0].partition("=")[2].split(",")
+    check(len(given) == 1 and len(set(names)) > 1, "compare", "must name two methods or more", ",".join(names))
+    rest = [word for word in words if word not in (*given, "-m", "--multirun")]
+    beside = [word for word in rest if word.startswith("method=")]
+    check(not beside, "method", "must not stand beside compare=", beside)
+    for name in names:
+        check_override(f"method={name}")
+    return ["-m", f"method={','.join(names)}", *rest], True
 
 
 def check_words(words: Sequence[str]) -> None:

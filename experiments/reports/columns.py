@@ -27,6 +27,8 @@ COST_COLUMNS: dict[str, Column] = {
     "flops_g": Column("GFLOPs", -1),
     "flops_speedup": Column("FLOPs ×", 1),
     "wall_speedup": Column("wall ×", 1),
+    "p (Holm)": Column("p (Holm)", 0, decimals=4),
+    "effect r": Column("effect r", 0),
 }
 
 EXACT = ("flops_t", "flops_g", "flops_speedup")

@@ -1,7 +1,8 @@
 """A sweep ranked: one table of the runs that a command with `-m` made, best first.
 
 Rows are labelled by the method and by the swept keys alone. Where a metric is kept per item, the column beside it has
-the paired difference to the best row, the mean over items of `value - best` with its bootstrap interval. The table
+the paired difference to the best row, the mean over items of `value - best` with its bootstrap interval, Wilcoxon's p
+after Holm's correction, and the effect size r (matched-pairs rank-biserial correlation, in [-1, 1]). The table
 lies in results/sweeps/<digits>, with the list of its runs; the digits are a hash of them, so the same sweep is one
 folder.
 """
@@ -17,12 +18,14 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from evaluation.statistics import wilcoxon_holm
 from experiments.cli import Exit
 from experiments.config.preset import PresetConfig
 from experiments.config.run import Settings
 from experiments.files import write_json
 from experiments.reports.build import COSTS, Cell, Row, Table, cells_of
 from experiments.reports.columns import directions, head_of
+from experiments.reports.pictures import grid
 from experiments.reports.ranks import differences, judged, values_of
 from experiments.reports.runs import METHOD_TITLES
 from experiments.reports.tables import show
@@ -35,6 +38,9 @@ from experiments.settings.run import Run
 
 __all__ = ["Sweep"]
 
+GRID_ITEMS = 8
+"""Items that are shown side by side."""
+
 
 @dataclass
 class Sweep:
@@ -46,6 +52,8 @@ class Sweep:
     """Run id -> the overrides of every job that meant it."""
     found: set[str] = field(default_factory=set)
     """Runs that were finished before."""
+    pictures: bool = False
+    """Whether the runs are also shown side by side."""
     objective: float | None = None
     """The last run's mean of `metrics.objective`."""
 
@@ -74,7 +82,11 @@ class Sweep:
         results = next(iter(self.settings.values())).results
         folder = self.keep(results)
         print(*self.remarks(), sep="\n")
-        show(self.table(results), [folder])
+        table = self.table(results)
+        show(table, [folder])
+        if self.pictures:
+            for path in grid(table, results, GRID_ITEMS, folder / "sweep"):
+                print(f"side by side: {path}")
         print(f"again: python -m experiments tables runs={folder}")
 
     def knows(self, run: str, overrides: list[str]) -> bool:
@@ -159,26 +171,36 @@ def varied(jobs: list[list[str]]) -> list[str]:
 
 
 def with_differences(table: Table, name: str, results: Path) -> Table:
-    """The table with a column of paired differences to the best row of the main block."""
+    """The table with columns of paired differences to the best row of the main block, their p and effect size."""
     mine = [row for row in table.rows if row.block == "" and row.run]
     values = {row.run: values_of(results / "runs" / row.run, name) for row in mine}
     best = next((values[row.run] for row in mine if values[row.run]), None)
     if best is None or len(mine) < 2:
         return table
     head = f"{head_of(name).rstrip(' ↑↓')} − best"
-    rows = [dataclasses.replace(row, ours={**row.ours, head: beside(row, values, best)}) for row in table.rows]
+    comparable = {row.run: of for row in mine if (of := values[row.run]) and set(of) == set(best) and of != best}
+    shifts = {run: differences(of, best) for run, of in comparable.items()}
+    tests = wilcoxon_holm({**shifts, "best": [0.0] * len(best)}, "best") if shifts else {}
+    rows = []
+    for row in table.rows:
+        why = reason(row, values, best)
+        cells = {head: beside(row, shifts[row.run]) if row.run in shifts else Cell(why=why)}
+        test = tests.get(row.run)
+        cells["p (Holm)"] = Cell(why=why) if test is None else Cell(value=test.p_holm)
+        cells["effect r"] = Cell(why=why) if test is None else Cell(value=test.effect)
+        rows.append(dataclasses.replace(row, ours={**row.ours, **cells}))
     return dataclasses.replace(table, rows=rows)
 
 
-def beside(row: Row, values: Mapping[str, Mapping[str, float]], best: Mapping[str, float]) -> Cell:
+def reason(row: Row, values: Mapping[str, Mapping[str, float]], best: Mapping[str, float]) -> str:
+    """Why a row has no difference to the best."""
+    if row.block:
+        return "is the reference"
+    return "is the best" if values.get(row.run) == best else "not the same items"
+
+
+def beside(row: Row, shift: list[float]) -> Cell:
     """The difference of one row."""
-    own = values.get(row.run, {})
-    if row.block or set(own) != set(best):
-        return Cell(why="is the reference" if row.block else "not the same items")
-    if own == best:
-        return Cell(why="is the best")
     assert row.settings is not None
-    shift = differences(own, best)
-    found = row.settings.metrics.bootstrap.mean(shift)
-    mean, low, high = (finite_or_none(value) for value in found)
+    mean, low, high = (finite_or_none(value) for value in row.settings.metrics.bootstrap.mean(shift))
     return Cell(value=mean, low=low, high=high)

@@ -7,6 +7,8 @@
     python -m experiments tables plan=results/plans/NAME        the rows of a plan; columns=flops works here too
     python -m experiments tables runs=results/sweeps/3f0c...       a sweep of run.py -m; also runs, by folder, name,
     python -m experiments tables runs=digits-hicache-*,98ab12     digits or pattern
+    python -m experiments tables table=digits rows=mine.csv     with rows of your own: a column method, and any of the
+                                                                table's (psnr, psnr_low, psnr_high, ...)
     python -m experiments tables table=digits embedded=true     also to results/embedded, which is committed
 
 Rows that were not run are shown as such; `experiments plan` and `experiments execute` run them. Further key=value
@@ -15,6 +17,10 @@ arguments are those of run.py.
 
 from __future__ import annotations
 
+import csv
+import dataclasses
+import io
+import math
 import sys
 from pathlib import Path
 
@@ -23,7 +29,7 @@ from experiments.config.compose import options, parsed
 from experiments.errors import ConfigError, check
 from experiments.files import ensure_writable, sweep, write_text
 from experiments.plans.manifest import Plan
-from experiments.reports.build import Table, build, build_plan, preset_of
+from experiments.reports.build import Cell, Row, Table, build, build_plan, preset_of
 from experiments.reports.costs import build_costs, build_plan_costs
 from experiments.reports.plot import plot
 from experiments.reports.ranks import judged
@@ -40,6 +46,7 @@ def main(arguments: list[str]) -> None:
     given = dict(parse(argument) for argument in arguments)
     names, plan, runs = given.pop("table", ""), given.pop("plan", ""), given.pop("runs", "")
     results = Path(given.pop("results", "results"))
+    extra = given.pop("rows", "")
     embedded, columns = given.pop("embedded", "false"), given.pop("columns", "all")
     known = f"must be all or one of {', '.join(options('experiment'))} (or plan=, or runs=; one of the three)"
     check([bool(names), bool(plan), bool(runs)].count(True) == 1, "table", known, names)
@@ -52,14 +59,14 @@ def main(arguments: list[str]) -> None:
         ensure_writable(opened.results)
         if columns == "flops":
             return show(build_plan_costs(opened), [opened.results / "tables"], "_flops")
-        return show(judged(build_plan(opened), opened.results), [opened.results / "tables"])
+        return show(joined(judged(build_plan(opened), opened.results), extra), [opened.results / "tables"])
     if runs:
         check(not given, "argument", "must not stand beside runs=", sorted(given))
         check(embedded == "false" and columns == "all", "runs", "must stand alone, or with results=", runs)
         tables, roots = build_runs(runs.split(","), results)
         ensure_writable(results)
         for table in tables:
-            show(judged(table, roots[0].parent), [results / "tables"])
+            show(joined(judged(table, roots[0].parent), extra), [results / "tables"])
         return None
     folders = [results / "tables"] + ([Path("results/embedded")] if embedded == "true" else [])
     overrides = overrides_of(given)
@@ -68,13 +75,56 @@ def main(arguments: list[str]) -> None:
         if columns == "flops":
             show(build_costs(preset, overrides), folders, "_flops")
         else:
-            show(judged(build(preset, overrides, results), results), folders)
+            show(joined(judged(build(preset, overrides, results), results), extra), folders)
     return None
 
 
 def presets_of(names: str) -> list[str]:
     """The presets behind `table=`: all, or those named by number, in full, or without `_table`."""
     return options("experiment") if names == "all" else [preset_of(name) for name in names.split(",")]
+
+
+def joined(table: Table, extra: str) -> Table:
+    """The table with the rows of a csv file behind its own; they are shown, and neither ranked nor tested.
+
+    Raises:
+        ConfigError: naming the file and what in it is no table with a column `method` and columns of this one.
+    """
+    if not extra:
+        return table
+    path, names = Path(extra), list(table.rows[0].ours)
+    check(path.is_file(), "rows", "must be a csv file", extra)
+    try:
+        lines = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"rows: must be a csv file in UTF-8, got {extra!r} ({error})") from error
+    heads = list(lines[0]) if lines else []
+    known = ["method", "note", *(f"{name}{part}" for name in names for part in ("", "_low", "_high"))]
+    unknown = [head for head in heads if head not in known]
+    check("method" in heads, "rows", f"must have a row and a column method ({extra})", heads)
+    check(not unknown, "rows", f"must have columns of the table ({', '.join(known)})", unknown)
+    rows = []
+    for number, line in enumerate(lines, 2):
+        cells = {}
+        for name in names:
+            value, low, high = (numeric(extra, number, line.get(f"{name}{part}")) for part in ("", "_low", "_high"))
+            cells[name] = Cell(why="not given") if value is None else Cell(value=value, low=low, high=high)
+        paper = {name: Cell(why="not in the paper") for name in table.rows[0].paper}
+        more = {"paper": paper, "block": "added", "note": line.get("note") or ""}
+        rows.append(Row(label=line["method"], run="", settings=None, ours=cells, **more))
+    return dataclasses.replace(table, rows=[*table.rows, *rows])
+
+
+def numeric(path: str, number: int, text: str | None) -> float | None:
+    """A number of a csv file; nothing where it has none."""
+    if not (text or "").strip():
+        return None
+    try:
+        value = float(text or "")
+    except ValueError:
+        value = math.nan
+    check(math.isfinite(value), "rows", f"must have a finite number in line {number} of {path}", text)
+    return value
 
 
 def how_to_run(table: Table) -> str:
@@ -91,6 +141,8 @@ def show(table: Table, folders: list[Path], suffix: str = "") -> None:
     """Print and write a table."""
     written = [path for folder in folders for path in write(table, folder, suffix)]
     print(to_markdown(table))
+    if waiting := how_to_run(table):
+        print(waiting.removeprefix("; "))
     print(*(f"written: {path}" for path in written), sep="\n")
 
 

@@ -17,6 +17,7 @@ import evaluation
 from evaluation import fidelity, media_files
 from evaluation.cli import main
 from evaluation.errors import EvaluationError
+from evaluation.run_folder import read_values
 from tests.evaluation.conftest import noise, save_all
 
 
@@ -258,6 +259,16 @@ def test_run_folders_and_their_comparison(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "far-1" in text
     assert "0.00781" in text  # two-sided signed-rank p of 8 differences of one sign: 2 / 2^8
+    assert main(["compare", f"baseline={runs[0]}", f"runs=[{runs[1]}]", "metrics=[psnr]", "test=friedman"]) == 2
+    assert "runs: must be two or more for test=friedman" in capsys.readouterr().err
+    fresh = tmp_path / "fresh-1"  # as run.py leaves it: values, and no evaluation
+    (fresh / "values").mkdir(parents=True)
+    names = read_values(runs[0] / "evaluation", "psnr")
+    (fresh / "values" / "psnr.json").write_text(json.dumps({name: value + 1 for name, value in names.items()}))
+    words = [f"baseline={runs[0]}", f"runs=[{runs[1]},{fresh}]", "metrics=[psnr]", "test=friedman"]
+    assert main(["compare", *words]) == 0
+    text = capsys.readouterr().out
+    assert "fresh-1" in text and "+1.0000" in text and "Nemenyi" in text
     (runs[1] / "media" / "3.png").unlink()
     refused([f"run={runs[1]}", "metrics=[psnr]"], capsys, "media/3", "recorded")
 

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluation.statistics import bootstrap_mean, holm, paired_difference, tied_with_best, wilcoxon_holm
+from evaluation.statistics import (
+    bootstrap_mean,
+    friedman_nemenyi,
+    holm,
+    paired_difference,
+    rank_biserial,
+    tied_with_best,
+    wilcoxon_holm,
+)
 
 
 def test_bootstrap_agrees_with_scipy_at_the_expanded_level():
@@ -89,6 +97,53 @@ def test_wilcoxon_agrees_with_scipy_and_holm_is_applied():
     assert [tests[name].p_holm for name in ("a", "b")] == pytest.approx(holm(raw))
     assert tests["a"].significant
     assert not tests["b"].significant
+
+
+def test_rank_biserial_by_hand():
+    # |d| = 1, 2, 3, 4 with one below zero of rank 2: (1 + 3 + 4 - 2) / 10
+    assert rank_biserial([1.0, -2.0, 3.0, 4.0]) == pytest.approx(0.6)
+    assert rank_biserial([0.0, 0.0]) == 0.0 and rank_biserial([-1.0, -5.0]) == -1.0
+    assert wilcoxon_holm({"a": [1.0, 2.0], "b": [2.0, 4.0]}, "a")["b"].effect == 1.0
+
+
+def test_friedman_and_nemenyi_by_hand():
+    """Three methods in the same order on every item; q of Demsar's Table 5 is 2.343 for three methods."""
+    items = np.arange(10.0)
+    found = friedman_nemenyi({"a": items, "b": items + 1, "c": items + 2})
+    assert found.ranks == {"a": 1.0, "b": 2.0, "c": 3.0}
+    assert found.statistic == pytest.approx(20.0) and found.p == pytest.approx(math.exp(-10))
+    assert found.distance == pytest.approx(2.343 * math.sqrt(12 / 60), abs=1e-3)
+    assert friedman_nemenyi({name: items for name in "abc"}).p == 1.0
+    with pytest.raises(ValueError, match="methods: must be three or more"):
+        friedman_nemenyi({"a": items, "b": items})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [16, 60, 200])
+def test_intervals_cover_as_often_as_they_say(n):
+    """Values as PSNR in dB over items: normal with a spread of 3 dB. Means and paired differences, 93 to 97 %."""
+    rng, trials = np.random.default_rng(n), 1500
+    hits = {"mean": 0, "difference": 0}
+    for trial in range(trials):
+        item, own = 30 + 3 * rng.standard_normal(n), 0.5 + 0.4 * rng.standard_normal(n)
+        _, low, high = bootstrap_mean(item, resamples=1000, seed=trial)
+        hits["mean"] += low <= 30 <= high
+        shift = paired_difference(item + own, item, resamples=1000, seed=trial)
+        hits["difference"] += shift.low <= 0.5 <= shift.high
+    assert all(0.93 <= count / trials <= 0.97 for count in hits.values()), hits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [16, 60])
+def test_equal_rows_are_rarely_told_apart(n):
+    """Eight methods that differ by chance alone: the best is bold alone, or with fewer than all, in 5 % at most."""
+    rng, trials = np.random.default_rng(n), 400
+    false = 0
+    for _ in range(trials):
+        rows = {str(i): rng.standard_normal(n) for i in range(8)}
+        best = max(rows, key=lambda name: rows[name].mean())
+        false += len(tied_with_best(rows, best)) < len(rows)
+    assert false / trials <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / trials)
 
 
 def test_equal_methods_differ_with_p_one():

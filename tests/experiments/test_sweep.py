@@ -6,6 +6,7 @@ import json
 import pytest
 
 from experiments.config.compose import compose
+from experiments.config.words import compared
 from experiments.errors import ConfigError
 from experiments.files import write_json
 from experiments.reports import tables
@@ -70,6 +71,39 @@ def test_the_difference_to_the_best_is_paired(sweep, tmp_path):
     expected = -sum(1 + index / 50 for index in range(20)) / 20
     assert cells[1].value == pytest.approx(expected) and cells[2].value == pytest.approx(2 * expected)
     assert cells[1].low < expected < cells[1].high < 0, "far narrower than the two intervals, which overlap"
+
+
+def test_p_and_effect_stand_beside_the_difference(sweep, tmp_path):
+    rows = sweep.table(tmp_path).rows
+    assert rows[0].ours["p (Holm)"].why == "is the best"
+    assert rows[1].ours["effect r"].value == -1.0 and rows[1].ours["p (Holm)"].value < 1e-4
+
+
+def test_compare_is_a_sweep_with_a_picture(sweep, tmp_path, capsys, monkeypatch):
+    words, there = compared(["compare=hicache,fora", "seed=3"])
+    assert there and words == ["-m", "method=hicache,fora", "seed=3"] and compared(["seed=3"]) == (["seed=3"], False)
+    for wrong, line in (
+        (["compare=fora"], "compare: must name two methods or more"),
+        (["compare=fora,hicash"], "method: must be one of .*got 'hicash'"),
+        (["compare=fora,hicache", "method=dmd"], "method: must not stand beside compare="),
+    ):
+        with pytest.raises(ConfigError, match=line):
+            compared(wrong)
+    sweep.pictures = True
+    monkeypatch.setattr("experiments.reports.sweep.grid", lambda table, results, count, stem: [stem.with_name("x.png")])
+    sweep.rank()
+    assert "side by side: " in capsys.readouterr().out
+
+
+def test_rows_of_ones_own_join_the_table(sweep, tmp_path, capsys):
+    mine = tmp_path / "mine.csv"
+    mine.write_bytes("\ufeffmethod,psnr,psnr_low,psnr_high\r\nmy cache,31.5,31,32\r\n".encode())
+    tables.main(["runs=digits-*", f"results={tmp_path}", f"rows={mine}"])
+    assert "| my cache | (not given) |" in (out := capsys.readouterr().out) and "31.50 [31.00, 32.00]" in out
+    for text, line in (("a,psnr\n1,2", "column method"), ("method,foo\na,1", "foo"), ("method,psnr\na,x", "line 2")):
+        mine.write_text(text)
+        with pytest.raises(ConfigError, match=f"rows: must have .*{line}"):
+            tables.main(["runs=digits-*", f"results={tmp_path}", f"rows={mine}"])
 
 
 def test_the_table_is_found_again(sweep, tmp_path, capsys):
