@@ -117,18 +117,17 @@ def _texts(files: list[Path], prompts: Sequence[str] | Mapping[str, str] | None)
 
 
 def read_prompts(path: Path, unquote: bool = True) -> list[str]:
-    """One prompt per line; one pair of enclosing double quotes (a CSV residue) is removed when `unquote`."""
+    """One prompt per line; one pair of enclosing double quotes (a CSV residue) is removed when `unquote`.
+
+    Lines end as on Unix, Windows or an old Mac; empty ones and a byte-order mark are left out.
+    """
     if not path.is_file():
         raise EvaluationError(f"{path}: must be a text file with one prompt per line, got nothing there")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = re.split(r"\r\n|\r|\n", path.read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise EvaluationError(f"{path}: must be UTF-8 text, got byte {error.object[error.start]:#04x}") from error
-    while lines and not lines[-1].strip():
-        lines.pop()
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            raise EvaluationError(f"{path}:{number}: a prompt must not be empty")
+    lines = [line for line in lines if line.strip()]
     quoted = re.compile(r'^"(.*)"$')
     return [quoted.sub(r"\1", line.strip()) if unquote else line for line in lines]
 

@@ -212,8 +212,10 @@ def test_prompt_files(tmp_path, folders, capsys):
     path.write_text('"a cat, with a hat"\nsays "hi"\n\n')
     assert media_files.read_prompts(path) == ["a cat, with a hat", 'says "hi"']
     assert media_files.read_prompts(path, unquote=False)[0] == '"a cat, with a hat"'
-    path.write_text("a\n\nb\n")
-    with pytest.raises(EvaluationError, match=":2: a prompt must not be empty"):
+    path.write_bytes("\ufeffa\u2028b\r\n\r\nc\rd\n \n".encode())
+    assert media_files.read_prompts(path) == ["a\u2028b", "c", "d"]
+    path.write_bytes(b"\xe9")
+    with pytest.raises(EvaluationError, match="must be UTF-8 text, got byte 0xe9"):
         media_files.read_prompts(path)
     with pytest.raises(EvaluationError, match=r"one per file .* \(12\), got 2"):
         media_files.pair_items(folders[0], None, ["a", "b"])

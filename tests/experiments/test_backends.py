@@ -79,6 +79,30 @@ def test_json_lines_name_images_beside_them(tmp_path):
             read_prompts(str(path))
 
 
+def test_tables_have_a_column_of_prompts(tmp_path):
+    """DrawBench and PartiPrompts as they are published, with every mark and line end; others name their column."""
+    drawbench, parti, own = tmp_path / "DrawBench.csv", tmp_path / "PartiPrompts.tsv", tmp_path / "mine.csv"
+    drawbench.write_bytes('\ufeffPrompts,Category\r\n"A red, ""big"" car",Colors\r\n\r\nDog,X\r\n'.encode())
+    assert [p.text for p in read_prompts(str(drawbench))] == ['A red, "big" car', "Dog"]
+    parti.write_text("Prompt\tCategory\tChallenge\tNote\nbond\tAbstract\tBasic\tBiology\n")
+    assert [p.text for p in read_prompts(str(parti))] == ["bond"]
+    own.write_text("title,prompt,caption\na,b,c\n")
+    assert [p.text for p in read_prompts(f"{own}:title")] == ["a"]
+    assert fingerprint(read_prompts(f"{own}:title")) != fingerprint(read_prompts(f"{own}:prompt"))
+    for name, line in ((str(own), "must have one column called"), (f"{own}:x", "must have the column x, got")):
+        with pytest.raises(ConfigError, match=line):
+            read_prompts(name)
+    own.write_text("prompt,n\na,1\n ,2\n")
+    with pytest.raises(ConfigError, match="none in line, got 3"):
+        read_prompts(str(own))
+    (tmp_path / "p.yaml").write_text("a cat")
+    with pytest.raises(ConfigError, match=r"must be a .txt, .jsonl, .json, .csv, .tsv file, got .*p\.yaml"):
+        read_prompts(str(tmp_path / "p.yaml"))
+    (tmp_path / "bad.csv").write_bytes(b"prompt\n\xe9\n")
+    with pytest.raises(ConfigError, match=r"bad\.csv must be UTF-8, got byte 0xe9"):
+        read_prompts(str(tmp_path / "bad.csv"))
+
+
 def test_vbench_prompts_are_taken_once_and_name_the_files(tmp_path):
     path = tmp_path / "VBench_full_info.json"
     entry = {"prompt_en": "a cat, running", "dimension": ["subject_consistency"]}
@@ -265,7 +289,7 @@ def test_bin_files_are_converted_to_the_same_values(saved, tmp_path):
         "backend=flux backend.size=tiny backend.attention=fast": "backend.attention: must be one of .*sdpa",
         "backend=flux backend.size=tiny backend.attention=cudnn backend.device=cpu": "backend.attention: must be sdpa, math",
         "backend=flux backend.size=tiny num_items=21": "num_items: must be at most the 20 prompts x 1 samples, got 21",
-        "backend=flux backend.prompts=/none.txt": "backend.prompts: must be a .txt, .jsonl or VBench .json file",
+        "backend=flux backend.prompts=/none.txt": "backend.prompts: must be a .txt, .jsonl, .json, .csv, .tsv file",
         "backend=flux backend.size=tiny method=steps method.solver=unipc": "method.solver: must be null for backend flux",
         "backend=hunyuan_video backend.size=tiny backend.frames=8": "backend.frames: must be 4 k . 1, got 8",
         "backend=qwen_image_edit backend.size=tiny batch_size=2": "batch_size: must be at most 1 for backend qwen_image_edit",
