@@ -87,6 +87,7 @@ class Peak(TorchDispatchMode):
 def test_an_anchor_is_made_in_place(monkeypatch, name, knobs):
     """At most 0.2 frames beside those that are kept."""
     monkeypatch.setattr("hicache.forecast.pieces.CPU_PIECE", 256)
+    monkeypatch.setattr("hicache.forecast.window.DOT", 64)
     forecaster = method(name, **knobs).build_forecaster(lead=2)
     values = [torch.randn(6, 1, 128, 16) for _ in range(9)]
     with Peak(values) as peak:
