@@ -20,26 +20,35 @@ MANY = 1 << 18
 """Elements of as many sites."""
 
 
-def combine(weights: Sequence[float | Tensor], tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> Tensor:
+def combine(
+    weights: Sequence[float | Tensor],
+    tensors: Sequence[Tensor],
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
     """`sum_j w_j T_j` as a new tensor.
 
     Args:
         weights: one per tensor; a float, or a tensor that covers the leading dimensions.
         tensors: values of one shape.
         dtype: type of the result, by default that of the values. float64 values are accumulated in float64.
+        device: where the result is, by default where the values are, which are brought there one after the other.
     """
     wide = torch.promote_types(tensors[0].dtype, torch.float32)
     total: Tensor | None = None
+    device = device or tensors[0].device
     if len(tensors) == 1 and not isinstance(weights[0], Tensor) and weights[0] == 1.0:
-        return tensors[0].to(dtype or tensors[0].dtype, copy=True)
+        return tensors[0].to(device, dtype or tensors[0].dtype, copy=True)
     for weight, tensor in zip(weights, tensors, strict=True):
         if isinstance(weight, Tensor):
+            value = tensor.to(device, wide, non_blocking=True)
             factor = weight.to(wide).reshape(weight.shape + (1,) * (tensor.dim() - weight.dim()))
-            total = tensor * factor if total is None else total.addcmul_(tensor.to(wide), factor)
+            total = value * factor if total is None else total.addcmul_(value, factor)
         elif weight != 0.0:
-            total = tensor.to(wide) * weight if total is None else total.add_(tensor, alpha=weight)
+            value = tensor.to(device, non_blocking=True)
+            total = value.to(wide) * weight if total is None else total.add_(value, alpha=weight)
     if total is None:
-        total = torch.zeros_like(tensors[0], dtype=wide)
+        total = torch.zeros_like(tensors[0], dtype=wide, device=device)
     return total.to(dtype or tensors[0].dtype)
 
 
@@ -50,7 +59,8 @@ def gated_sum(base: Tensor, gates: Tensor, weights: Sequence[float | Tensor], fr
         base: hidden state before the first block, `[B, N, D]`.
         gates: gate of each site, `[S, B, D]`.
         weights: one per frame; a float or a tensor `[S, B]`.
-        frames: anchors of all sites, each `[S, B, N, D]`.
+        frames: anchors of all sites, each `[S, B, N, D]`; from another device they are brought to that of `base` site
+            by site, those of weight zero not at all.
     """
     wide = torch.promote_types(base.dtype, torch.float32)
     used = [(w, f) for w, f in zip(weights, frames, strict=True) if isinstance(w, Tensor) or w != 0.0]
@@ -61,7 +71,7 @@ def gated_sum(base: Tensor, gates: Tensor, weights: Sequence[float | Tensor], fr
     for weight, frame in used:
         factor = weight[..., None, None].to(wide) if isinstance(weight, Tensor) else weight
         for value, gate in zip(frame, gates * factor, strict=True):
-            total.addcmul_(value.to(wide), gate)
+            total.addcmul_(value.to(base.device, wide, non_blocking=True), gate)
     return total.to(base.dtype)
 
 
@@ -72,7 +82,7 @@ def together(gates: Tensor, used: Sequence[tuple[float | Tensor, Tensor]], wide:
     for start in range(0, len(gates), sites):
         part = slice(start, start + sites)
         weights = [w[part] if isinstance(w, Tensor) else w for w, _ in used]
-        found = combine(weights, [frame[part] for _, frame in used], wide).mul_(gates[part]).sum(0)
+        found = combine(weights, [frame[part] for _, frame in used], wide, gates.device).mul_(gates[part]).sum(0)
         total = found if total is None else total.add_(found)
     assert total is not None
     return total

@@ -70,15 +70,21 @@ class Forecaster:
         self._dtype, self._device = dtype, device
         return self.history.slot(torch.Size(shape), dtype, device)
 
+    def aside(self, value: Tensor) -> bool:
+        """Whether `value` may be copied into a slot beside what the GPU computes: `commit` waits for the copy."""
+        return self.history.place == "cpu" and value.is_cuda and value.device == self._device
+
     def commit(self, step: int, buffer: Tensor) -> None:
-        """Take a filled buffer from `slot` as the anchor at `step`."""
+        """Take a filled buffer from `slot` as the anchor at `step`; copies to host memory are waited for here."""
+        if self._device is not None and self._device.type == "cuda" and buffer.device.type == "cpu":
+            torch.cuda.current_stream(self._device).synchronize()
         self.history.push(step, buffer)
         self.sigma.observe(self.history, self.lead, self.channel)
 
     def observe(self, step: int, value: Tensor) -> None:
         """Record a copy of `value` as the anchor at `step` (steps must grow until `reset`)."""
         buffer = self.slot(value.shape, value.dtype, value.device)
-        buffer.copy_(value.detach())
+        buffer.copy_(value.detach(), non_blocking=self.aside(value))
         self.commit(step, buffer)
 
     def coefficients(self, step: int) -> list[Scalar]:
@@ -101,15 +107,15 @@ class Forecaster:
         if site is not None:
             weights = [w[site] if isinstance(w, Tensor) else w for w in weights]
             frames = [frame[site] for frame in frames]
-        frames = [frame.to(self._device, non_blocking=True) for frame in frames]
         if self.numerics == "reference":
+            frames = [frame.to(self._device, non_blocking=True) for frame in frames]
             total = frames[0].clone()
             for weight, frame in zip(weights[1:], frames[1:], strict=True):
                 lead = weight.dim() if isinstance(weight, Tensor) else 0
                 factor = torch.as_tensor(weight, dtype=frame.dtype, device=frame.device)
                 total += frame * factor.reshape(factor.shape + (1,) * (frame.dim() - lead))
             return total
-        return combine(weights, frames, self._dtype)
+        return combine(weights, frames, self._dtype, self._device)
 
     def amend(self, site: int) -> Tensor:
         """The newest value of a site, to be changed in place: what a forecast starts from (the ladder's `D_0`)."""
@@ -129,13 +135,9 @@ class Forecaster:
             for gate, value in zip(gates, self.predict(step), strict=True):
                 base = gate[:, None] * value[:, rows] + base
             return base
-        weights, frames = self.coefficients(step), [frame[:, :, rows] for frame in self._frames()]
+        weights, frames = self.coefficients(step), [frame[:, :, rows] for frame in self.history.frames]
         self.kernel = kernel_for(base, frames)
         return fast_gated_sum(base, gates, weights, frames)
-
-    def _frames(self) -> list[Tensor]:
-        """The frames on the device of the observed values."""
-        return [frame.to(self._device, non_blocking=True) for frame in self.history.frames]
 
     def reset(self, num_steps: int | None = None, offset: int = 0) -> None:
         """Forget all anchors; a run of `num_steps` may follow, whose first one is step `offset` of the clock."""

@@ -58,7 +58,7 @@ class Frames:
             members = [feature for feature, other in zip(features, kinds, strict=True) if other == kind]
             buffer = forecaster.slot((len(members), *kind[0]), kind[1], members[0].device)
             for place, feature in zip(buffer, members, strict=True):
-                place.copy_(feature)
+                place.copy_(feature, non_blocking=forecaster.aside(feature))
             forecaster.commit(step, buffer)
 
     def newest(self) -> list[Tensor]:

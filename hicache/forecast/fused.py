@@ -2,9 +2,9 @@ r"""The estimate of a whole stack of modules as one reduction over sites and anc
 
     h[b, n, d] = h_in[b, n, d] + sum_s gate[s, b, d] * sum_j w_j[s, b] F_j[s, b, n, d]
 
-Every frame is read once and nothing else of its size is written, so a cached step costs one pass over the
-history. `triton_gated_sum` does it in one kernel on CUDA; `combine.gated_sum`, plain PyTorch, is the reference and
-serves everywhere else. Both accumulate in float32 and cast once.
+Every frame is read once, those of weight zero not at all, and nothing else of their size is written, so a cached step
+costs one pass over the history. `triton_gated_sum` does it in one kernel on CUDA; `combine.gated_sum`, plain PyTorch,
+is the reference and serves everywhere else. Both accumulate in float32 and cast once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ MAX_FRAMES = 7
 def kernel_for(base: Tensor, frames: Sequence[Tensor]) -> str:
     """`triton` where the fast kernel serves these tensors, else `torch`."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    on_device = all(frame.device == base.device and frame.is_contiguous() for frame in frames)
+    strides = frames[0].stride()
+    on_device = all(frame.device == base.device and frame.stride() == strides for frame in frames) and strides[-1] == 1
     small = base.dtype in (torch.float32, torch.bfloat16, torch.float16)
     fits = len(frames) <= MAX_FRAMES and on_device and small
     return "triton" if fits and (base.is_cuda or interpreted) and _kernel() is not None else "torch"
@@ -47,20 +48,23 @@ def triton_gated_sum(
     """`gated_sum` as one Triton kernel (see the module docstring)."""
     kernel = _kernel()
     assert kernel is not None
+    used = [(w, frame) for w, frame in zip(weights, frames, strict=True) if isinstance(w, Tensor) or w != 0.0]
+    if not used:
+        return base.clone(memory_format=torch.contiguous_format)
     sites, batch, tokens, width = frames[0].shape
     rows = [
         w.to(torch.float32) if isinstance(w, Tensor) else torch.full((sites, batch), w, device=base.device)
-        for w in weights
+        for w, _ in used
     ]
     table = torch.stack([row.expand(sites, batch) for row in rows]).contiguous()
     base, gates = base.contiguous(), gates.contiguous()
     out = torch.empty_like(base)
-    pointers = [frames[min(j, len(frames) - 1)] for j in range(MAX_FRAMES)]
+    pointers = [used[min(j, len(used) - 1)][1] for j in range(MAX_FRAMES)]
     block_tokens, block_width = 16, 128
     grid = (-(-tokens // block_tokens), -(-width // block_width), batch)
     kernel[grid](
-        base, gates, table, *pointers, out, sites, batch, tokens, width,
-        FRAMES=len(frames), BLOCK_N=block_tokens, BLOCK_D=block_width,
+        base, gates, table, *pointers, out, sites, batch, tokens, width, *frames[0].stride()[:3],
+        FRAMES=len(used), BLOCK_N=block_tokens, BLOCK_D=block_width,
     )  # fmt: skip
     return out
 
@@ -76,44 +80,48 @@ def _kernel() -> Any:
 
     @triton.jit
     def gated_sum_kernel(
-        base, gates, table, f0, f1, f2, f3, f4, f5, f6, out, sites, batch, tokens, width,
+        base, gates, table, f0, f1, f2, f3, f4, f5, f6, out, sites, batch, tokens, width, step_s, step_b, step_n,
         FRAMES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     ):  # fmt: skip
         n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
         d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-        b = tl.program_id(2)
+        b = tl.program_id(2).to(tl.int64)
         inside = (n < tokens)[:, None] & (d < width)[None, :]
-        place = n.to(tl.int64)[:, None] * width + d[None, :]
-        size = tokens.to(tl.int64) * width
-        total = tl.load(base + b * size + place, mask=inside, other=0.0).to(tl.float32)
+        place = (b * tokens + n[:, None]) * width + d[None, :]
+        first = b * step_b + n.to(tl.int64)[:, None] * step_n + d[None, :]
+        total = tl.load(base + place, mask=inside, other=0.0).to(tl.float32)
         for s in range(sites):
-            row = s * batch + b
-            at = row * size + place
-            value = tl.load(table + row) * tl.load(f0 + at, mask=inside, other=0.0).to(tl.float32)
+            row = b + s * batch
+            at = first + (row * 0 + s) * step_s
+            w = tl.load(table + row)
+            read = inside & (d < tl.where(w != 0.0, width, 0))[None, :]
+            value = w * tl.load(f0 + at, mask=read, other=0.0).to(tl.float32)
             if FRAMES > 1:
-                value += tl.load(table + sites * batch + row) * tl.load(f1 + at, mask=inside, other=0.0).to(tl.float32)
+                w = tl.load(table + 1 * sites * batch + row)
+                read = inside & (d < tl.where(w != 0.0, width, 0))[None, :]
+                value += w * tl.load(f1 + at, mask=read, other=0.0).to(tl.float32)
             if FRAMES > 2:
-                value += tl.load(table + 2 * sites * batch + row) * tl.load(f2 + at, mask=inside, other=0.0).to(
-                    tl.float32
-                )
+                w = tl.load(table + 2 * sites * batch + row)
+                read = inside & (d < tl.where(w != 0.0, width, 0))[None, :]
+                value += w * tl.load(f2 + at, mask=read, other=0.0).to(tl.float32)
             if FRAMES > 3:
-                value += tl.load(table + 3 * sites * batch + row) * tl.load(f3 + at, mask=inside, other=0.0).to(
-                    tl.float32
-                )
+                w = tl.load(table + 3 * sites * batch + row)
+                read = inside & (d < tl.where(w != 0.0, width, 0))[None, :]
+                value += w * tl.load(f3 + at, mask=read, other=0.0).to(tl.float32)
             if FRAMES > 4:
-                value += tl.load(table + 4 * sites * batch + row) * tl.load(f4 + at, mask=inside, other=0.0).to(
-                    tl.float32
-                )
+                w = tl.load(table + 4 * sites * batch + row)
+                read = inside & (d < tl.where(w != 0.0, width, 0))[None, :]
+                value += w * tl.load(f4 + at, mask=read, other=0.0).to(tl.float32)
             if FRAMES > 5:
-                value += tl.load(table + 5 * sites * batch + row) * tl.load(f5 + at, mask=inside, other=0.0).to(
-                    tl.float32
-                )
+                w = tl.load(table + 5 * sites * batch + row)
+                read = inside & (d < tl.where(w != 0.0, width, 0))[None, :]
+                value += w * tl.load(f5 + at, mask=read, other=0.0).to(tl.float32)
             if FRAMES > 6:
-                value += tl.load(table + 6 * sites * batch + row) * tl.load(f6 + at, mask=inside, other=0.0).to(
-                    tl.float32
-                )
+                w = tl.load(table + 6 * sites * batch + row)
+                read = inside & (d < tl.where(w != 0.0, width, 0))[None, :]
+                value += w * tl.load(f6 + at, mask=read, other=0.0).to(tl.float32)
             gate = tl.load(gates + row * width + d, mask=d < width, other=0.0).to(tl.float32)
             total += gate[None, :] * value
-        tl.store(out + b * size + place, total.to(out.dtype.element_ty), mask=inside)
+        tl.store(out + place, total.to(out.dtype.element_ty), mask=inside)
 
     return gated_sum_kernel

@@ -71,7 +71,7 @@ class ModuleHistories:
         if buffer is None:
             shape = (len(self.groups[key]), *value.shape)
             buffer = self._open[key] = forecaster.slot(shape, value.dtype, value.device)
-        buffer[index].copy_(value)
+        buffer[index].copy_(value, non_blocking=forecaster.aside(value))
 
     def close(self, step: int) -> None:
         """The step is over: its new anchors count."""

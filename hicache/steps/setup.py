@@ -48,7 +48,7 @@ class Anchor:
             return
         if self.buffer is None:
             self.buffer = self.forecaster.slot((self.sites, *value.shape), value.dtype, value.device)
-        self.buffer[index].copy_(value)
+        self.buffer[index].copy_(value, non_blocking=self.forecaster.aside(value))
         self.taken.add(index)
 
 

@@ -295,11 +295,20 @@ from hicache.forecast.combine import gated_sum
 from hicache.forecast.fused import kernel_for, triton_gated_sum
 g = torch.Generator().manual_seed(0)
 for frames in (1, 3, 7):
-    base, gates = torch.randn(2, 19, 200, generator=g), torch.randn(4, 2, 200, generator=g)
-    values = [torch.randn(4, 2, 19, 200, generator=g) for _ in range(frames)]
-    for weights in ([0.5 - j for j in range(frames)], [torch.rand(4, 2, generator=g) for _ in range(frames)]):
+    base, gates = torch.randn(2, 19, 136, generator=g), torch.randn(2, 2, 136, generator=g)
+    joint = [torch.randn(2, 2, 24, 136, generator=g) for _ in range(frames)]
+    per_site = [torch.rand(2, 2, generator=g) for _ in range(frames)]
+    for weights in ([0.5 - j for j in range(frames)], per_site):
+        values = [frame[:, :, 5:] for frame in joint]  # the image rows of joint frames
         assert kernel_for(base, values) == "triton"
         torch.testing.assert_close(triton_gated_sum(base, gates, weights, values), gated_sum(base, gates, weights, values), rtol=1e-5, atol=1e-5)
+        if frames == 3:  # what has weight zero is not read
+            expected = gated_sum(base, gates, [0.0, *weights[1:]], values)
+            values[0].fill_(torch.nan)
+            for zero in (0.0, torch.zeros(2, 2)):
+                torch.testing.assert_close(triton_gated_sum(base, gates, [zero, *weights[1:]], values), expected, rtol=1e-5, atol=1e-5)
+            values[0].fill_(1.0)
+assert kernel_for(base, [joint[0].mT]) == "torch"
 print("agree")
 """
     env = {"TRITON_INTERPRET": "1", "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": "/tmp"}
