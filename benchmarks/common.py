@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 from datetime import date
 from pathlib import Path
@@ -74,6 +75,8 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         "date": date.today().isoformat(),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else model,
         "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }

@@ -94,11 +94,11 @@ def ours(model: nn.Module, method: hicache.CacheMethod, steps: int) -> Iterator[
 
 
 @contextlib.contextmanager
-def diffusers_taylorseer(model: Any, interval: int, order: int) -> Iterator[None]:
-    """diffusers' TaylorSeer in lite mode, its own schedule with full steps every `interval`."""
+def diffusers_taylorseer(model: Any, interval: int, order: int, lite: bool) -> Iterator[None]:
+    """diffusers' TaylorSeer, full steps every `interval` by its own schedule; `lite`: of the output only."""
     from diffusers import TaylorSeerCacheConfig
 
-    config = TaylorSeerCacheConfig(cache_interval=interval, max_order=order, use_lite_mode=True)
+    config = TaylorSeerCacheConfig(cache_interval=interval, max_order=order, use_lite_mode=lite)
     model.enable_cache(config)
     try:
         yield
@@ -137,12 +137,26 @@ def candidates(config: dict[str, Any], model: Any) -> list[dict[str, Any]]:
                 rows.append({**row, "context": lambda m=method: ours(model, m, steps)})
         rows += [{**row, "N": interval, "calls": steps} for row in partial(config, model, interval)]
         if hasattr(model, "enable_cache"):
-            theirs = [s for s in range(steps) if s < 3 or (s - 4) % interval == 0]
-            row = {"method": "diffusers TaylorSeer", "N": interval, "scope": "lite", "calls": steps, "full": theirs}
-            rows.append({**row, "context": lambda n=interval: diffusers_taylorseer(model, n, config["order"])})
+            rows += taylorseers(config, model, interval)
         if importlib.util.find_spec("cache_dit") and config["device"].startswith("cuda"):
             row = {"method": "cache-dit DBCache", "N": interval, "scope": "span", "calls": steps, "full": full}
             rows.append({**row, "context": lambda n=interval: cache_dit_dbcache(model, n, warmup, steps)})
+    return rows
+
+
+def taylorseers(config: dict[str, Any], model: nn.Module, interval: int) -> list[dict[str, Any]]:
+    """diffusers' TaylorSeer in its two forms, and ours at the full steps of its schedule."""
+    steps, order = config["steps"], config["order"]
+    theirs = [s for s in range(steps) if s < 3 or (s - 4) % interval == 0]
+    shared = {"N": interval, "calls": steps, "full": theirs}
+    rows = []
+    for label, lite in (("modules", False), ("lite", True)):
+        row = {"method": "diffusers TaylorSeer", "scope": label, **shared}
+        rows.append({**row, "context": lambda n=interval, x=lite: diffusers_taylorseer(model, n, order, x)})
+    for scope in config["scopes"].split(","):
+        mine = hicache.method("taylorseer", policy="mask", mask=theirs, order=order, scope=scope)
+        row = {"method": "taylorseer, their plan", "scope": scope, "ours": mine, **shared}
+        rows.append({**row, "context": lambda m=mine: ours(model, m, steps)})
     return rows
 
 
