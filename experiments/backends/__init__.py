@@ -1,7 +1,7 @@
 """Models to run: `conf/backend/<name>.yaml` has the settings, one module here the code.
 
 A new backend is a module with a subclass of `experiments.backends.base.Backend`, a line in `BACKENDS` and a
-YAML. A pipeline of diffusers needs no module: a YAML with its class and a line in `PRESETS`.
+YAML. A pipeline of diffusers needs no module: a YAML with its class is all.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import importlib
 
 from experiments.backends.base import Backend
 from experiments.config.backend import BackendConfig
+from experiments.config.compose import options
 from experiments.errors import choose
 
 __all__ = ["ALIASES", "BACKENDS", "PRESETS", "backend_class", "backend_of", "load_backend"]
@@ -28,27 +29,11 @@ BACKENDS: dict[str, str] = {
 }
 """Name -> module:class; imported on use, because a backend brings its libraries along."""
 
-PRESETS = (
-    "chroma",
-    "cogvideox",
-    "diffusers",
-    "flux2",
-    "flux_kontext",
-    "hunyuan_video_15",
-    "ltx",
-    "pixart_sigma",
-    "sana",
-    "sd15",
-    "sd3",
-    "sdxl",
-    "stable_audio",
-    "wan",
-    "z_image",
-)
-"""Names in `conf/backend/` that the generic backend runs (`experiments.backends.diffusers`)."""
-
 ALIASES: dict[str, str] = {"flux_chipmunk": "flux"}
 """Further names in `conf/backend/`: a backend that comes with a choice in another group."""
+
+PRESETS = tuple(name for name in options("backend") if name not in {**BACKENDS, **ALIASES})
+"""The other names in `conf/backend/`: pipelines that the generic backend runs (`experiments.backends.diffusers`)."""
 
 
 def backend_class(name: str) -> type[Backend]:

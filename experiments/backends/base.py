@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -109,6 +110,11 @@ class Backend(ABC):
     @abstractmethod
     def model_batch(self, num_items: int) -> int:
         """Batch that the transformer sees for so many items (guidance may double it)."""
+
+    def tracing(self, items: Sequence[Item], sampling: Sampling) -> AbstractContextManager[None]:
+        """Inside, a generation of the items may be noted for `traced`."""
+        del items, sampling
+        return nullcontext()
 
     def traced(self, items: Sequence[Item], sampling: Sampling) -> tuple[Calls, int] | None:
         """The calls of a generation and how many items it made, by which costs are counted; None = by `shape`."""

@@ -10,8 +10,9 @@ image, the noise of stochastic solvers. So an item's noise does not depend on it
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -132,16 +133,16 @@ class DiffusersBackend(PromptedBackend):
         found = open_picture(item.inputs["images"][0]).convert("RGB")
         return found.resize((TINY_SIDE, TINY_SIDE)) if self.config.size == "tiny" else found
 
-    def generate(self, items: Sequence[Item], sampling: Sampling) -> list[Tensor]:
+    @contextlib.contextmanager
+    def tracing(self, items: Sequence[Item], sampling: Sampling) -> Iterator[None]:
         if self._traced is not None and self._traced[2] == sampling.num_steps:
-            return self.made(items, sampling)
+            yield
+            return
         with trace(self.pipe) as calls:
-            found = self.made(items, sampling)
+            yield
         self._traced = (calls, len(items), sampling.num_steps)
-        return found
 
-    def made(self, items: Sequence[Item], sampling: Sampling) -> list[Tensor]:
-        """Media of the items."""
+    def generate(self, items: Sequence[Item], sampling: Sampling) -> list[Tensor]:
         output = self.pipe(
             **self.arguments(items),
             num_inference_steps=sampling.num_steps,
@@ -159,8 +160,8 @@ class DiffusersBackend(PromptedBackend):
 
     def traced(self, items: Sequence[Item], sampling: Sampling) -> tuple[Calls, int]:
         if self._traced is None or self._traced[2] != sampling.num_steps:
-            self._traced = None
-            self.generate(items[:1], sampling)
+            with self.tracing(items[:1], sampling):
+                self.generate(items[:1], sampling)
         assert self._traced is not None
         return self._traced[:2]
 

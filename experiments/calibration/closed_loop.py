@@ -253,7 +253,7 @@ def refit(backend: Backend, settings: Settings, items: list[Item], plan: Plan, t
         backend.prepare(sampling)
         with hicache.cached(backend.pipe, hicache.method("calibrated", **plan.knobs())):
             recorder = Recorder(backend, (plan.scope,), tokens)
-            with recorder.watching():
+            with recorder.watching(calls=False):
                 before = shadow(backend.transformer, recorder, plan.full_steps)
                 hook = backend.transformer.register_forward_pre_hook(before, with_kwargs=True)
                 try:
@@ -267,10 +267,15 @@ def refit(backend: Backend, settings: Settings, items: list[Item], plan: Plan, t
 
 
 def shadow(model: nn.Module, recorder: Recorder, full_steps: Sequence[int]) -> Callable[..., None]:
-    """A hook before the forward of a model: at estimated steps its class's own forward runs too."""
+    """A hook before the forward of a model: at estimated steps its class's own forward runs too.
+
+    Of a model without an adapter it runs at every step, because what the method does is not to be seen.
+    """
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if recorder.step not in full_steps:
+        if recorder.features is not None:
+            recorder.features.see(lambda: type(model).forward(model, *args, **kwargs))
+        elif recorder.step not in full_steps:
             type(model).forward(model, *args, **kwargs)
 
     return before

@@ -26,10 +26,12 @@ import torch
 from torch import Tensor
 
 from experiments.backends.base import Backend, Item, sampling_of
+from experiments.calibration.tapped import Features, first_tensor, fused_from, watch_modules
 from experiments.config.run import Settings
 from experiments.errors import check
-from hicache.adapters import adapter_for
+from hicache.adapters import find_adapter
 from hicache.adapters.hooks import attach_modules, attach_scope
+from hicache.generic.blocks import flat_blocks
 from hicache.policy.scheduled import kind_of
 
 __all__ = ["CURVES", "Watcher", "magnitudes", "polynomial", "smoothness"]
@@ -49,7 +51,7 @@ class Watcher:
 
     def __init__(self, backend: Backend, reach: int, seen: Callable[[str, int, Tensor, list[Tensor]], None]) -> None:
         self.backend, self.reach, self.seen = backend, reach, seen
-        self.adapter: Any = adapter_for(backend.transformer)
+        self.adapter: Any = find_adapter(backend.transformer)
         self.step = 0
         self._calls: dict[str, int] = defaultdict(int)
         self._past: dict[tuple[str, int], deque[Tensor]] = {}
@@ -142,7 +144,11 @@ def smoothness(backend: Backend, settings: Settings, items: list[Item]) -> dict[
         for k, before in enumerate(past):
             mean.add((step, k), relative(value, before, value))
 
-    watcher = Watcher(backend, REACH, seen)
+    watcher, model = Watcher(backend, REACH, seen), backend.transformer
+    if watcher.adapter is None:
+        run(watcher, settings, items, lambda: watch_modules(model, watcher.sink))
+        rows = {kind: mean.values.tolist() for kind, mean in sorted(curves.items())}
+        return {"errors": rows, "fused_from": fused_from(model)}
     modules = [module for module in watcher.adapter.modules() if module.feeds is None]
 
     def hooks() -> list[Any]:
@@ -173,15 +179,22 @@ def polynomial(backend: Backend, settings: Settings, items: list[Item]) -> dict[
     adapter, model = watcher.adapter, backend.transformer
 
     def enter(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call = adapter.bind(args, kwargs)
-        watcher.sink("input", adapter.indicator(call, adapter.embed(call)))
+        if adapter is None:
+            value = first_tensor([*args, *kwargs.values()])
+        else:
+            call = adapter.bind(args, kwargs)
+            value = adapter.indicator(call, adapter.embed(call))
+        watcher.sink("input", value)
 
     def leave(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        watcher.sink("output", adapter.output(adapter.bind(args, kwargs), result))
+        value = first_tensor(result) if adapter is None else adapter.output(adapter.bind(args, kwargs), result)
+        watcher.sink("output", value)
+
+    watched = model if adapter is not None else flat_blocks(model)[0]  # an adapter makes the first block's input
 
     def hooks() -> list[Any]:
         return [
-            model.register_forward_pre_hook(enter, with_kwargs=True),
+            watched.register_forward_pre_hook(enter, with_kwargs=True),
             model.register_forward_hook(leave, with_kwargs=True),
         ]
 
@@ -202,6 +215,16 @@ def magnitudes(backend: Backend, settings: Settings, items: list[Item]) -> dict[
             mean.add(step, value.norm(dim=-1) / past[0].norm(dim=-1).clamp(min=1e-30))
 
     watcher = Watcher(backend, 1, seen)
+    if watcher.adapter is None:
+
+        def image(name: str, value: Tensor) -> None:
+            if name in ("stack", "0.stack"):
+                watcher.sink("stack", value)
+
+        features = Features(backend.transformer, ["stack"], image)
+        with features.watching():
+            run(watcher, settings, items, list)
+        return {"curve": [1.0, *mean.values.tolist()[1:]]}
     blocks = [(0, len(watcher.adapter.blocks()))]
 
     def hooks() -> list[Any]:

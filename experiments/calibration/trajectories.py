@@ -36,18 +36,20 @@ from experiments.artefacts.base import keys_of
 from experiments.backends import load_backend
 from experiments.backends.base import Backend, Item, sampling_of
 from experiments.calibration.recordings import damages, ledger_of, load, nearest_folder, read_manifest, shard_name
+from experiments.calibration.tapped import Features
 from experiments.cli import Exit
 from experiments.config.compose import compose
 from experiments.config.run import Settings
-from experiments.errors import ConfigError, check
+from experiments.errors import ConfigError, check, choose
 from experiments.files import sweep, write_json, write_tensors
 from experiments.progress import Progress
 from experiments.runs.runner import check as check_settings
 from experiments.runs.runner import items_of
 from experiments.settings.resolve import resolve
-from hicache.adapters import adapter_for
+from hicache.adapters import find_adapter
 from hicache.adapters.base import Adapter
 from hicache.adapters.hooks import attach_scope
+from hicache.generic import scopes_of
 
 __all__ = ["Recorder", "Recording", "grams", "load", "record", "require_plain", "split_arguments", "watched"]
 
@@ -90,19 +92,20 @@ class Recorder:
         """The scheduler as the pipeline had set it when its first step began."""
         self.final = torch.empty(0)
         """The sample after the last step."""
-        self._adapter = adapter_for(backend.transformer)
+        self._adapter = find_adapter(backend.transformer)
         self._sampler = [site for site in sites if site in SAMPLER_SITES]
         self._inner = [site for site in sites if site not in SAMPLER_SITES]
+        self.features: Features | None = None
+        """Of a model without an adapter."""
+        if self._adapter is None and self._inner:
+            check_scopes(backend.transformer, self._inner)
+            self.features = Features(backend.transformer, self._inner, self._keep)
 
     @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
-        """Record inside; a generation at a time."""
+    def watching(self, calls: bool = True) -> Iterator[None]:
+        """Record inside; a generation at a time. Without `calls`, `features` are told what to see."""
         self.frames, self.step = {}, 0
-        hooks = [hook for site in self._inner for hook in attach(self._adapter, site, self._keep)]
-        model, scheduler = self.backend.transformer, self.backend.pipe.scheduler
-        hooks.append(
-            model.register_forward_pre_hook(lambda _, args, kw: void(self._adapter.bind(args, kw)), with_kwargs=True)
-        )
+        hooks, scheduler = self._hooks(), self.backend.pipe.scheduler
         original = scheduler.step
 
         def step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -117,12 +120,25 @@ class Recorder:
             return result
 
         vars(scheduler)["step"] = step
+        seen = self.features.watching() if self.features is not None and calls else contextlib.nullcontext()
         try:
-            yield
+            with seen:
+                yield
         finally:
             del vars(scheduler)["step"]
             for hook in hooks:
                 hook.remove()
+
+    def _hooks(self) -> list[Any]:
+        """Those of a model with an adapter."""
+        adapter, model = self._adapter, self.backend.transformer
+        if adapter is None:
+            return []
+        hooks = [hook for site in self._inner for hook in attach(adapter, site, self._keep)]
+        hooks.append(
+            model.register_forward_pre_hook(lambda _, args, kw: void(adapter.bind(args, kw)), with_kwargs=True)
+        )
+        return hooks
 
     def _keep(self, site: str, value: Tensor) -> None:
         steps = self.frames.setdefault(site, [])
@@ -183,6 +199,17 @@ def check_sites(adapter: Adapter, sites: Sequence[str]) -> None:
             raise ConfigError(f"sites: must be one of {known}, ..., got {site!r}")
 
 
+def check_scopes(model: torch.nn.Module, sites: Sequence[str]) -> None:
+    """Refuse scopes that a model without an adapter does not have.
+
+    Raises:
+        ConfigError: naming those that there are.
+    """
+    known = [*SAMPLER_SITES, *(scope for scope in scopes_of(model) if scope not in ("span", "front_back", "output"))]
+    for site in sites:
+        choose("sites", site, known)
+
+
 def chosen_tokens(count: int, tokens: int) -> Tensor:
     """The seeded subset of token rows."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(TOKEN_SEED))[:tokens].sort().values
@@ -237,7 +264,11 @@ def record(settings: Settings, recording: Recording, folder: Path) -> dict[str, 
     if not todo:
         return manifest
     backend = load_backend(settings.backend)
-    check_sites(adapter_for(backend.transformer), recording.sites)
+    adapter = find_adapter(backend.transformer)
+    if adapter is None:
+        check_scopes(backend.transformer, recording.sites)
+    else:
+        check_sites(adapter, recording.sites)
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
     done = len(items) - sum(len(batch) for _, batch in todo)

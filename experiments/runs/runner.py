@@ -237,7 +237,8 @@ def generate_batch(backend: Backend, given: Settings | Run, batch: list[Item]) -
     settings, sampling = run.settings, run.sampling
     with caching(backend, run) as cache:
         started = time.perf_counter()
-        media = backend.generate(batch, sampling)
+        with backend.tracing(batch, sampling):
+            media = backend.generate(batch, sampling)
         seconds = time.perf_counter() - started
         report = cache.report if cache is not None else None
         full = list(range(backend.num_steps(batch, sampling))) if cache is None else full_steps_of(cache)

@@ -32,6 +32,7 @@ from experiments.files import write_text
 from experiments.settings.checks import adapter_class, check_method, check_pair
 from experiments.settings.compared import METHODS as COMPARED
 from experiments.settings.method import method_of
+from experiments.settings.on_presets import groups
 from experiments.settings.resolve import resolve
 from hicache import CacheMethod
 from hicache.forecast import BASES
@@ -263,6 +264,10 @@ def markdown() -> str:
                 "## Beside their authors' programs",
                 "Settings that make a run equal to another program: [compare.md](compare.md).",
                 compared_table(),
+                "## On pipelines of diffusers",
+                "The presets of `backend=diffusers` ([backends.md](backends.md)), those together that take the same "
+                "methods; found by enabling each on the tiny counterpart. *transformer*: every scope of a transformer.",
+                table(["`method=`", *(", ".join(f"`{n}`" for n in names) for names, _ in groups())], on_presets()),
                 "## Parts",
                 "### `scope=`",
                 table(["name", "what is cached"], [[f"`{s.name}`", s.description] for s in SCOPES.values()]),
@@ -286,6 +291,18 @@ def compared_table() -> str:
     return table(["`method=`", "program", "compared", "differs on purpose"], rows)
 
 
+def on_presets() -> list[list[str]]:
+    """Method by method, the scopes at which each group of presets takes it."""
+    rows = [name for name in hicache.METHODS if hicache.method(name).caches]
+    return [[f"`{name}`", *(scopes_in_short(methods[name]) for _, methods in groups())] for name in rows]
+
+
+def scopes_in_short(scopes: Iterable[str]) -> str:
+    """Scopes in a cell of a table."""
+    found = list(scopes)
+    return "*transformer*" if found == USUAL else listed(f"`{scope}`" for scope in found)
+
+
 def same(words: list[str], whole: Iterable[str], short: str) -> str:
     """`short` for all of them."""
     return short if words == list(whole) else listed(words)
@@ -306,6 +323,11 @@ def text(e: Entry) -> str:
         "scopes": same(e.scopes, USUAL, "all"),
         "backends": backends_of(e),
     }
+    if e.scopes or e.name == "deepcache":
+        by_group = [
+            f"{', '.join(names)}: {', '.join(methods[e.name])}" for names, methods in groups() if methods[e.name]
+        ]
+        lines["presets"] = "; ".join(by_group)
     return "\n".join([f"{e.name}  ({e.title})", *(f"  {key:<12} {said or NOTHING}" for key, said in lines.items())])
 
 

@@ -12,6 +12,7 @@ from experiments.config.compose import compose, options
 from experiments.errors import ConfigError
 from experiments.runs import runner
 from experiments.runs.runner import execute, folder_of, items_of
+from experiments.settings.identity import canonical
 from experiments.settings.resolve import resolve
 
 STEPS = 6
@@ -203,3 +204,92 @@ def test_records_of_a_run_name_its_files(tmp_path):
     execute(of)
     (record,) = folder_of(of).records().values()
     assert [file.rpartition(".")[2] for file in record["files"]] == ["mp4", "npy"]
+
+
+TINY = ["backend=pixart_sigma", "backend.size=tiny", "num_steps=8", "interval=3", "warmup_steps=2"]
+
+
+@pytest.fixture
+def assets(tmp_path, monkeypatch):
+    """Artefacts of the tests are kept apart from those that ship."""
+    from experiments.artefacts import base
+
+    monkeypatch.setattr(base, "ASSETS", tmp_path)
+    return tmp_path
+
+
+def made(*words):
+    """Media and facts of one item."""
+    of = resolve(compose([*TINY, "num_items=1", *words]))
+    runner.check(of)
+    media, facts = media_of(of)
+    return of, media[0], facts
+
+
+@pytest.mark.parametrize("scope", ["output", "stack", "modules"])
+def test_plans_are_calibrated(scope, assets):
+    """The plan is nearer to the model than reuse at as many full steps is."""
+    from experiments.calibration.calibrate import main
+
+    main([*TINY, f"scope={scope}", "budget=4", "items=2", "rounds=1", "seconds=1"])
+    plain = made("method=none")[1]
+    _, calibrated, facts = made("method=calibrated", "method.budget=4", f"scope={scope}")
+    assert len(facts["full_steps"]) == 4
+    _, reused, _ = made("method=fora", f"scope={scope}", "interval=2", "warmup_steps=1")
+    assert (calibrated - plain).norm() < (reused - plain).norm()
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("smoothcache", ["method.alpha=0.9"]), ("teacache", ["method.policy_options={threshold: 0.5}"]), ("magcache", [])],
+)
+def test_curves_are_calibrated(name, more, assets):
+    """The method runs with what was measured on this model, which its identity names."""
+    from experiments.calibration.calibrate import main
+
+    main([*TINY, f"method={name}", "items=2"])
+    of, _, facts = made(f"method={name}", *more)
+    assert "curves" in canonical(of)["method"] and facts["full_steps"][0] == 0
+    (file,) = (assets / "pixart_sigma" / "curves").glob(f"{name}-*.json")
+    curves = json.loads(file.read_text())["curves"]
+    if name == "smoothcache":
+        assert set(curves["errors"]) == {"attn.img", "mlp.img"} and curves["fused_from"] is None
+        assert all(0 < errors[0] < 2 for kind in curves["errors"].values() for errors in kind[1:])
+    elif name == "magcache":
+        assert len(curves["curve"]) == 8 and all(0.1 < ratio < 10 for ratio in curves["curve"])
+    else:
+        assert len(curves["coefficients"]) == 5 and curves["range"][0] > 0
+
+
+def test_sigma_is_chosen_from_trajectories(assets):
+    from experiments.calibration.calibrate import main
+
+    main([*TINY, "method=hicache", "scope=stack", "items=2"])
+    of, _, _ = made("method=hicache", "scope=stack", "sigma=auto")
+    assert 0.2 <= of.sigma <= 1 and "sigma" in of.chosen
+
+
+def test_values_of_scopes_are_those_of_the_model():
+    """Recorded stack residuals are what the blocks add, call by call; the model is as it was afterwards."""
+    from experiments.calibration.trajectories import generate
+
+    of = resolve(compose([*TINY, "num_items=2", "method=none", "batch_size=2"]))
+    backend, items = load_backend(of.backend), items_of(of)
+    model, seen = backend.transformer, []
+    first, last = model.transformer_blocks[0], model.transformer_blocks[-1]
+    hooks = [
+        first.register_forward_pre_hook(lambda _, args, kwargs: seen.append(args[0]), with_kwargs=True),
+        last.register_forward_hook(lambda _, args, result: seen.append(result)),
+    ]
+    try:
+        found = generate(backend, of, items, ["stack", "output"])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    residuals = torch.stack([out - inside for inside, out in zip(seen[::2], seen[1::2], strict=True)], 1)
+    assert found["stack"].shape[:3] == (2, 8, 2) and "forward" not in vars(model)
+    torch.testing.assert_close(
+        found["stack"], residuals.reshape(2, 2, *residuals.shape[1:]).transpose(0, 1).movedim(2, 1)
+    )
+    with pytest.raises(ConfigError, match="sites: must be one of .*stack, got 'deep'"):
+        generate(backend, of, items, ["deep"])

@@ -5,11 +5,12 @@ import dataclasses
 import pytest
 
 import hicache
-from experiments.backends import BACKENDS, backend_class
+from experiments.backends import BACKENDS, PRESETS, backend_class
 from experiments.config.compose import compose
 from experiments.errors import ConfigError
 from experiments.settings.checks import check_method, check_pair
 from experiments.settings.method import method_of
+from experiments.settings.on_presets import groups
 from experiments.settings.resolve import resolve
 from experiments.settings.zoo import PAGE, accepting, entry, main, markdown
 
@@ -27,6 +28,16 @@ def test_every_method_and_backend_is_on_the_page(page):
     for name in hicache.METHODS:
         assert page.count(f"| `{name}` |") >= 2, name
     assert all(name in page for name in BACKENDS)
+
+
+def test_presets_say_which_methods_they_take(page):
+    found = {preset: methods for names, methods in groups() for preset in names}
+    assert found.keys() == {*PRESETS} - {"diffusers"} and all(f"`{name}`" in page for name in found)
+    for preset, methods in found.items():
+        unet = preset in ("sd15", "sdxl")
+        assert methods["deepcache"] == (("deep",) if unet else ()) and "output" in methods["hicache"]
+        assert ("modules" in methods["hicache"]) == ("stack" in methods["hicache"]) == (not unet)
+        assert (methods["toca"] == ("modules",)) == (preset == "flux_kontext")  # which has an adapter
 
 
 def test_an_entry_says_its_parts_needs_and_where_it_runs():
