@@ -49,7 +49,8 @@ class Knobs:
             the basis (`Basis.gated`).
         numerics: `clean`, or `reference` for the in-dtype arithmetic of the published code.
         history_dtype: `feature`, `fp32` or `bf16`.
-        history_place: `device`, or `cpu` for pinned host memory.
+        history_place: `device`, or `cpu` for pinned host memory: every estimate brings the frames back, site by site,
+            which saves memory and costs time (what it gains is not measured).
         patch: `none`, `tokens` (ToCa) or `clusters` (ClusCa): which rows are recomputed inside an estimate.
         patch_options: parameters of the patch (`fraction`, `select`, `clusters`, `gamma`, `amend`, ...).
         front: blocks before the span of scope `span`, always run.
