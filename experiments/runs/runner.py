@@ -33,7 +33,7 @@ from experiments.progress import Progress
 from experiments.runs import operators
 from experiments.runs.folder import REQUIRED, RunFolder
 from experiments.runs.guided import count_guided, facts_of, summary_of
-from experiments.runs.loggers import Logger, make_logger
+from experiments.runs.loggers import Logger, check_logger, make_logger, report_finished
 from experiments.runs.metrics.evidence import Evidence
 from experiments.runs.metrics.registry import applicable, check_metrics, compute
 from experiments.runs.picture import draw_comparison
@@ -70,6 +70,7 @@ def check(given: Settings | Run) -> None:
     check_method(settings, backend, run.method)
     check_device(settings.backend.device)
     check_batch(settings, backend)
+    check_logger(settings)
     backend.check(settings.backend)
     check_fit(run)
     ensure_writable(settings.results)
@@ -116,6 +117,7 @@ def execute(given: Settings | Run) -> Outcome:
             record_failure(folder, error)
     else:
         folder.sweep()
+        report_finished(run.settings, folder)
     if old := folder.undigested():
         print(f"{folder.id}: {old} items are older than digests; their files are taken as they are", file=sys.stderr)
     return Outcome(run=run, folder=folder, metrics=folder.metrics(), reference=reference, found=found)
