@@ -135,7 +135,7 @@ def check_override(word: str) -> None:
     try:
         override = parsed(word)
     except HydraException as error:
-        raise ConfigError(explain(error)) from error
+        raise ConfigError(quoting(word) or explain(error)) from error
     if override.is_sweep_override():
         empty = not (override.is_choice_sweep() or override.is_interval_sweep()) and not list(override.sweep_iterator())
         check(not empty, key, "must have values", word.partition("=")[2])
@@ -233,6 +233,20 @@ def explain(error: Exception) -> str:
     if match := re.search(r"Could not override '(.+?)'", str(error)):
         return f"{match[1]}: must be a known key or group, got {match[1]!r}{nearest(match[1], groups())}"
     return " ".join(str(error).split())
+
+
+PLAIN = re.compile(r"[A-Za-z0-9_./\\+$%*@?|:-]")
+"""What may stand in a value that is not quoted."""
+
+
+def quoting(override: str) -> str:
+    """Which character of a value must be quoted, and how; nothing for values of plain characters and for lists."""
+    name, equals, value = override.partition("=")
+    place = next((i for i, letter in enumerate(value, 1) if not PLAIN.match(letter)), None)
+    if not equals or place is None or value[0] in "[{(\"'" or "'" in value or '"' in value:
+        return ""
+    rule = f"must be quoted because of {value[place - 1]!r}, its character {place}"
+    return f"{name}: {rule} ('{name}=\"{value}\"'), got {value!r}"
 
 
 def explain_value(error: OmegaConfBaseException) -> str:
