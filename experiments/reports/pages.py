@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 
@@ -103,7 +103,8 @@ def refinement() -> str:
     """Calibrated plans with weights refined through the whole sampler, beside published methods and the limit."""
     rows = pd.read_csv(EMBEDDED / "ceiling.csv").sort_values(["backend", "full steps"])
     lines: list[list[str]] = []
-    for (backend, budget), members in rows.groupby(["backend", "full steps"]):
+    for group, members in rows.groupby(["backend", "full steps"]):
+        backend, budget = cast("tuple[str, int]", group)
         found: Any = members.set_index("method")["PSNR (dB)"].to_dict()
         refined: Any = members.set_index("method").loc["calibrated, newton"]
         even = max(value for title, value in found.items() if title.endswith(", even"))

@@ -344,7 +344,9 @@ def test_a_signal_ends_the_program_in_order(number, code, monkeypatch, capsys):
     def killed(words):
         os.kill(os.getpid(), signal.Signals[number])
 
-    handlers = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)}
+    names = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT)
+    handlers = {name: signal.getsignal(name) for name in names}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     monkeypatch.setattr(cli, "main", killed)
     monkeypatch.setattr(sys, "argv", ["evaluation"])
     try:
