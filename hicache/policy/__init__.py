@@ -8,13 +8,14 @@ from hicache.policy.learned import LayerMask
 from hicache.policy.modulated import Alternate, Modulated
 from hicache.policy.probe import Probe
 from hicache.policy.scheduled import KindSchedule
-from hicache.policy.static import Algorithm1, Even, Every, Interval, Mask, Power, Stages, Uniform, full_steps
+from hicache.policy.static import Algorithm1, Even, Every, Interval, Late, Mask, Power, Stages, Uniform, full_steps
 from hicache.policy.verify import Verify
 
 POLICIES: dict[str, type[Policy]] = {
     "interval": Interval,
     "algorithm1": Algorithm1,
     "even": Even,
+    "late": Late,
     "mask": Mask,
     "power": Power,
     "every": Every,
@@ -43,6 +44,7 @@ __all__ = [
     "Every",
     "Growing",
     "Interval",
+    "Late",
     "LayerMask",
     "KindSchedule",
     "MagCache",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,7 +10,7 @@ from typing import ClassVar
 from hicache.policy.base import Clock, Policy
 from hicache.tree import Action
 
-__all__ = ["Algorithm1", "Even", "Every", "Interval", "Mask", "Power", "Stages", "Uniform", "full_steps"]
+__all__ = ["Algorithm1", "Even", "Every", "Interval", "Late", "Mask", "Power", "Stages", "Uniform", "full_steps"]
 
 
 def _choose(full: bool) -> Action:
@@ -186,8 +187,29 @@ class Even(Policy):
 
     def decide(self, clock: Clock) -> Action:
         if clock.num_steps is None:
-            raise ValueError("num_steps: even spreads full steps over a number of them; call begin(num_steps)")
+            raise ValueError("num_steps: full steps are spread over a number of them; call begin(num_steps)")
         return _choose(clock.step in self.steps(clock.num_steps))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Late(Even):
+    """As `even`, denser towards the end: `round((T-1) (x + sin(pi x / 2)) / 2)`, x = i / (K-1), i = 0..K-1.
+
+    Ours, and without data: half of the way even, half of it with gaps that shrink to nothing. A step that another one
+    has taken already gives way to the next earlier one that is free.
+
+    >>> Late(budget=8).plan(50)
+    [0, 9, 18, 26, 33, 40, 45, 49]
+    """
+
+    def steps(self, num_steps: int) -> list[int]:
+        gaps, found = max(self.budget - 1, 1), super().steps(num_steps)
+        latest = num_steps
+        for i in reversed(range(self.budget)):
+            share = i / gaps
+            wanted = math.floor((num_steps - 1) * (share + math.sin(math.pi * share / 2)) / 2 + 0.5)
+            latest = found[i] = min(wanted, latest - 1)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

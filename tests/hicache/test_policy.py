@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hicache
-from hicache.policy import Algorithm1, Clock, Even, Mask
+from hicache.policy import Algorithm1, Clock, Even, Late, Mask
 
 PUBLISHED = {  # model: (warm-up, {interval: number of full steps})
     "FLUX": (3, {5: 12, 6: 10, 7: 9, 9: 8, 10: 7, 12: 6, 13: 6}),
@@ -73,6 +73,14 @@ def test_even_steps_are_so_many_the_ends_among_them_and_gaps_differ_by_one(data,
     assert gaps <= {(steps - 1) // (budget - 1), -(-(steps - 1) // (budget - 1))}
 
 
+@given(data=st.data(), steps=st.integers(2, 100))
+def test_late_steps_are_so_many_the_ends_among_them_and_later_than_even_ones(data, steps):
+    budget = data.draw(st.integers(2, steps))
+    full, even = Late(budget=budget).plan(steps), Even(budget=budget).plan(steps)
+    assert len(full) == budget and (full[0], full[-1]) == (0, steps - 1) and full == sorted(set(full))
+    assert budget > steps // 3 or all(a >= b for a, b in zip(full, even, strict=True))
+
+
 def test_even_refuses_what_cannot_be_and_has_no_warm_up():
     with pytest.raises(ValueError, match="budget: must be at most the 6 steps, got 7"):
         Even(budget=7).plan(6)
@@ -80,7 +88,7 @@ def test_even_refuses_what_cannot_be_and_has_no_warm_up():
         hicache.method("hicache", policy="even", budget=0)
     with pytest.raises(ValueError, match="gate: must be left open for policy even"):
         hicache.method("hicache", policy="even", gate=True)
-    with pytest.raises(ValueError, match="num_steps: even spreads full steps"):
+    with pytest.raises(ValueError, match="num_steps: full steps are spread"):
         Even(budget=3).decide(Clock(step=0))
     assert hicache.reads("hicache", policy="even") == {"budget", "order", "sigma", "sigma_schedule", "time", "scope"}
     made = hicache.forecaster("taylorseer", policy="even", order=1, warmup_steps=9)
