@@ -38,6 +38,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "study ceiling": ("studies.ceiling", "calibrated plans against a fitted solver"),
     "study curves": ("studies.curves", "methods with calibrated curves"),
     "study learned": ("studies.learned", "the learned methods"),
+    "study places": ("studies.places", "where full steps belong, for every forecaster"),
     "study scale": ("studies.scale", "sigma and order chosen from trajectories"),
     "study transfer": ("studies.transfer", "calibrated plans on other seeds and solvers"),
     "compare": ("settings.compare", "what to set to compare with another program"),

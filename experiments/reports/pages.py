@@ -116,12 +116,34 @@ def refinement() -> str:
     return table(heads, lines)
 
 
+def places() -> str:
+    """Eight full steps at the usual interval, even and late, by model, scope and forecaster."""
+    rows = pd.read_csv(EMBEDDED / "places.csv")
+    rows = rows[rows["full steps"] == 8]
+    lines = []
+    for (model, scope, method), members in rows.groupby(["model", "scope", "method"], sort=False):
+        found = members.set_index("places")
+        if "even" not in found.index:
+            continue
+
+        def beside(where: str, found: Any = found) -> str:
+            if where not in found.index:
+                return "–"
+            shift, low, high = (f"{found.loc[where, column]:+.1f}" for column in ("over even", "from", "to"))
+            return f"{found.loc[where, 'PSNR (dB)']:.1f} ({shift} [{low}, {high}])"
+
+        even = f"{found.loc['even', 'PSNR (dB)']:.1f}"
+        lines.append([str(model), str(scope), str(method), beside("interval"), even, beside("late")])
+    return table(["model", "scope", "method", "interval", "even", "late"], lines)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "headline": headline,
     "sigma": sigma,
     "best": best,
     "super_resolution": super_resolution,
     "refinement": refinement,
+    "places": places,
 }
 
 

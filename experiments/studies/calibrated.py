@@ -3,10 +3,10 @@
     python -m experiments study calibrated backend=digits part=methods,classes,robustness,free study_items=60
 
 Every method runs the same unseen items and is compared with the un-cached result of the same noise by PSNR. The others
-choose the best of their settings (every interval with so many full steps, order, sigma, scope) on the very items that
-they are judged on: all settings run the first of them, the best few of each method all of them. The plan is calibrated
-on other seeds (`part=methods`: the plans that are shipped), for `part=classes` on other classes too. Each
-part writes a table (markdown and CSV) to `results/embedded`, the first two a figure.
+choose the best of their settings (every interval with so many full steps, or even ones; order, sigma, scope) on the
+very items that they are judged on: all settings run the first of them, the best few of each method all of them. The
+plan is calibrated on other seeds (`part=methods`: the plans that are shipped), for `part=classes` on other classes too.
+Each part writes a table (markdown and CSV) to `results/embedded`, the first two a figure.
 """
 
 from __future__ import annotations
@@ -101,9 +101,11 @@ def intervals_for(num_steps: int, budget: int, warmup: int) -> list[int]:
 
 def contenders(num_steps: int, budget: int) -> Iterator[tuple[str, str, CacheMethod]]:
     """Title, setting and method of every forecaster that the plan is compared with."""
-    for interval, scope in itertools.product(intervals_for(num_steps, budget, WARMUP), ("output", "modules")):
-        shared: dict[str, Any] = {"interval": interval, "warmup_steps": WARMUP, "scope": scope}
-        where = f"N={interval}, {scope}"
+    known = intervals_for(num_steps, budget, WARMUP)
+    schedules: dict[str, dict[str, Any]] = {f"N={n}": {"interval": n, "warmup_steps": WARMUP} for n in known}
+    schedules["even"] = {"policy": "even", "budget": budget}
+    for (schedule, chosen), scope in itertools.product(schedules.items(), ("output", "modules")):
+        shared, where = {**chosen, "scope": scope}, f"{schedule}, {scope}"
         for order in ORDERS:
             yield "TaylorSeer", f"m={order}, {where}", hicache.method("taylorseer", order=order, **shared)
         for name, title in (("hicache", "HiCache"), ("hi_taylor", "Hi-Taylor")):
@@ -241,8 +243,8 @@ def main(arguments: Sequence[str]) -> None:
     note = (
         f"PSNR against the un-cached result of the same noise, mean over {count} items with unseen seeds and its 95 % "
         "bootstrap interval. The other methods choose the best of these settings on these items: every interval with "
-        f"so many full steps, order {listed(ORDERS)}, σ {listed(SIGMAS)}, scope output or modules, {WARMUP} warm-up "
-        f"steps; all settings run the first {SCREEN} items, the best {FINALISTS} of a method all of them."
+        f"so many full steps after {WARMUP} warm-up steps, or even ones; order {listed(ORDERS)}, σ {listed(SIGMAS)}, "
+        f"scope output or modules; all settings run the first {SCREEN} items, the best {FINALISTS} of a method all."
     )
     if "methods" in parts:
         plans = {

@@ -1,0 +1,183 @@
+"""Where full steps belong without a calibration: the usual interval, even steps, and steps denser towards the end.
+
+    python -m experiments study places backend=digits budgets=8 study_items=16      # and backend=emoji; then part=page
+
+Every row runs the same unseen items and is compared with the un-cached result of the same noise. `interval` is the
+published schedule with warm-up 2 whose last full step is nearest the end, `even` and `late` are the policies of that
+name, the calibrated plan is the shipped one. Nothing is chosen on the items of the rows. A model's rows go to
+`results/embedded/places_<backend>`; both together are `results/embedded/places.{csv,md,png}`.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import itertools
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+
+import hicache
+from evaluation.fidelity import psnr
+from evaluation.statistics import bootstrap_mean
+from experiments.artefacts.plans import load_plan, path_of
+from experiments.backends.base import sampling_of
+from experiments.calibration.trajectories import split_arguments
+from experiments.cli import Exit
+from experiments.config.compose import compose
+from experiments.config.run import Settings
+from experiments.errors import ConfigError, check
+from experiments.runs.runner import items_of
+from experiments.settings.resolve import resolve
+from experiments.studies.calibrated import FOLDER, Bench, intervals_for
+from experiments.studies.report import write_rows
+from hicache import CacheMethod
+
+__all__ = ["cases", "even_of", "main", "write_page"]
+
+FORECASTERS = {
+    "TaylorSeer (m=2)": ("taylorseer", {"order": 2}),
+    "HiCache (m=2, σ=0.7)": ("hicache", {"order": 2, "sigma": 0.7}),
+    "HiCache (m=2, σ=0.5)": ("hicache", {"order": 2, "sigma": 0.5}),
+    "FoCa": ("foca", {}),
+    "FORA": ("fora", {}),
+}
+COLUMNS = ("model", "full steps", "scope", "method", "places", "PSNR (dB)", "low", "high", "over even", "from", "to")
+WARMUP = 2
+MODELS = ("digits", "emoji")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Case:
+    """A row to be measured."""
+
+    budget: int
+    scope: str
+    title: str
+    where: str
+    method: CacheMethod
+
+
+def cases(settings: Settings, budgets: Sequence[int]) -> Iterator[Case]:
+    """All rows of a model; those with even steps come first of their kind, the calibrated plan last of its budget."""
+    for budget in budgets:
+        for scope, title in itertools.product(("output", "modules"), FORECASTERS):
+            name, knobs = FORECASTERS[title]
+            usual = {"interval": max(intervals_for(settings.num_steps, budget, WARMUP)), "warmup_steps": WARMUP}
+            wheres = {"even": {"policy": "even"}, "late": {"policy": "late"}, "interval": usual}
+            for where, schedule in wheres.items():
+                made = hicache.method(name, scope=scope, budget=budget, **schedule, **knobs)
+                yield Case(budget=budget, scope=scope, title=title, where=where, method=made)
+        run = resolve(compose([f"backend={settings.backend.name}", "method=calibrated", f"budget={budget}"]))
+        if path_of(run).is_file():
+            made = hicache.method("calibrated", **load_plan(run).knobs())
+            yield Case(budget=budget, scope="output", title="calibrated (ours)", where="its own", method=made)
+
+
+def study(settings: Settings, budgets: Sequence[int], count: int) -> Path:
+    """Measure a model's rows and write them as they come."""
+    settings = dataclasses.replace(settings, batch_size=min(count, settings.batch_size))
+    bench = Bench(settings, items_of(dataclasses.replace(settings, num_items=count)))
+    name = settings.backend.name
+    rows: list[list[str]] = []
+    path = FOLDER / f"places_{name}"
+    tried: dict[Case, list[float]] = {}
+    for case in cases(settings, budgets):
+        images = bench.images(case.method, sampling_of(settings))
+        values = psnr(images, bench.reference).double().tolist()
+        tried[case] = values
+        found = [*bootstrap_mean(values, 0.95, 2000, 0)]
+        if (beside := even_of(tried, case)) is not None:
+            found += [*bootstrap_mean([a - b for a, b in zip(values, beside, strict=True)], 0.95, 2000, 0)]
+        cells = [f"{value:.2f}" for value in found] + [""] * (6 - len(found))
+        rows.append([name, str(case.budget), case.scope, case.title, case.where, *cells])
+        print(*rows[-1], sep=", ", flush=True)
+        write_rows(path, f"Places on the {name} model", NOTE.format(count), COLUMNS, rows)
+    return path
+
+
+def even_of(tried: Mapping[Case, list[float]], case: Case) -> list[float] | None:
+    """What a row is compared with: its forecaster at even steps, for a plan the best of its budget.
+
+    None for even steps themselves, and for what was measured before them.
+    """
+    even = {k: v for k, v in tried.items() if k.where == "even" and k.budget == case.budget}
+    if case.where == "its own":
+        return max(even.values(), key=sum)
+    if case.where == "even":
+        return None
+    return next((v for k, v in even.items() if (k.scope, k.title) == (case.scope, case.title)), None)
+
+
+NOTE = (
+    "PSNR against the un-cached result of the same noise, mean over {} unseen items of either model with its 95 % "
+    "bootstrap interval; `over even` is the mean difference, item by item, to the same forecaster at even full steps; "
+    "for the calibrated plan to the best forecaster and scope at even full steps, chosen on these items. 50 steps."
+)
+
+
+def write_page() -> None:
+    """Both models in one table and one figure."""
+    rows: list[list[str]] = []
+    count = "16"
+    for name in MODELS:
+        path = FOLDER / f"places_{name}.csv"
+        check(path.is_file(), "part", f"must come after the rows of both models (no {path})", "page")
+        with open(path, newline="") as handle:
+            rows += list(csv.reader(handle))[1:]
+        count = (path.with_suffix(".md")).read_text().split("mean over ")[1].split(" ")[0]
+    write_rows(FOLDER / "places", "Where full steps belong", NOTE.format(count), COLUMNS, rows)
+    plot(FOLDER / "places.png", rows)
+
+
+def plot(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    """What even and late steps gain over the usual interval at 8 full steps, by model, scope and forecaster."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    measured = {tuple(row[:5]): float(row[5]) for row in rows}
+    kinds = list(dict.fromkeys((row[0], row[2]) for row in rows if row[4] == "interval"))
+    figure, axes = pyplot.subplots(1, len(kinds), figsize=(3.2 * len(kinds), 3.6), sharey=True, squeeze=False)
+    for axis, (model, scope) in zip(axes[0], kinds, strict=True):
+        titles = [t for t in FORECASTERS if (model, "8", scope, t, "interval") in measured]
+        for index, where in enumerate(("interval", "even", "late")):
+            heights = [measured[model, "8", scope, title, where] for title in titles]
+            places = [number + 0.27 * (index - 1) for number in range(len(titles))]
+            axis.bar(places, heights, width=0.25, label=where)
+        axis.set_xticks(range(len(titles)), titles, rotation=60, ha="right", fontsize=7)
+        axis.set(title=f"{model}, {scope}", ylim=(25, 42))
+        axis.grid(axis="y", alpha=0.3)
+    axes[0][0].set_ylabel("PSNR to the un-cached result (dB)")
+    axes[0][0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command line."""
+    own, overrides = split_arguments(arguments, ("part", "study_items", "budgets"))
+    part = own.get("part", "rows")
+    check(part in ("rows", "page"), "part", "must be rows or page", part)
+    try:
+        count = int(own.get("study_items", "16"))
+        budgets = [int(text) for text in own.get("budgets", "8").split(",")]
+    except ValueError as error:
+        raise ConfigError(f"study_items, budgets: must be integers ({error})") from None
+    check(count >= 2, "study_items", "must be an integer >= 2", count)
+    if part == "page":
+        write_page()
+        return
+    settings = resolve(compose(["method=hicache", *overrides]))
+    print(f"written: {study(settings, budgets, count)}.csv")
+
+
+if __name__ == "__main__":
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        print(__doc__)
+        sys.exit(0)
+    outcome = Exit()
+    outcome.guard(lambda: main(sys.argv[1:]))
+    sys.exit(outcome.code)
