@@ -121,7 +121,8 @@ def places() -> str:
     rows = pd.read_csv(EMBEDDED / "places.csv")
     rows = rows[rows["full steps"] == 8]
     lines = []
-    for (model, scope, method), members in rows.groupby(["model", "scope", "method"], sort=False):
+    for group, members in rows.groupby(["model", "scope", "method"], sort=False):
+        model, scope, method = cast("tuple[str, str, str]", group)
         found = members.set_index("places")
         if "even" not in found.index:
             continue
