@@ -296,9 +296,10 @@ def calibrate(settings: Settings, options: Options, budgets: Sequence[int], qual
     started = time.monotonic()
     backend = load_backend(settings.backend)
     options, scope = settled(settings, options, backend), settings.scope
-    held = scope == "output" and options.refine != "none" and options.items > 1
-    rule = "must be left out where no items are held out: scope output, a closed loop and two items are needed"
-    check(quality is None or held, "quality", rule, quality)
+    if quality is not None:
+        held = scope == "output" and options.refine != "none" and options.items > 1
+        rule = "must be left out where no items are held out: scope output, a closed loop and two items are needed"
+        check(held and is_one_step(sampler_of(settings, backend)), "quality", rule, quality)
     if options.data == "trajectories":
         print(cost_line(options, scope, settings.num_steps, list(budgets), memory_of(scope, options)), flush=True)
     found = gaussian(settings, backend) if options.data == "gaussian" else measure(settings, options, backend)

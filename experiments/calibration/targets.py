@@ -75,5 +75,6 @@ def cost_line(options: Options, scope: str, num_steps: int, budgets: list[int], 
     each = 1 + sum(generations(options, scope, num_steps, budget, memory) for budget in budgets)
     searched = scope == "output" and options.refine in ("search", "newton")
     more = f", and up to {options.seconds:g} s of search per plan" if searched else ""
+    more += "" if budgets else ", and those of the plans that are tried"
     total = f"{each * options.items:.0f} of {options.items} items in all"
     return f"cost: about {each:.1f} full generations per item, {total}{more}"

@@ -18,9 +18,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
-import matplotlib
 import torch
 from torch import Tensor
 
@@ -39,9 +37,10 @@ from experiments.config.compose import compose
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
 from experiments.runs.runner import items_of
+from experiments.runs.style import COLUMN, look_of, save, styled
 from experiments.settings.resolve import resolve
 from experiments.studies.calibrated import FOLDER, Bench
-from experiments.studies.report import MARKERS, write_rows
+from experiments.studies.report import write_rows
 from hicache import CacheMethod
 from hicache.fitting.calibrate import Plan
 
@@ -49,6 +48,15 @@ __all__ = ["COLUMNS", "Row", "draw", "merged"]
 
 COLUMNS = ("method", "backend", "full steps", "PSNR (dB)", "low", "high", "gain", "gain low", "gain high", "seconds")
 PLAN, ONE, NEWTON, CEILING = "calibrated", "calibrated, 1 item", "calibrated, newton", "fitted solver"
+LOOKS = {
+    CEILING: ("solver", "--"),
+    NEWTON: ("calibrated", "-"),
+    PLAN: ("calibrated", ":"),
+    ONE: ("calibrated", ""),
+    "FoCa, even": ("foca", "-"),
+    "TaylorSeer, even": ("taylorseer", "-"),
+}
+"""How a line looks: as which method, and its stroke."""
 ORDERS = {"digits": 4, "emoji": 2}
 """Of TaylorSeer: what serves each model best."""
 MEMORY = 4
@@ -186,25 +194,20 @@ def merged(rows: list[Row], backend: str) -> list[Row]:
 
 def draw(rows: Sequence[Row]) -> None:
     """A panel per backend: PSNR over full steps, a line per method."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     backends = sorted({row[1] for row in rows})
-    figure, axes = pyplot.subplots(1, len(backends), figsize=(5.4 * len(backends), 4.4), squeeze=False)
-    titles = list(dict.fromkeys(row[0] for row in sorted(rows, key=lambda row: -float(row[3]))))
-    for axis, backend in zip(axes[0], backends, strict=True):
-        for index, title in enumerate(titles):
-            here = sorted((row for row in rows if row[:2] == [title, backend]), key=lambda row: int(row[2]))
-            x, y, low, high = ([float(row[column]) for row in here] for column in (2, 3, 4, 5))
-            reach = [[m - a for m, a in zip(y, low, strict=True)], [b - m for m, b in zip(y, high, strict=True)]]
-            style: dict[str, Any] = {"marker": MARKERS[index % len(MARKERS)], "capsize": 2, "color": f"C{index}"}
-            axis.errorbar(x, y, yerr=reach, label=title, linestyle="--" if title == CEILING else "-", **style)
-        axis.set(xlabel="full steps of 50", ylabel="PSNR to the un-cached result (dB)", title=backend)
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(PATH.with_suffix(".png"), dpi=120)
-    pyplot.close(figure)
+    with styled() as pyplot:
+        size = (1.25 * COLUMN * len(backends), 0.9 * COLUMN)
+        figure, axes = pyplot.subplots(1, len(backends), figsize=size, squeeze=False)
+        for axis, backend in zip(axes[0], backends, strict=True):
+            for title, (name, line) in LOOKS.items():
+                here = sorted((row for row in rows if row[:2] == [title, backend]), key=lambda row: int(row[2]))
+                x, y, low, high = ([float(row[column]) for row in here] for column in (2, 3, 4, 5))
+                reach = [[m - a for m, a in zip(y, low, strict=True)], [b - m for m, b in zip(y, high, strict=True)]]
+                axis.errorbar(x, y, yerr=reach, label=title, linestyle=line, **look_of(name).points)
+            axis.set(xlabel="full steps of 50", ylabel="PSNR to the un-cached result (dB)", title=backend)
+            axis.legend()
+        figure.tight_layout()
+        save(figure, PATH.with_suffix(".png"))
 
 
 def main(arguments: Sequence[str]) -> None:

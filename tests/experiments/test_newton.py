@@ -166,6 +166,7 @@ def test_a_quality_is_part_of_the_identity_only_where_it_is_given(small):
         ("quality=40dB budget=8", "budget: must be left out beside quality"),
         ("quality=40dB scope=stack", "quality: must be left out where no items are held out"),
         ("quality=40dB items=1", "quality: must be left out where no items are held out"),
+        ("quality=40dB refine=newton backend.solver=unipc", "quality: must be left out where no items are held out"),
     ],
 )
 def test_a_quality_that_cannot_be_had_is_refused(small, words, message):
