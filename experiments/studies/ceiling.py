@@ -201,10 +201,13 @@ def draw(rows: Sequence[Row]) -> None:
         for axis, backend in zip(axes[0], backends, strict=True):
             for title, (name, line) in LOOKS.items():
                 here = sorted((row for row in rows if row[:2] == [title, backend]), key=lambda row: int(row[2]))
+                if not here:
+                    continue
                 x, y, low, high = ([float(row[column]) for row in here] for column in (2, 3, 4, 5))
                 reach = [[m - a for m, a in zip(y, low, strict=True)], [b - m for m, b in zip(y, high, strict=True)]]
                 axis.errorbar(x, y, yerr=reach, label=title, linestyle=line, **look_of(name).points)
             axis.set(xlabel="full steps of 50", ylabel="PSNR to the un-cached result (dB)", title=backend)
+            axis.set_xticks(sorted({int(row[2]) for row in rows if row[1] == backend}))
             axis.legend()
         figure.tight_layout()
         save(figure, PATH.with_suffix(".png"))
