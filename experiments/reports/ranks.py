@@ -128,9 +128,11 @@ def apart(a: Cell, b: Cell) -> bool:
 
 
 def test(rows: list[Row], places: list[int], name: str, direction: int, baseline: str, results: Path) -> None:
-    """Test every row of a block against its baseline's row."""
+    """Test every row of a block against its baseline's row; of several the one with the method's own policy."""
     known = {i: row for i in places if (row := rows[i]).settings is not None and row.run and name in row.ours}
     base = [i for i, row in known.items() if row.settings is not None and row.settings.method.name == baseline]
+    if len(base) > 1:
+        base = [i for i in base if (settings := rows[i].settings) is not None and settings.method.policy is None]
     if len(base) != 1:
         return
     values = {i: values_of(results / "runs" / row.run, name) for i, row in known.items()}

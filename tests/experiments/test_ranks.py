@@ -76,6 +76,26 @@ def test_the_test_is_against_the_baseline_and_needs_values_per_item(table):
     assert all(ours[name]["digits_fid"].p is None for name in SHIFTS)
 
 
+def test_of_several_rows_of_the_baseline_that_of_its_own_policy_is_it(table):
+    made, folder = table
+    baseline = next(row for row in made.rows if row.settings and row.settings.method.name == "taylorseer" and row.run)
+    rows = []
+    for row in made.rows:
+        if row.settings and row.block == "N=7" and row.settings.method.name == "fora":
+            even = dataclasses.replace(baseline.settings.method, policy="even")
+            row = dataclasses.replace(row, settings=dataclasses.replace(row.settings, method=even))
+        rows.append(row)
+    shown = [
+        row for row in judged(dataclasses.replace(made, rows=rows), folder).rows if row.block == "N=7" and row.settings
+    ]
+    found = {
+        (row.settings.method.name, row.settings.method.policy): row.ours["psnr"].p
+        for row in shown
+        if "psnr" in row.ours
+    }
+    assert found["taylorseer", None] is None and found["taylorseer", "even"] < 0.001 and found["hicache", None] < 0.001
+
+
 def test_equal_numbers_have_no_best(table):
     rows = [dataclasses.replace(row, ours={"psnr": Cell(value=3.0)}) for row in table[0].rows]
     again = judged(Table(preset=table[0].preset, rows=rows), table[1])
