@@ -329,9 +329,11 @@ def test_a_basis_in_another_time_makes_a_plan(small, tmp_path):
 
 def test_contenders_have_equal_full_steps():
     for budget, intervals in {6: {10, 11, 12}, 8: {7, 8}, 10: {6}}.items():
-        methods = [method for _, _, method in contenders(50, budget)]
-        assert all(len(method.policy.plan(50)) == budget for method in methods)
-        assert {method.knobs.interval for method in methods} == intervals == set(intervals_for(50, budget, 2))
+        methods = [(setting, method) for _, setting, method in contenders(50, budget)]
+        assert all(len(method.policy.plan(50)) == budget for _, method in methods)
+        usual = [method.knobs.interval for setting, method in methods if "even" not in setting]
+        assert set(usual) == intervals == set(intervals_for(50, budget, 2))
+        assert len(methods) - len(usual) == len(usual) / len(intervals), "each forecaster has the even steps too"
     with pytest.raises(ValueError, match="budget: no interval gives 49"):
         intervals_for(50, 49, 2)
 
