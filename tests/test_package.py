@@ -87,7 +87,7 @@ def test_library_needs_torch_alone(wheel, tmp_path):
                 top.symlink_to(Path(str(distribution.locate_file(file.parts[0]))))
     absent = ["diffusers", "omegaconf", "hydra", "pandas", "safetensors", "experiments"]
     script = SCRIPT.format(paths=[str(tmp_path / "ours"), str(beside)], absent=absent)
-    done = subprocess.run([sys.executable, "-I", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     file, version, value = done.stdout.split()
     assert Path(file).is_relative_to(tmp_path) and version == hicache.__version__

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import hicache
-from experiments.backends import BACKENDS, load_backend
+from experiments.backends import BACKENDS, backend_class, load_backend
 from experiments.config.compose import compose, options
 from experiments.config.run import Settings
 from experiments.errors import ConfigError
@@ -77,7 +77,7 @@ def test_wrong_settings_are_one_line(line):
 def test_only_backends_with_two_predictions_accept_it(backend, monkeypatch):
     """Said before a model is loaded; a missing file of weights is another matter."""
     monkeypatch.setattr(runner, "load_backend", lambda config: pytest.fail("a model was loaded"))
-    monkeypatch.setattr(runner.backend_class(backend), "check", lambda config: None)
+    monkeypatch.setattr(backend_class(backend), "check", lambda config: None)
     words = [f"backend={backend}", "method=hicache", "guidance=adaptive"]
     words += ["backend.size=tiny"] if backend not in ("digits", "emoji", "inf_dit_small") else []
     if backend in ("digits", "dit", "qwen_image", "qwen_image_edit"):
