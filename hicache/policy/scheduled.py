@@ -5,7 +5,7 @@ The curves are measured on un-cached runs, per kind (attention, MLP, ...) as a m
     E[s][k] = ||o_{s-k} - o_s||_1 / ||o_s||_1,        k = 1..K:
 
 how wrong it would be at step s to reuse the output of k steps before. A kind is computed at step 0, reused for the
-largest k with E[s + k][k] < alpha, computed at s + k + 1, and so on; the last step is computed even where the skipped
+largest k with `E[s + k][k] < alpha`, computed at s + k + 1, and so on; the last step is computed even where the skipped
 ones reach it. `alpha = 0` therefore never skips. (The published code accepts an error of exactly alpha.) A kind that
 the table lacks is always computed. A table may name single modules too (`3.mlp.img`), which then leave their kind.
 """
