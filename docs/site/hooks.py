@@ -38,9 +38,10 @@ def modules() -> list[str]:
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages of the API reference, and their part of the navigation."""
-    pages = [{name: f"api/{name}.md"} for name in modules()]
+    names = modules()
+    pages = [{name: f"api/{name}.md"} for name in names]
     config["nav"] = [entry for entry in config["nav"] if "API" not in entry] + [{"API": pages}]
-    for name in modules():
+    for name in names:
         options = "    options: { members: false }\n" if name == "hicache" else ""
         files.append(File.generated(config, f"api/{name}.md", content=f"# {name}\n\n::: {name}\n{options}"))
     return files

@@ -25,6 +25,7 @@ __all__ = [
     "Part",
     "Recipe",
     "clip",
+    "clip_options",
     "decoder",
     "image_vae",
     "part",
@@ -78,21 +79,25 @@ def image_vae(channels: int = 4, levels: int = 2, **options: Any) -> Part:
     )
 
 
+def clip_options(width: int) -> dict[str, Any]:
+    """The configuration of CLIP's text encoder; the tokenizer has two symbols per byte."""
+    return {
+        "vocab_size": 2 + 2 * 256,
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "projection_dim": width,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 77,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 1,
+    }
+
+
 def clip(kind: str = "CLIPTextModel", width: int = WIDTH) -> Part:
-    """CLIP's text encoder; the tokenizer has two symbols per byte."""
-    return part(
-        kind,
-        vocab_size=514,
-        hidden_size=width,
-        intermediate_size=2 * width,
-        projection_dim=width,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=77,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
+    """CLIP's text encoder."""
+    return part(kind, **clip_options(width))
 
 
 def decoder(kind: str, layers: int = 3, **options: Any) -> Part:

@@ -26,6 +26,8 @@ from transformers import (
     T5Tokenizer,
 )
 
+from experiments.backends.tiny.parts import clip_options
+
 __all__ = [
     "byte_tokenizer",
     "chat_tokenizer",
@@ -66,19 +68,7 @@ def clip_tokenizer() -> CLIPTokenizer:
 
 def clip_encoder(width: int) -> CLIPTextModel:
     """Gives the pooled text."""
-    config = CLIPTextConfig(
-        vocab_size=2 + 2 * 256,
-        hidden_size=width,
-        intermediate_size=2 * width,
-        projection_dim=width,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=77,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
-    return CLIPTextModel(config)
+    return CLIPTextModel(CLIPTextConfig(**clip_options(width)))
 
 
 def t5_tokenizer() -> T5Tokenizer:
