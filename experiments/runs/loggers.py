@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+from evaluation.pictures import open_picture
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, choose
 from experiments.files import read_json, write_json
@@ -119,9 +120,8 @@ class TensorBoard:
 
     def picture(self, path: Path, step: int) -> None:
         import numpy as np
-        from PIL import Image
 
-        self.writer.add_image("picture", np.asarray(Image.open(path).convert("RGB")), step, dataformats="HWC")
+        self.writer.add_image("picture", np.asarray(open_picture(path).convert("RGB")), step, dataformats="HWC")
 
     def close(self) -> str:
         self.writer.close()

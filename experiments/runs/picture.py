@@ -41,7 +41,7 @@ def still(media: Tensor) -> Tensor:
 
 def shortened(text: str) -> str:
     """At most two lines, as wide as a column."""
-    return "\n".join(textwrap.wrap(text, 16, max_lines=2, placeholder=" …"))
+    return "\n".join(textwrap.wrap(text, 13, max_lines=2, placeholder=" …"))
 
 
 def gain_of(largest: float) -> int:
