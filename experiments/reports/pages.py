@@ -99,6 +99,19 @@ def super_resolution() -> str:
     return table(["N", "full calls", *truth, *uncached], lines)
 
 
+def calibrated() -> str:
+    """The calibrated plan beside the best other method with as many full steps."""
+    rows = pd.read_csv(EMBEDDED / "calibrated.csv")
+    lines: list[list[str]] = []
+    for budget, members in rows.groupby("full steps"):
+        ours = members[members["method"] == "calibrated plan (ours)"].iloc[0]
+        best = members.drop(index=ours.name).sort_values("PSNR (dB)").iloc[-1]
+        gain = f"{ours['PSNR (dB)'] - best['PSNR (dB)']:.1f} dB"
+        other = f"{best['method']} {best['PSNR (dB)']:.1f} ({best['setting']})"
+        lines.append([str(budget), f"{ours['PSNR (dB)']:.1f}", other, gain])
+    return table(["full steps", "calibrated", "best other", "gain"], lines)
+
+
 def refinement() -> str:
     """Calibrated plans with weights refined through the whole sampler, beside published methods and the limit."""
     rows = pd.read_csv(EMBEDDED / "ceiling.csv").sort_values(["backend", "full steps"])
@@ -143,6 +156,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "sigma": sigma,
     "best": best,
     "super_resolution": super_resolution,
+    "calibrated": calibrated,
     "refinement": refinement,
     "places": places,
 }

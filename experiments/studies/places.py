@@ -17,8 +17,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
-
 import hicache
 from evaluation.fidelity import psnr
 from evaluation.statistics import bootstrap_mean
@@ -30,6 +28,7 @@ from experiments.config.compose import compose
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
 from experiments.runs.runner import items_of
+from experiments.runs.style import COLUMN, save, styled
 from experiments.settings.resolve import resolve
 from experiments.studies.calibrated import FOLDER, Bench, intervals_for
 from experiments.studies.report import write_rows
@@ -47,6 +46,9 @@ FORECASTERS = {
 COLUMNS = ("model", "full steps", "scope", "method", "places", "PSNR (dB)", "low", "high", "over even", "from", "to")
 WARMUP = 2
 MODELS = ("digits", "emoji")
+SHOWN = "8"
+"""Full steps of the figure."""
+MARKERS = {"interval": "v", "even": "o", "late": "^"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -133,27 +135,29 @@ def write_page() -> None:
 
 
 def plot(path: Path, rows: Sequence[Sequence[str]]) -> None:
-    """What even and late steps gain over the usual interval at 8 full steps, by model, scope and forecaster."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    measured = {tuple(row[:5]): float(row[5]) for row in rows}
-    kinds = list(dict.fromkeys((row[0], row[2]) for row in rows if row[4] == "interval"))
-    figure, axes = pyplot.subplots(1, len(kinds), figsize=(3.2 * len(kinds), 3.6), sharey=True, squeeze=False)
-    for axis, (model, scope) in zip(axes[0], kinds, strict=True):
-        titles = [t for t in FORECASTERS if (model, "8", scope, t, "interval") in measured]
-        for index, where in enumerate(("interval", "even", "late")):
-            heights = [measured[model, "8", scope, title, where] for title in titles]
-            places = [number + 0.27 * (index - 1) for number in range(len(titles))]
-            axis.bar(places, heights, width=0.25, label=where)
-        axis.set_xticks(range(len(titles)), titles, rotation=60, ha="right", fontsize=7)
-        axis.set(title=f"{model}, {scope}", ylim=(25, 42))
-        axis.grid(axis="y", alpha=0.3)
-    axes[0][0].set_ylabel("PSNR to the un-cached result (dB)")
-    axes[0][0].legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    """PSNR with its interval at 8 full steps: a panel per model and scope, a column per forecaster."""
+    measured = {tuple(row[:5]): [float(cell) for cell in row[5:8]] for row in rows}
+    kinds = list(dict.fromkeys((row[0], row[2]) for row in rows if row[4] == "interval" and row[1] == SHOWN))
+    with styled() as pyplot:
+        size = (COLUMN * 0.75 * len(kinds), 0.95 * COLUMN)
+        figure, axes = pyplot.subplots(1, len(kinds), figsize=size, sharey=True, squeeze=False)
+        for axis, (model, scope) in zip(axes[0], kinds, strict=True):
+            titles = [t for t in FORECASTERS if (model, SHOWN, scope, t, "even") in measured]
+            for shift, (where, marker) in zip((-0.22, 0.0, 0.22), MARKERS.items(), strict=True):
+                found = {i: measured.get((model, SHOWN, scope, title, where)) for i, title in enumerate(titles)}
+                points = [(i + shift, *three) for i, three in found.items() if three is not None]
+                x, mean, low, high = (list(column) for column in zip(*points, strict=True))
+                reach = [
+                    [m - at for m, at in zip(mean, low, strict=True)],
+                    [at - m for m, at in zip(mean, high, strict=True)],
+                ]
+                axis.errorbar(x, mean, yerr=reach, linestyle="", marker=marker, color="#333333", label=where)
+            axis.set_xticks(range(len(titles)), titles, rotation=60, ha="right")
+            axis.set(title=f"{model}, scope {scope}")
+        axes[0][0].set_ylabel("PSNR to the un-cached result (dB)")
+        axes[0][0].legend()
+        figure.tight_layout()
+        save(figure, path)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -175,9 +179,6 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    if {"-h", "--help"} & {*sys.argv[1:]}:
-        print(__doc__)
-        sys.exit(0)
     outcome = Exit()
     outcome.guard(lambda: main(sys.argv[1:]))
     sys.exit(outcome.code)
