@@ -19,10 +19,11 @@ from functools import cache
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from experiments.cli import Exit
-from experiments.config.compose import set_up
+from experiments.config.compose import compose, set_up, to_dataclass
 from experiments.config.words import check_words, compared
 
 outcome = Exit()
@@ -39,17 +40,24 @@ def sweep() -> Any:
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(config: DictConfig) -> float | None:
     """Hydra composes; errors become a line and an exit code. The value is what a sweeper optimises."""
-    outcome.guard(lambda: sweep().run(config, outcome))
+    overrides = list(HydraConfig.get().overrides.task)
+    outcome.guard(lambda: sweep().run(to_dataclass(config), overrides, outcome))
     outcome.hand_over()
     return sweep().objective
 
 
 def start() -> None:
-    """`compare=` becomes its sweep; words that Hydra would answer with its usage text are refused in a line."""
+    """`compare=` becomes its sweep; words that Hydra would answer with its usage text are refused in a line.
+
+    Flags, sweeps and Hydra's own keys are Hydra's; a single run is composed once here, and not twice there.
+    """
     words, sweep().pictures = compared(sys.argv[1:])
     check_words(words)
-    sys.argv[1:] = words
-    main()
+    if any(word.startswith(("-", "hydra")) for word in words):
+        sys.argv[1:] = words
+        main()
+    else:
+        sweep().run(compose(words), words, outcome)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from hydra.errors import HydraException
 
 from experiments.backends import backend_of
 from experiments.cli import Exit
-from experiments.config.compose import Composer, compose, parsed
+from experiments.config.compose import compose, parsed
 from experiments.config.preset import RowConfig
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
@@ -65,9 +65,9 @@ def values_of(override: Override, word: str) -> list[str]:
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
-def planned(line: list[str], make: Composer) -> tuple[Rows, Absent]:
+def planned(line: list[str]) -> tuple[Rows, Absent]:
     """The rows of one command line: those of its preset, or itself; and those that cannot be run."""
-    config = compose(line) if any(word.startswith("experiment=") for word in line) else make(line)
+    config = compose(line)
     if config.preset is not None:
         return split_rows(config, line)
     return [(RowConfig(label="", paper=None), config)], []
@@ -75,13 +75,12 @@ def planned(line: list[str], make: Composer) -> tuple[Rows, Absent]:
 
 def make_plan(words: list[str], results: Path, title: str | None = None) -> tuple[Plan, list[str]]:
     """Compose, check, and write the plan; also says what could not be planned."""
-    make = Composer()
     lines = sweeps(words)
     swept = {word.partition("=")[0] for line in zip(*lines, strict=True) if len(set(line)) > 1 for word in line}
     rows: dict[str, dict[str, Any]] = {}
     absent: dict[str, None] = {}
     for line in lines:
-        made, left_out = planned(line, make)
+        made, left_out = planned(line)
         absent |= {f"{row.label} ({reason})": None for row, reason in left_out}
         for row, config in made:
             settings = resolve(config)

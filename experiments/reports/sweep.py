@@ -15,13 +15,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
-
 from evaluation.statistics import wilcoxon_holm
 from experiments.cli import Exit
 from experiments.config.preset import PresetConfig
-from experiments.config.run import Settings
+from experiments.config.run import RunConfig, Settings
 from experiments.files import write_json
 from experiments.reports.build import COSTS, Cell, Row, Table, cells_of
 from experiments.reports.columns import directions, head_of
@@ -57,10 +54,9 @@ class Sweep:
     objective: float | None = None
     """The last run's mean of `metrics.objective`."""
 
-    def run(self, config: DictConfig, outcome: Exit) -> None:
+    def run(self, config: RunConfig, overrides: list[str], outcome: Exit) -> None:
         """The runs of one composed configuration, in turn; one that this command did already is not done again."""
-        overrides = list(HydraConfig.get().overrides.task)
-        for run in runs_of(config):
+        for run in runs_of(config, overrides):
             if self.knows(run.id, overrides):
                 continue
             if (line := announcement(run)) is not None:

@@ -11,7 +11,7 @@ from experiments.artefacts.plans import maker as plan_maker
 from experiments.artefacts.plans import path_of as plan_path
 from experiments.artefacts.weights import maker as weights_maker
 from experiments.artefacts.weights import path_of as weights_path
-from experiments.config.compose import Composer, key, options
+from experiments.config.compose import compose, key, options
 from experiments.config.method import CalibratedConfig, LearnedConfig, SmoothCacheConfig
 from experiments.config.preset import PresetConfig, RowConfig
 from experiments.config.run import RunConfig
@@ -53,7 +53,7 @@ def split_rows(config: RunConfig, overrides: list[str]) -> tuple[Rows, Absent]:
     if config.preset is None:
         raise ConfigError("experiment: must name a preset, got None")
     given = {key(override) for override in overrides}
-    make, rows, absent = Composer(), [], []
+    rows, absent = [], []
     for row in expand(config.preset):
         if reason := lacks(row):
             absent.append((row, reason))
@@ -62,7 +62,7 @@ def split_rows(config: RunConfig, overrides: list[str]) -> tuple[Rows, Absent]:
         if clash:
             rule = f"must be left to the rows of preset {config.preset.name}"
             raise ConfigError(f"{clash[0]}: {rule}, got it on the command line")
-        made = make([*overrides, *row.set])
+        made = compose([*overrides, *row.set], row=True)
         if reason := missing(made):
             absent.append((row, reason))
         else:
