@@ -1,6 +1,8 @@
 """Runs of the original programs, stored in tests/golden/, and the same runs by ours: tiny models, loops, settings.
 
 A setting's name is `method|key=value|...`, as in `toca|T=50|N=3|fraction=0.07`; see tests/golden/README.md.
+
+    python -m tests.hicache.originals      # every setting: the largest difference, and whether the steps are equal
 """
 
 from __future__ import annotations
@@ -10,12 +12,14 @@ import json
 from contextlib import nullcontext
 from pathlib import Path
 
+import pytest
 import torch
 from diffusers import DiTTransformer2DModel, FluxTransformer2DModel
 from safetensors import safe_open
 
 import hicache
 from experiments.backends.dit_sampler import ChainDDIM, guide
+from hicache.patch import clusters, tokens
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 DIT_TOKENS = 64
@@ -221,3 +225,54 @@ def dit_method(name):
     assert kind == "smoothcache"
     table = {f"{part}.img": golden("dit")[f"{name}|{part}_steps"].tolist() for part in ("attn", "mlp")}
     return hicache.method(kind, policy_options={"table": table})
+
+
+def compare(family, name):
+    """Largest difference, full steps of ours and of the original, and the rows that ours picked by step and layer."""
+    stored, (kind, values) = golden(family), read(name)
+    method = None if kind == "plain" else (flux_method if family == "flux" else dit_method)(name)
+    picked, output = {}, "v" if family == "flux" else "x"
+    with pytest.MonkeyPatch.context() as patched:
+        if family == "dit":
+            record_rows(patched, picked)
+        found, report = (run_flux if family == "flux" else run_dit)(values["T"], method)
+    worst = difference(found[stored[f"{name}|{output}_steps"].long()], stored[f"{name}|{output}"])
+    steps = range(values["T"]) if report is None else report.full_steps
+    theirs = range(values["T"]) if report is None else stored[f"{name}|steps"].tolist()
+    return worst, list(steps), list(theirs), picked
+
+
+def record_rows(patched, picked):
+    """Rows by step and layer; ClusCa's two random choices are the stored ones."""
+    stored = golden("dit")
+    priority = stored["clusca|priority"].float() / DIT_TOKENS
+    first = torch.zeros(DIT_TOKENS)
+    chosen = stored["clusca|first_tokens"].long()
+    first[chosen] = torch.linspace(1, 0.5, len(chosen))
+    by_score = tokens.TokenPatch.pick
+
+    def pick_tokens(self, site, clock, *shape):
+        picked[clock.step, site.layer] = rows = by_score(self, site, clock, *shape)
+        return rows
+
+    def pick_clusters(self, site, clock, count, batch, device):
+        order = priority[clock.step, site.layer].expand(batch, -1)
+        rows = clusters.representatives(self.labels[site.stream], self.count(site, clock, count), order)
+        picked[clock.step, site.layer] = rows
+        return rows
+
+    patched.setattr(tokens.TokenPatch, "pick", pick_tokens)
+    patched.setattr(clusters.ClusterPatch, "pick", pick_clusters)
+    patched.setattr(clusters.ClusterPatch, "draw", lambda self, stream, batch, count, device: first.expand(batch, -1))
+
+
+if __name__ == "__main__":
+    print("| model | method and setting | largest difference | full steps of ours and theirs | equal |")
+    print("| --- | --- | --- | --- | --- |")
+    for family in ("dit", "flux"):
+        for name in settings(family):
+            worst, ours, theirs, _ = compare(family, name)
+            shown = name.replace("|", " ")
+            print(
+                f"| {family} | {shown} | {worst:.1e} | {len(ours)}, {len(theirs)} | {'yes' if ours == theirs else 'NO'} |"
+            )
