@@ -242,3 +242,9 @@ def test_auto_takes_an_adaptive_sigma():
     for t in range(0, 30, 5):
         forecaster.observe(t, torch.stack([exponentials(30)[t], switching(30)[t]]))
     assert torch.isfinite(forecaster.predict(28)).all()
+
+
+def test_features_that_are_zero_have_no_modes():
+    for basis in (Dmd(), Dmd(rank=2), Dmd(ridge=0.0)):
+        modes = basis.identify(torch.zeros(1, 5, 5, dtype=torch.float64))
+        assert modes.poles.eq(1).all() and modes.amplitudes.isnan().all()

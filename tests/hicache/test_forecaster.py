@@ -176,3 +176,19 @@ def test_combine_and_gated_sum_agree_with_einsum():
         torch.testing.assert_close(combine(weights, frames), expected)
         total = base + torch.einsum("sbd,sbnd->bnd", gates, expected)
         torch.testing.assert_close(gated_sum(base, gates, weights, frames), total)
+
+
+def test_combined_values_have_the_dtype_of_the_values_or_the_one_that_is_asked_for():
+    frames = [torch.full((2, 3), x, dtype=torch.bfloat16) for x in (1.0, 3.0)]
+    for weights in ([1.0], [0.5, 0.25], [0.0, 0.0], [torch.tensor([0.5, 1.0]), 0.25]):
+        assert combine(weights, frames[: len(weights)]).dtype == torch.bfloat16
+        assert combine(weights, frames[: len(weights)], torch.float64).dtype == torch.float64
+
+
+def test_a_step_between_two_anchors_is_no_forecast():
+    forecaster = hicache.forecaster("taylorseer", order=1, warmup_steps=1)
+    for step in (0, 6):
+        forecaster.observe(step, torch.ones(1))
+    with pytest.raises(ValueError, match="step: must be later than the last anchor 6, got 3"):
+        forecaster.predict(3)
+    assert forecaster.last_anchor == 6

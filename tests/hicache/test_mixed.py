@@ -135,8 +135,9 @@ def test_the_best_token_of_every_tile_gains():
     gained = spread(score, 0.5, 2) - score
     assert gained.nonzero()[:, 1].tolist() == [5, 7, 13, 15]
     assert gained[gained > 0].tolist() == [2.5, 3.5, 6.5, 7.5]  # half of the tile's own best
-    with pytest.raises(ValueError, match="spread: needs a square grid"):
-        spread(torch.zeros(1, 15), 0.5, 2)
+    for tokens in (15, 9, 8):  # no square, no whole tiles, neither
+        with pytest.raises(ValueError, match="spread: needs a square grid"):
+            spread(torch.zeros(1, tokens), 0.5, 2)
 
 
 def test_clusters():
