@@ -1,8 +1,8 @@
 """Numbers in the documentation, read from the committed tables that they stand in.
 
-A page marks a block with `<!-- numbers: NAME -->` and `<!-- end -->`; between them stands what the function NAME of
-`BLOCKS` makes of the CSV files in `results/embedded/`. `python -m experiments pages` fills every block of README.md and
-docs/, and a test compares, so a number cannot outlive the run that it came from.
+A page marks a block, or a number within a line, with `<!-- numbers: NAME -->` and `<!-- end -->`; between them stands
+what the function NAME of `BLOCKS` makes of the CSV files in `results/embedded/`. `python -m experiments pages` fills
+every block of README.md and docs/, and a test compares, so a number cannot outlive the run that it came from.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["BLOCKS", "fill", "main", "stale"]
 
 ROOT = Path(__file__).parents[2]
 EMBEDDED = ROOT / "results" / "embedded"
-BLOCK = re.compile(r"(<!-- numbers: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- numbers: (\w+) -->(\n?)).*?(<!-- end -->)", re.DOTALL)
 
 
 def read(name: str) -> Any:
@@ -151,8 +151,68 @@ def places() -> str:
     return table(["model", "scope", "method", "interval", "even", "late"], lines)
 
 
+def above(steps: int, better: str, other: str) -> str:
+    """How far one row of the comparison of all methods lies above another with as many full steps."""
+    psnr = read("digits_zoo")["psnr"]
+    return f"{psnr[better.format(steps)] - psnr[other.format(steps)]:.1f} dB"
+
+
+def best_forecasters() -> str:
+    """How far the worst of four forecasters lies below the best, at most, on the same full steps."""
+    psnr = read("digits_zoo")["psnr"]
+    labels = ("FoCa (N={})", "Newton (N={}, m=2)", "TaylorSeer (N={}, m=4)", "HiCache (N={}, m=4, σ=0.7)")
+    found = [[psnr[label.format(interval)] for label in labels] for interval in (6, 8)]
+    return f"{max(max(values) - min(values) for values in found):.1f} dB"
+
+
+def below() -> str:
+    """The factors of the rows of the comparison that stay below 5x."""
+    rows = read("digits_zoo")
+    factors = rows[rows["block"] == "below 5x"]["flops_speedup"]
+    return f"{factors.min():.2f}x to {factors.max():.2f}x"
+
+
+def listed(name: str, *columns: str) -> str:
+    """The columns of a study's table, and its PSNR with the interval."""
+    lines = []
+    for row in pd.read_csv(EMBEDDED / f"{name}.csv").to_dict("records"):
+        spread = f"{row['PSNR (dB)']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
+        lines.append([*(str(row[column]) for column in columns), spread])
+    return table([*columns, "PSNR (dB)"], lines)
+
+
+def curves() -> str:
+    """SmoothCache, MagCache and TeaCache with curves of the embedded model, beside FORA and TaylorSeer."""
+    return listed("smoothcache", "method", "setting", "FLOPs saved")
+
+
+def variables() -> str:
+    """Forecasts in the step index, in sigma and in log-SNR at two scopes; bold: the best of a scope."""
+    rows = pd.read_csv(EMBEDDED / "time.csv")
+    parts: Any = rows["setting"].str.extract(r"(?P<scope>\w+)(?:, σ=\S+)?(?:, m=(?P<order>\d))?, time=(?P<time>\w+)")
+    chosen = rows["method"] == "hicache"
+    rows["row"] = rows["method"] + (", m=" + parts["order"]).where(~chosen, ", σ and m auto").fillna("")
+    found = rows.assign(**parts).pivot(index="row", columns=["scope", "time"], values="PSNR (dB)")
+    lines: list[list[str]] = []
+    for row in rows["row"].unique():
+        cells = [row]
+        for scope in ("output", "modules"):
+            values = [float(found.loc[row, (scope, time)]) for time in ("index", "sigma", "log_snr")]
+            cells += [f"**{value:.1f}**" if value == max(values) else f"{value:.1f}" for value in values]
+        lines.append(cells)
+    return table(["", "output: index", "σ", "log-SNR", "modules: index", "σ", "log-SNR"], lines)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "headline": headline,
+    "collapse": lambda: f"{number(read('digits_sigma'), 'HiCache (σ=1.0)', 'psnr')} dB",
+    "plan_10": lambda: above(10, "calibrated plan ({} full steps)", "FoCa even ({} full steps)"),
+    "plan_8": lambda: above(8, "calibrated plan ({} full steps)", "FoCa even ({} full steps)"),
+    "best_forecasters": best_forecasters,
+    "below": below,
+    "curves": curves,
+    "robustness": lambda: listed("calibrated_robustness", "method", "setting"),
+    "variables": variables,
     "sigma": sigma,
     "best": best,
     "super_resolution": super_resolution,
@@ -164,7 +224,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
 
 def fill(text: str) -> str:
     """The page with every block made anew."""
-    return BLOCK.sub(lambda match: f"{match[1]}{BLOCKS[match[2]]()}\n{match[3]}", text)
+    return BLOCK.sub(lambda match: f"{match[1]}{BLOCKS[match[2]]()}{match[3]}{match[4]}", text)
 
 
 def pages() -> list[Path]:
