@@ -49,11 +49,15 @@ WHOLE_MODELS = (
 )  # fmt: skip
 """Test files that take no part: minutes of models of every class, for other parts of the library."""
 ELSEWHERE = {
-    "hicache/forecast/fused.py": ("tests/hicache/test_adapters.py::test_the_triton_kernel_agrees_with_the_reference",)
+    "hicache/forecast/fused.py": ("tests/hicache/test_adapters.py::test_the_triton_kernel_agrees_with_the_reference",),
+    "hicache/policy/magnitudes.py": ("tests/hicache/test_limits.py", "tests/hicache/test_skip_policies.py"),
+    "hicache/policy/static.py": (
+        "tests/hicache/test_deepcache.py::test_the_non_uniform_steps_are_those_of_the_package",
+    ),
 }
-"""Tests that reach a file in a process of their own."""
+"""Tests that reach a file in a process of their own, that read what it holds, or that stand among whole models."""
 LIBRARIES = ("torch", "numpy", "scipy.stats", "safetensors.torch", "hypothesis", "diffusers", "omegaconf", "pytest")
-DEFAULTS = {"files": ",".join(FILES), "count": 400, "seed": 0, "seconds": 15, "show": False, "save": True}
+DEFAULTS = {"files": ",".join(FILES), "count": 400, "seed": 0, "seconds": 10, "show": False, "save": True}
 """Files or folders; mutants in all; seed of the sample; seconds of a mutant's tests; print each; write the result."""
 FOUND = "killed", "too long", "survived", "not reached"
 Reach = dict[str, tuple[float, dict[str, set[int]]]]

@@ -203,6 +203,13 @@ def variables() -> str:
     return table(["", "output: index", "σ", "log-SNR", "modules: index", "σ", "log-SNR"], lines)
 
 
+def forecast_error(basis: str, order: int, horizon: int) -> str:
+    """The relative squared error of forecasts from true anchors, averaged over the modules, without the output."""
+    rows = pd.read_csv(EMBEDDED / "analyses" / "prediction.csv")
+    chosen = (rows["basis"] == basis) & (rows["order"] == order) & (rows["horizon"] == horizon)
+    return f"{rows[chosen & (rows['site'] != 'output')]['relative MSE'].mean():.3f}"
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "headline": headline,
     "collapse": lambda: f"{number(read('digits_sigma'), 'HiCache (σ=1.0)', 'psnr')} dB",
@@ -211,6 +218,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "best_forecasters": best_forecasters,
     "below": below,
     "curves": curves,
+    "reuse_from_7": lambda: forecast_error("reuse", 1, 5),
+    "reuse_from_31": lambda: forecast_error("reuse", 5, 5),
+    "hermite_after_1": lambda: forecast_error("hermite", 1, 1),
+    "hermite_after_5": lambda: forecast_error("hermite", 1, 5),
     "robustness": lambda: listed("calibrated_robustness", "method", "setting"),
     "variables": variables,
     "sigma": sigma,
