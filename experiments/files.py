@@ -25,6 +25,7 @@ __all__ = [
     "complete_lines",
     "ensure_writable",
     "lacks_space",
+    "possible",
     "read_config",
     "read_json",
     "replacing",
@@ -45,6 +46,17 @@ NO_SPACE_SAID = re.compile(
     r"no space left|disk quota exceeded|os error 28\b|\d+ requested and \d+ written", re.IGNORECASE
 )
 """How libraries that drop the number of the error say it: safetensors, numpy."""
+
+
+def possible(path: str) -> bool:
+    """Whether a file of this name could be: not where it is too long, or has a zero byte."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        return error.errno != errno.ENAMETOOLONG
+    except ValueError:
+        return False
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

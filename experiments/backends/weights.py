@@ -120,13 +120,22 @@ def convert(source: Path, target: Path) -> None:
     pipe.save_pretrained(target, safe_serialization=True)
 
 
+def main(argv: list[str]) -> None:
+    """Convert the pipeline that is given to the one that is named.
+
+    Raises:
+        ConfigError: unless a folder of a pipeline and a target are given.
+    """
+    if len(argv) != 2:
+        raise ConfigError(f"argument: must be SOURCE TARGET, got {' '.join(argv)!r}")
+    if not (Path(argv[0]) / "model_index.json").is_file():
+        raise ConfigError(f"SOURCE: must be the folder of a diffusers pipeline, got {argv[0]!r}")
+    convert(Path(argv[0]), Path(argv[1]))
+
+
 if __name__ == "__main__":
     try:
-        if len(sys.argv) != 3:
-            raise ConfigError(f"argument: must be SOURCE TARGET, got {' '.join(sys.argv[1:])!r}")
-        if not (Path(sys.argv[1]) / "model_index.json").is_file():
-            raise ConfigError(f"SOURCE: must be the folder of a diffusers pipeline, got {sys.argv[1]!r}")
-        convert(Path(sys.argv[1]), Path(sys.argv[2]))
-    except ConfigError as error:
+        main(sys.argv[1:])
+    except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)

@@ -28,7 +28,7 @@ from experiments.backends.base import Backend, Item
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, RunError, choose
 from experiments.errors import check as check_value
-from experiments.files import ensure_writable, lacks_space, write_json
+from experiments.files import ensure_writable, lacks_space, possible, write_json
 from experiments.progress import Progress
 from experiments.runs import operators
 from experiments.runs.folder import REQUIRED, RunFolder
@@ -69,6 +69,8 @@ def check(given: Settings | Run) -> None:
     check_metrics(settings, backend)
     check_method(settings, backend, run.method)
     check_device(settings.backend.device)
+    path = settings.backend.path
+    check_value(path is None or possible(path), "backend.path", "must be a name that a folder can have", path)
     check_batch(settings, backend)
     check_logger(settings)
     backend.check(settings.backend)

@@ -14,9 +14,11 @@ import pytest
 
 from benchmarks import digits, speed
 from benchmarks.common import arguments as benchmark_arguments
+from benchmarks.forecasters import main as forecasters
 from evaluation import cli as evaluation
 from evaluation.errors import EvaluationError
 from evaluation.registry import METRICS
+from experiments.backends.weights import main as weights
 from experiments.calibration.calibrate import main as calibrate
 from experiments.calibration.options import Options
 from experiments.calibration.trajectories import main as trajectories
@@ -34,6 +36,7 @@ from experiments.plans.retry import main as retry
 from experiments.plans.slurm import main as submit
 from experiments.plans.status import main as status
 from experiments.plans.verify import main as verify
+from experiments.reports.figures import main as figures
 from experiments.reports.report import main as report
 from experiments.reports.tables import main as tables
 from experiments.runs import runner
@@ -211,6 +214,7 @@ BY_HAND: dict[Any, list[tuple[str, tuple[str, ...]]]] = {
         ("shard", ("shard=1",)),
         ("shard", ("shard=2/2",)),
         ("policy_options", ("method=teacache", "method.policy_options={threshold:inf}")),
+        ("backend.path", (f"backend.path={LONG}",)),
     ],
     plan_main: [
         ("title", (f"title={LONG}",)),
@@ -254,6 +258,28 @@ BY_HAND: dict[Any, list[tuple[str, tuple[str, ...]]]] = {
         ("columns", ("table=digits", "columns=x")),
         ("argument", ("plan=x", "foo=1")),
     ],
+    figures: [
+        ("quality", ("table=digits", "quality=foo")),
+        ("speed", ("table=digits", "speed=foo")),
+        ("items", ("table=digits", "items=0")),
+        ("errors", ("table=digits", "errors=-1")),
+        ("table", ()),
+        ("argument", ("foo",)),
+        ("argument", ("plan=mini", "foo=1")),
+        ("plan", ("plan=nope",)),
+    ],
+    weights: [
+        ("argument", ()),
+        ("argument", ("a",)),
+        ("SOURCE", ("/nope", "x")),
+        ("--foo", ("a", "b", "--foo")),
+    ],
+    forecasters: [
+        ("foo", ("--foo",)),
+        ("foo", ("foo",)),
+        ("seeds", ("--seeds", "-1")),
+        ("seeds", ("--seeds", "a")),
+    ],
     trajectories: [
         ("reserve", (*TRAJECTORIES, "reserve=a")),
         ("reserve", (*TRAJECTORIES, "reserve=inf")),
@@ -266,6 +292,7 @@ BY_HAND: dict[Any, list[tuple[str, tuple[str, ...]]]] = {
         ("folder", (*TRAJECTORIES, "folder=afile/x")),
         ("sites", (*TRAJECTORIES, "sites=foo")),
         ("sites", (*TRAJECTORIES, "sites=")),
+        ("sites", (*TRAJECTORIES, "sites=,")),
         ("sites", (*TRAJECTORIES, "sites=output,foo")),
         ("method", (*TRAJECTORIES, "method=hicache")),
         ("argument", ("foo",)),
@@ -349,6 +376,7 @@ EVALUATION = [
     ("batch_size", (*IMAGES, "batch_size=0")),
     ("out", (*IMAGES, "out=afile")),
     ("out", (*IMAGES, "out=afile/x")),
+    ("out", (*IMAGES, "out=/proc/x")),
     ("device", (*IMAGES, "device=tpu")),
     ("crop", ("images=a", "reference=b", "metrics=[psnr_y]", "psnr_y.crop=abc")),
     ("weights.foo", ("doctor", "weights.foo=/x")),

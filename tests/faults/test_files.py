@@ -137,6 +137,17 @@ def test_the_reference_of_a_run_is_a_run_beside_it(name, plan, call):
         assert found.code == 2 and "reference" in found.err, found
 
 
+@pytest.mark.parametrize("name", ["../../../x", "/etc", "a/b", ".."])
+def test_a_manifest_names_runs_beside_it(name, plan, call):
+    path = plan.folder / "manifest.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(f"{json.dumps(row | {'run': name})}\n" for row in rows))
+    for command, (main, *words) in commands(plan, "x").items():
+        if command not in ("evaluation", "verify"):
+            found = call(main, *words)
+            assert found.code == 2 and "manifest.jsonl" in found.err and "run" in found.err, (command, found)
+
+
 def test_a_plan_without_its_facts_works(plan, call):
     (plan.folder / "plan.json").unlink()
     assert call(execute, plan.folder.name.rpartition("-")[0], "--devices", "cpu").code == 0
