@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.utils.flop_counter import FlopCounterMode
 
+from hicache.cost.shapes import RememberedShapes
 from hicache.executor import Executor
 from hicache.forecast import Forecaster, History
 from hicache.generation import Branch
@@ -89,6 +90,6 @@ def any_step(knobs: Knobs) -> Knobs:
 
 def count(executor: Executor, example: dict[str, Any]) -> float:
     """FLOPs of the next call."""
-    with FlopCounterMode(display=False) as counter:
+    with RememberedShapes(), FlopCounterMode(display=False) as counter:
         executor(**example)
     return float(counter.get_total_flops())
