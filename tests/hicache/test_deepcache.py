@@ -109,10 +109,17 @@ class Oracle:
         return leave
 
 
-@pytest.mark.parametrize("depth", [0, 1, 2, 3, 5, 8])
-@pytest.mark.parametrize(("policy", "interval"), [(p, n) for p, n in uniform_and_not()])
-def test_a_generation_is_deepcache_s(depth, policy, interval):
-    model = build("UNet2DConditionModel")
+@pytest.fixture(scope="module")
+def unet():
+    return build("UNet2DConditionModel")
+
+
+@pytest.mark.parametrize(
+    ("depth", "policy", "interval"),
+    [(3, p, n) for p, n in uniform_and_not()] + [(depth, "power", 4) for depth in (0, 1, 2, 5, 8)],
+)
+def test_a_generation_is_deepcache_s(unet, depth, policy, interval):
+    model = unet
     options = {"policy_options": {"center": 6, "power": 1.4}} if policy == "power" else {}
     plan = hicache.method("deepcache", interval=interval, policy=policy, **options).policy.plan(STEPS)
     tap, kept, calls = Tap(model, "deep", depth=depth), [], []
