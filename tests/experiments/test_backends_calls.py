@@ -1,8 +1,6 @@
 """The calls that the backends make: samplers, shapes, batches, compiled blocks, and one whole run."""
 
 import dataclasses
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from experiments.runs import runner
 from experiments.runs.runner import execute, folder_of, items_of
 from experiments.settings.cost import count_flops
 from experiments.settings.resolve import resolve
+from tests.programs import Program
 
 ROOT = Path(__file__).parents[2]
 
@@ -177,14 +176,10 @@ def test_a_cache_sees_inside_blocks_that_were_compiled_without_it(tmp_path):
 
 
 def test_one_run_from_the_command_line(tmp_path):
-    command = [sys.executable, "run.py", "backend=hunyuan_video", "backend.size=tiny", "num_items=1", "num_steps=4"]
-    done = subprocess.run(
-        [*command, "interval=2", f"results={tmp_path}", "metrics.latency_repeats=1"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    folder = Path(done.stdout.strip().splitlines()[-1].removeprefix("run: "))
+    words = ["backend=hunyuan_video", "backend.size=tiny", "num_items=1", "num_steps=4", "interval=2"]
+    words.append(f"results={tmp_path}")
+    done = Program("run.py", *words, "metrics.latency_repeats=1")
+    assert done.wait() == 0, done.err
+    folder = Path(done.out.strip().splitlines()[-1].removeprefix("run: "))
     assert list(folder.glob("media/*-0.mp4")) and (folder / "metrics.json").is_file()
-    assert folder_of(settings(*command[2:], "interval=2", f"results={tmp_path}")).path == folder
+    assert folder_of(settings(*words)).path == folder

@@ -25,6 +25,7 @@ from experiments.plans.tasks import Task, tasks_of
 from experiments.plans.worker import DiskFull, Worker
 from experiments.runs import runner
 from experiments.runs.folder import RunFolder
+from tests.programs import Program
 
 METHODS = "method=hicache,taylorseer,fora"
 
@@ -37,9 +38,8 @@ def quick(monkeypatch):
     monkeypatch.setattr(stopping, "listen", lambda: None)
 
 
-def start(plan: Plan, *arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "experiments", "execute", str(plan.folder), *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(plan: Plan, *arguments: str) -> Program:
+    return Program("-m", "experiments", "execute", str(plan.folder), *arguments)
 
 
 def until(condition, seconds: float = 60) -> None:
@@ -73,14 +73,12 @@ def test_two_workers_two_executors_and_deaths_leave_the_bytes_of_one(small, quic
     children = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
     assert len(children) == 2
     os.kill(int(children[0]), signal.SIGKILL)
-    os.kill(first.pid, signal.SIGKILL)
-    first.communicate()
+    first.kill()
     until(lambda: not Path(f"/proc/{children[1]}").exists() or "Z" in Path(f"/proc/{children[1]}/stat").read_text())
     kept = len(lines(plan))
     assert kept > 0
     executors = [start(plan, "--devices", "cpu"), start(plan, "--devices", "cpu", "--shards", "2")]
-    said = [executor.communicate(timeout=120) for executor in executors]
-    assert [executor.returncode for executor in executors] == [0, 0], said
+    assert [executor.wait() for executor in executors] == [0, 0], [executor.err for executor in executors]
     assert media(plan) == media(single)
     names = [
         (path.parent.name, json.loads(line)["item"])
@@ -242,9 +240,8 @@ def test_a_parent_that_is_told_to_stop_ends_with_the_code_for_it(small):
     plan = planned(small, METHODS, "num_items=300")
     parent = start(plan, "--devices", "cpu,cpu")
     until(lambda: lines(plan))
-    parent.send_signal(signal.SIGTERM)
-    said = parent.communicate(timeout=60)[1]
-    assert parent.returncode == stopping.STOPPED and "killed by" not in said and "ended with code" not in said
+    os.kill(parent.pid, signal.SIGTERM)
+    assert parent.wait() == stopping.STOPPED and "killed by" not in parent.err and "ended with code" not in parent.err
     logs = [path.read_text() for path in (plan.folder / "logs").iterdir()]
     assert len(logs) == 2 and not any("Fatal" in log for log in logs)
 

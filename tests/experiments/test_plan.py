@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +20,7 @@ from experiments.plans.status import states_of
 from experiments.settings.identity import run_id
 from experiments.settings.resolve import resolve
 from experiments.settings.rows import expand, lacks
+from tests.programs import Program
 
 BACKENDS = [name for name in options("backend") if name not in (*ALIASES, *PRESETS)]
 
@@ -171,10 +170,9 @@ def test_a_title_means_its_newest_plan(small, monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_two_plans_at_once_write_one_good_manifest(small, tmp_path):
-    command = [sys.executable, "-m", "experiments", "plan", *small, "method=hicache,fora", "title=twice"]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    ends = {process.communicate(timeout=120)[0].splitlines()[-1] for process in both}
-    assert len(ends) == 1
+    both = [Program("-m", "experiments", "plan", *small, "method=hicache,fora", "title=twice") for _ in range(2)]
+    assert [program.wait() for program in both] == [0, 0]
+    assert len({program.out.splitlines()[-1] for program in both}) == 1
     folders = list((tmp_path / "results" / "plans").iterdir())
     assert len(folders) == 1 and len(Plan(folders[0]).rows) == 3
     assert {path.name for path in folders[0].iterdir()} == {"manifest.jsonl", "plan.json", "code.diff"}

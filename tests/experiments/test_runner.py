@@ -3,9 +3,6 @@
 import dataclasses
 import json
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +16,7 @@ from experiments.runs import runner
 from experiments.runs.runner import RunError, execute, folder_of, items_of
 from experiments.settings.method import method_of
 from experiments.settings.resolve import resolve
+from tests.programs import Program
 
 ROOT = Path(__file__).parents[2]
 
@@ -287,18 +285,16 @@ def test_killed_in_the_middle_and_started_again_it_is_the_same_run(small, tmp_pa
     overrides = [*small, "num_items=12", "num_steps=20", "method=none"]
     whole = settings(*overrides, f"results={tmp_path / 'whole'}")
     execute(whole)
-    command = [sys.executable, "run.py", *overrides, "progress_every=1"]
     of = settings(*overrides)
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    assert process.stderr is not None
-    assert b"items" in process.stderr.readline()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    killed = Program("run.py", *overrides, "progress_every=1")
+    killed.until("items")
+    killed.kill()
     done = folder_of(of).records()
     assert 0 < len(done) < 12, "the kill came too early or too late"
     assert folder_of(of).status()["state"] == "running"
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert again.stdout.strip().splitlines()[-1] == f"run: {folder_of(of).path}"
+    again = Program("run.py", *overrides, "progress_every=1")
+    assert again.wait() == 0, again.err
+    assert again.out.strip().splitlines()[-1] == f"run: {folder_of(of).path}"
     assert digests(of) == digests(whole)
     assert len(lines(of)) == 12
     images = {path.name: path.read_bytes() for path in folder_of(of).media.iterdir()}
@@ -307,9 +303,9 @@ def test_killed_in_the_middle_and_started_again_it_is_the_same_run(small, tmp_pa
 
 
 def test_two_processes_at_once_generate_every_item_once(small):
-    command = [sys.executable, "run.py", *small, "method=none"]
-    started = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    ends = [process.communicate(timeout=120)[0].strip().splitlines()[-1] for process in started]
+    started = [Program("run.py", *small, "method=none") for _ in range(2)]
+    assert [program.wait() for program in started] == [0, 0]
+    ends = [program.out.strip().splitlines()[-1] for program in started]
     of = settings(*small, "method=none")
     assert ends == [f"run: {folder_of(of).path}"] * 2
     assert len(lines(of)) == 9

@@ -16,6 +16,7 @@ from experiments.config.run import Shard
 from experiments.errors import ConfigError
 from experiments.files import ensure_writable, lacks_space, write_json, write_text
 from experiments.runs.folder import RunFolder
+from tests.programs import Program
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
@@ -40,19 +41,14 @@ def holder(tmp_path):
     started = []
 
     def hold(rank=0, world=1):
-        process = subprocess.Popen(
-            [sys.executable, "-c", HOLD, str(tmp_path), str(rank), str(world)],
-            stdout=subprocess.PIPE,
-            cwd=ROOT,
-        )
+        process = Program("-c", HOLD, str(tmp_path), str(rank), str(world))
         started.append(process)
-        assert process.stdout.readline() == b"held\n"
+        process.until("held")
         return process
 
     yield hold
     for process in started:
         process.kill()
-        process.wait()
 
 
 def test_a_torn_last_line_is_ignored_and_cut_off_by_the_next_writer(tmp_path):
@@ -98,7 +94,6 @@ def test_a_second_process_waits_until_the_first_has_ended(tmp_path, holder, capf
 def test_the_lock_of_a_killed_process_is_free(tmp_path, holder, capfd):
     first = holder()
     first.kill()
-    first.wait()
     with folder(tmp_path).lock():
         pass
     assert "waiting" not in capfd.readouterr().err
@@ -112,7 +107,6 @@ def test_shards_of_one_world_work_side_by_side_and_the_last_one_finishes(tmp_pat
     with mine.last() as alone:
         assert not alone
     other.kill()
-    other.wait()
     with mine.last() as alone:
         assert alone
 

@@ -7,24 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import (
-    ByT5Tokenizer,
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTokenizer,
-    LlamaConfig,
-    LlamaModel,
-    LlamaTokenizer,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2Tokenizer,
-    Qwen2VLImageProcessor,
-    Qwen2VLProcessor,
-    Qwen2VLVideoProcessor,
-    T5Config,
-    T5EncoderModel,
-    T5Tokenizer,
-)
+import transformers
 
 from experiments.backends.tiny.parts import clip_options
 
@@ -59,28 +42,28 @@ def numbered(*pieces: str) -> dict[str, int]:
     return {piece: index for index, piece in enumerate(pieces)}
 
 
-def clip_tokenizer() -> CLIPTokenizer:
+def clip_tokenizer() -> transformers.CLIPTokenizer:
     """CLIP marks the end of a word, so every byte has a second symbol."""
     symbols = byte_symbols()
     vocabulary = numbered("<|startoftext|>", "<|endoftext|>", *symbols, *(f"{s}</w>" for s in symbols))
-    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
+    return transformers.CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
 
 
-def clip_encoder(width: int) -> CLIPTextModel:
+def clip_encoder(width: int) -> transformers.CLIPTextModel:
     """Gives the pooled text."""
-    return CLIPTextModel(CLIPTextConfig(**clip_options(width)))
+    return transformers.CLIPTextModel(transformers.CLIPTextConfig(**clip_options(width)))
 
 
-def t5_tokenizer() -> T5Tokenizer:
+def t5_tokenizer() -> transformers.T5Tokenizer:
     """Printable ASCII, one piece each; the rest is unknown."""
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\N{LOWER ONE EIGHTH BLOCK}", -1.0)]
     pieces = [(chr(code), -2.0) for code in range(ord("!"), ord("~") + 1)]
-    return T5Tokenizer(vocab=special + pieces, extra_ids=0, model_max_length=512)
+    return transformers.T5Tokenizer(vocab=special + pieces, extra_ids=0, model_max_length=512)
 
 
-def t5_encoder(width: int) -> T5EncoderModel:
+def t5_encoder(width: int) -> transformers.T5EncoderModel:
     """Gives the text tokens."""
-    config = T5Config(
+    config = transformers.T5Config(
         vocab_size=128,
         d_model=width,
         d_kv=8,
@@ -94,19 +77,19 @@ def t5_encoder(width: int) -> T5EncoderModel:
         pad_token_id=0,
         eos_token_id=1,
     )
-    return T5EncoderModel(config)
+    return transformers.T5EncoderModel(config)
 
 
-def llama_tokenizer() -> LlamaTokenizer:
+def llama_tokenizer() -> transformers.LlamaTokenizer:
     """Bytes as `<0x41>`."""
     codes = [f"<0x{byte:02X}>" for byte in range(256)]
     vocabulary = numbered("<unk>", "<s>", "</s>", "<pad>", "\N{LOWER ONE EIGHTH BLOCK}", *codes)
-    return LlamaTokenizer(vocab=vocabulary, merges=[], pad_token="<pad>", model_max_length=1024)
+    return transformers.LlamaTokenizer(vocab=vocabulary, merges=[], pad_token="<pad>", model_max_length=1024)
 
 
-def llama_encoder(width: int) -> LlamaModel:
+def llama_encoder(width: int) -> transformers.LlamaModel:
     """Gives the text tokens; four layers, because the pipeline takes the third from the end."""
-    config = LlamaConfig(
+    config = transformers.LlamaConfig(
         vocab_size=5 + 256,
         hidden_size=width,
         intermediate_size=2 * width,
@@ -117,14 +100,16 @@ def llama_encoder(width: int) -> LlamaModel:
         eos_token_id=2,
         pad_token_id=3,
     )
-    return LlamaModel(config)
+    return transformers.LlamaModel(config)
 
 
-def qwen_tokenizer() -> Qwen2Tokenizer:
+def qwen_tokenizer() -> transformers.Qwen2Tokenizer:
     """Bytes, and the marks around turns and pictures."""
     marks = [f"<|{name}|>" for name in QWEN_MARKS]
     vocabulary = numbered(*byte_symbols(), "<|endoftext|>", *marks)
-    return Qwen2Tokenizer(vocab=vocabulary, merges=[], additional_special_tokens=marks, model_max_length=4096)
+    return transformers.Qwen2Tokenizer(
+        vocab=vocabulary, merges=[], additional_special_tokens=marks, model_max_length=4096
+    )
 
 
 CHAT = (
@@ -134,26 +119,26 @@ CHAT = (
 """The texts of a conversation, one after the other."""
 
 
-def chat_tokenizer() -> Qwen2Tokenizer:
+def chat_tokenizer() -> transformers.Qwen2Tokenizer:
     """Bytes of what is said in a conversation."""
     tokenizer = qwen_tokenizer()
     tokenizer.chat_template = CHAT
     return tokenizer
 
 
-def right_padding_tokenizer() -> Qwen2Tokenizer:
+def right_padding_tokenizer() -> transformers.Qwen2Tokenizer:
     """Bytes; texts are filled up at their end."""
     tokenizer = qwen_tokenizer()
     tokenizer.padding_side = "right"
     return tokenizer
 
 
-def byte_tokenizer() -> ByT5Tokenizer:
+def byte_tokenizer() -> transformers.ByT5Tokenizer:
     """ByT5's own: every byte is a token."""
-    return ByT5Tokenizer()
+    return transformers.ByT5Tokenizer()
 
 
-def qwen_encoder(width: int, tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
+def qwen_encoder(width: int, tokenizer: transformers.Qwen2Tokenizer) -> transformers.Qwen2_5_VLForConditionalGeneration:
     """Gives the text tokens, and sees the picture when editing."""
     marks = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in QWEN_MARKS}
     heads = max(2, width // 128)
@@ -192,15 +177,17 @@ def qwen_encoder(width: int, tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditio
         "vision_start_token_id": marks["vision_start"],
         "vision_end_token_id": marks["vision_end"],
     }
-    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **tokens))
+    return transformers.Qwen2_5_VLForConditionalGeneration(
+        transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **tokens)
+    )
 
 
-def qwen_processor(tokenizer: Qwen2Tokenizer) -> Qwen2VLProcessor:
+def qwen_processor(tokenizer: transformers.Qwen2Tokenizer) -> transformers.Qwen2VLProcessor:
     """Cuts the picture into patches for the text encoder; at most 4 of them."""
     size = {"shortest_edge": 28 * 28, "longest_edge": 56 * 56}
-    return Qwen2VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=size),
+    return transformers.Qwen2VLProcessor(
+        image_processor=transformers.Qwen2VLImageProcessor(size=size),
         tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(size=size),
+        video_processor=transformers.Qwen2VLVideoProcessor(size=size),
         chat_template="{{ messages }}",
     )
