@@ -58,7 +58,8 @@ def mutants(root: Path, file: str) -> list[Mutant]:
     found = []
     for index, (node, kind, other) in enumerate(_changes(ast.parse((root / file).read_text()))):
         before, after = (ast.unparse(one).splitlines()[0] for one in (node, other))
-        found.append(Mutant(file, getattr(node, "lineno", 0), index, kind, f"`{before}` -> `{after}`"))
+        line = node.target.lineno if isinstance(node, ast.comprehension) else getattr(node, "lineno", 0)
+        found.append(Mutant(file, line, index, kind, f"`{before}` -> `{after}`"))
     return found
 
 

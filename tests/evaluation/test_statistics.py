@@ -185,3 +185,15 @@ def test_methods_that_differ_are_told_apart():
     assert tied_with_best({"a": shared, "b": shared}, "a") == {"a", "b"}
     with pytest.raises(ValueError, match="best: must be one of"):
         tied_with_best(values, "d")
+
+
+def test_equal_values_have_no_statistic_and_no_effect():
+    test = wilcoxon_holm({"base": [1.0, 2.0, 3.0], "same": [1.0, 2.0, 3.0]}, "base")["same"]
+    assert (test.statistic, test.p, test.p_holm, test.significant, test.n, test.effect) == (
+        0.0,
+        1.0,
+        1.0,
+        False,
+        3,
+        0.0,
+    )

@@ -248,3 +248,22 @@ def test_features_that_are_zero_have_no_modes():
     for basis in (Dmd(), Dmd(rank=2), Dmd(ridge=0.0)):
         modes = basis.identify(torch.zeros(1, 5, 5, dtype=torch.float64))
         assert modes.poles.eq(1).all() and modes.amplitudes.isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("interval", "target", "length", "reach"),
+    [
+        (9, 22, 6, 2),
+        (4, 22, 6, 1),
+        (1, 29, 8, 3),
+        (None, 29, 8, 3),
+        (None, 400, 8, 7),
+        (None, 30, 6, 2),
+        (101, 22, 6, 5),
+    ],
+)
+def test_the_holdout_is_as_far_as_the_forecast(interval, target, length, reach):
+    """Skipped steps over spacing 4, rounded up, below the anchors that are there; too few on both sides: the last four are
+    held out from."""
+    basis = BASES["auto"].__class__(holdout="horizon", interval=interval)
+    assert basis._reach([12, 16, 20], target, length) == reach

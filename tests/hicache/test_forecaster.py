@@ -192,3 +192,26 @@ def test_a_step_between_two_anchors_is_no_forecast():
     with pytest.raises(ValueError, match="step: must be later than the last anchor 6, got 3"):
         forecaster.predict(3)
     assert forecaster.last_anchor == 6
+
+
+def test_an_estimate_by_elements_has_a_slope_from_two_anchors_on():
+    forecaster = hicache.forecaster("pade", warmup_steps=1)
+    forecaster.observe(0, torch.tensor([1.0]))
+    assert forecaster.history.slope() is None
+    forecaster.observe(3, torch.tensor([7.0]))
+    newer, older, gap = forecaster.history.slope()
+    assert (newer.item(), older.item(), gap) == (7.0, 1.0, 3.0)
+
+
+def test_gated_sums_of_large_and_small_values_are_one():
+    """Site by site above 2^15 elements, together below."""
+    generator = torch.Generator().manual_seed(1)
+    base, gates = torch.randn(2, 130, 128, generator=generator), torch.randn(3, 2, 128, generator=generator)
+    frames = [torch.randn(3, 2, 130, 128, generator=generator) for _ in range(2)]
+    for weights in ([0.5, -2.0], [torch.rand(3, 2, generator=generator), 0.0]):
+        found = gated_sum(base, gates, weights, frames)
+        part = gated_sum(base[:, :9], gates, weights, [frame[:, :, :9] for frame in frames])
+        torch.testing.assert_close(found[:, :9], part)
+        full = torch.stack([w if isinstance(w, torch.Tensor) else torch.full((3, 2), w) for w in weights])
+        expected = base + torch.einsum("sbd,ksb,ksbnd->bnd", gates, full, torch.stack(frames))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)

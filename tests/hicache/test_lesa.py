@@ -97,6 +97,7 @@ def test_stages_have_their_own_expert():
     assert model.cuts == [17, 33] and model.memories == [4, 6, 8]
     assert [model.stage(s) for s in (0, 16, 17, 32, 33, 49, 70)] == [0, 0, 1, 1, 2, 2, 2]
     assert Predictor(CHANNELS, 50, memories=(6,)).stage(49) == 0
+    assert Predictor(CHANNELS, 50, memories=(1, 1)).memories == [1, 1]
     assert Lesa(predictor=model).anchors(2) == 8
 
 

@@ -177,6 +177,15 @@ def test_clusters_are_by_l1_distance():
     assert centroids.tolist() == [[[3.0, 3.0], [2.5, 0.0]]]
 
 
+def test_clusters_move_until_they_stay():
+    """From centres 0 and 1 on a line: {0} {1, 2, 10, 11} -> 6; {0, 1, 2} {10, 11} -> 1, 10.5, where they stay."""
+    tokens = torch.tensor([[[0.0], [1.0], [2.0], [10.0], [11.0]]])
+    assert kmeans(tokens, tokens[:, :2], 1)[0].flatten().tolist() == [0.0, 6.0]
+    for iterations in (2, 50):
+        centroids, labels = kmeans(tokens, tokens[:, :2], iterations)
+        assert centroids.flatten().tolist() == [1.0, 10.5] and labels.tolist() == [[0, 0, 0, 1, 1]]
+
+
 def test_clusters_go_on_from_the_last_centroids():
     patch = ClusterPatch(clusters=2)
     patch.centroids["img"] = torch.tensor([[[1000.0], [5.0]]])

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hicache
-from hicache.policy import Algorithm1, Clock, Even, Late, Mask
+from hicache.policy import Algorithm1, Clock, Even, Late, LayerMask, Mask, Modulated, Power
+from hicache.tree import Action
 
 PUBLISHED = {  # model: (warm-up, {interval: number of full steps})
     "FLUX": (3, {5: 12, 6: 10, 7: 9, 9: 8, 10: 7, 12: 6, 13: 6}),
@@ -109,3 +110,27 @@ def test_bad_values(bad):
     key, value = next(iter(bad.items()))
     with pytest.raises(ValueError, match=f"{key}: must be an integer >= 1, got {value}"):
         hicache.full_steps(**{"num_steps": 50, "interval": 6, **bad})
+
+
+def test_late_and_non_uniform_steps_by_hand():
+    """19 (x + sin(pi x / 2)) / 2 at x = 0, 1/4, .. 1; a power that must be lowered, 1.4 to 1.28, to leave 10 of 20 steps."""
+    assert Late(budget=5).plan(20) == [0, 6, 11, 16, 19]
+    assert Late(budget=4).plan(4) == [0, 1, 2, 3]
+    assert Power(interval=2, center=6, power=1.4).plan(20) == [0, 2, 4, 6, 7, 8, 10, 12, 15, 17]
+    assert Power(interval=1).plan(6) == list(range(6))
+    assert len(Power(interval=2, center=6).plan(20)) == 10
+
+
+def test_layers_of_a_router_are_those_of_its_pair_of_steps():
+    """Pairs 0 and 2 leave the module out, pair 1 does not; behind the router's end all is computed."""
+    policy = LayerMask(sites=("a",), logits=((-9.0,), (9.0,), (-9.0,)), threshold=0.5)
+    found = [policy.decide(Clock(step=step, num_steps=10)) for step in range(10)]
+    assert [action is Action.MIXED for action in found] == [step in (1, 5) for step in range(10)]
+
+
+def test_modulated_intervals_of_2_end_in_steps_that_are_all_full():
+    """With left < 5 of 50: round(2 / (1.4 - .8 left / 50)) = 1."""
+    policy, clock, full = Modulated(interval=2), Clock(num_steps=50), []
+    for clock.step in range(50):
+        full += [clock.step] if policy.decide(clock) is Action.COMPUTE else []
+    assert full[-6:] == [43, 45, 46, 47, 48, 49]
