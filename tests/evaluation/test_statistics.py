@@ -197,3 +197,11 @@ def test_equal_values_have_no_statistic_and_no_effect():
         3,
         0.0,
     )
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, -0.5, 95.0, math.nan])
+def test_a_level_lies_between_0_and_1(level):
+    methods = {"base": [1.0, 2.0, 3.0], "other": [2.0, 1.0, 5.0], "third": [0.0, 0.0, 1.0]}
+    for test in (lambda: bootstrap_mean([1.0, 2.0], level), lambda: wilcoxon_holm(methods, "base", level)):
+        with pytest.raises(ValueError, match="level: must lie strictly between 0 and 1"):
+            test()

@@ -297,3 +297,11 @@ def test_an_image_does_not_depend_on_the_text_of_its_companion(name, options):
             images.append(torch.stack(denoise(model, dict(call), 9)[0])[:, 0])
         assert handle.report.mixed_steps
     torch.testing.assert_close(*images, rtol=1e-3, atol=1e-4)
+
+
+def test_ratios_over_the_steps_need_their_number():
+    for profile in ("dit_ddim", "dit_ddpm"):
+        patch = TokenPatch(profile=profile)
+        patch.prepare("dit", 28, 0)
+        with pytest.raises(ValueError, match=f"num_steps: profile {profile} counts steps from the end"):
+            patch.count(IMAGE, Clock(step=3), 16)

@@ -469,3 +469,9 @@ def test_limits_of_the_probe_plan_themselves_and_begin_again():
     assert probe.plan(11) == [0, 3, 6, 8, 9, 10]
     twice = [[probe.decide(Clock(step=s, change=0.0)) for s in range(1, 9)] for _ in range(2) if probe.reset() is None]
     assert twice[0] == twice[1] and twice[0].count(Action.ESTIMATE) == 5
+
+
+def test_magcache_begins_again_at_step_0():
+    policy = MagCache(curve=(1.0,) * 20, threshold=9.0, max_skips=4, retention=0.0)
+    twice = [executed(policy, 13, 0.0) for _ in range(2)]
+    assert twice == [[0, 5, 10]] * 2
