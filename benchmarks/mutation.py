@@ -56,6 +56,8 @@ ELSEWHERE = {
     ),
 }
 """Tests that reach a file in a process of their own, that read what it holds, or that stand among whole models."""
+DECLARED = ("tests/hicache/test_limits.py",)
+"""Tests of what is declared at import, and only read."""
 LIBRARIES = ("torch", "numpy", "scipy.stats", "safetensors.torch", "hypothesis", "diffusers", "omegaconf", "pytest")
 DEFAULTS = {"files": ",".join(FILES), "count": 400, "seed": 0, "seconds": 10, "show": False, "save": True}
 """Files or folders; mutants in all; seed of the sample; seconds of a mutant's tests; print each; write the result."""
@@ -150,7 +152,7 @@ def reaching(mutant: Mutant, reach: Reach, budget: float) -> list[str]:
             tests.append((seconds, test))
     ends = itertools.accumulate(seconds for seconds, _ in sorted(tests))
     quick = [test for (_, test), end in zip(sorted(tests), ends, strict=True) if end <= budget]
-    return [*quick, *ELSEWHERE.get(mutant.file, ())]
+    return [*quick, *(DECLARED if at_import and quick else ()), *ELSEWHERE.get(mutant.file, ())]
 
 
 def _forked(copy: Path, limit: int, words: list[str], reach: Path | None = None) -> int:

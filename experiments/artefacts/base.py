@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import os
 import re
 import shlex
@@ -129,6 +130,18 @@ def digest_at(path: Path, stamp: Stamp) -> str:
 def read_stored(path: Path) -> bytes:
     """The contents of an artefact, read again only when it has changed."""
     return read_at(path, stamp_of(path))
+
+
+def stored_json(path: Path) -> Any:
+    """What an artefact of JSON holds.
+
+    Raises:
+        ValueError: if it is none, or is nested deeper than anything that was written here.
+    """
+    try:
+        return json.loads(read_stored(path))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def digest_of(path: Path) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import hicache
-from experiments.artefacts.base import artefacts, check_keys, command, compact, digest_of, keys_of, read_stored
+from experiments.artefacts.base import artefacts, check_keys, command, compact, digest_of, keys_of, stored_json
 from experiments.backends import backend_class
 from experiments.config.method import SmoothCacheConfig
 from experiments.config.run import Settings
@@ -65,7 +65,7 @@ def load_curves(settings: Settings, name: str) -> dict[str, Any]:
         made = command(settings, "calibrate", method=name)
         raise ConfigError(f"method: {name} must have been calibrated for these settings ({made}), got no {path.name}")
     try:
-        data = json.loads(read_stored(path))
+        data = stored_json(path)
         found, curves = dict(data["keys"]), dict(data["curves"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"method: {path} must be a file of experiments calibrate ({error})") from error
@@ -116,8 +116,14 @@ def curve_options(settings: Settings) -> dict[str, Any]:
     if name is None:
         return dict(PUBLISHED_AS.get((settings.backend.name, config.policy or config.name), {}))
     curves = load_curves(settings, name)
-    if isinstance(config, SmoothCacheConfig):
-        table = {kind: greedy(errors, config.alpha) for kind, errors in curves["errors"].items()}
-        return {"table": table, "fused_from": curves["fused_from"]}
-    option, key, _ = COEFFICIENTS[name]
-    return {option: curves[key]}
+    try:
+        if isinstance(config, SmoothCacheConfig):
+            table = {kind: greedy(errors, config.alpha) for kind, errors in curves["errors"].items()}
+            return {"table": table, "fused_from": curves["fused_from"]}
+        option, key, _ = COEFFICIENTS[name]
+        return {option: [float(value) for value in curves[key]]}
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        path = curve_path(settings, name)
+        raise ConfigError(
+            f"method: {path} must be a file of experiments calibrate, got curves without {error}"
+        ) from error

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from experiments.artefacts.base import SCOPES, artefacts, check_keys, command, compact, digest_of, keys_of, read_stored
+from experiments.artefacts.base import SCOPES, artefacts, check_keys, command, compact, digest_of, keys_of, stored_json
 from experiments.config.method import CalibratedConfig, decibels_of
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
@@ -97,7 +97,7 @@ def read_plan(path: Path) -> tuple[Plan, dict[str, Any]]:
         ConfigError: if the file is no plan.
     """
     try:
-        data = json.loads(read_stored(path))
+        data = stored_json(path)
         return Plan.from_data(data["plan"]), dict(data["keys"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ConfigError(f"method.plan: must be a plan file ({error}), got {str(path)!r}") from error

@@ -24,6 +24,7 @@ from experiments.backends.diffusers import DiffusersBackend
 from experiments.backends.digits.backend import DigitsBackend, folder_of
 from experiments.backends.pipeline import PipelineBackend
 from experiments.config.backend import BackendConfig
+from experiments.errors import ConfigError
 
 __all__ = [
     "blueprint",
@@ -68,11 +69,19 @@ def blueprint_of(config: BackendConfig) -> Backend:
 
 @cache
 def skeleton(kind: str, folder: Path) -> nn.Module:
-    """The transformer that a folder describes, without values."""
+    """The transformer that a folder describes, without values.
+
+    Raises:
+        ConfigError: if it describes none.
+    """
     model: Any = getattr(diffusers, kind)
-    described = model.load_config(str(folder / "transformer"))
-    with torch.device("meta"), quiet():
-        return model.from_config(described)
+    try:
+        described = model.load_config(str(folder / "transformer"))
+        with torch.device("meta"), quiet():
+            return model.from_config(described)
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        said = str(error).splitlines()[0]
+        raise ConfigError(f"backend.path: {folder}/transformer must describe a {kind}, got {said}") from error
 
 
 @contextlib.contextmanager

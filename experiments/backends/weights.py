@@ -9,7 +9,6 @@ anything in them:
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import sys
@@ -19,7 +18,8 @@ from typing import Any
 
 import torch
 
-from experiments.errors import ConfigError
+from experiments.errors import ConfigError, check
+from experiments.files import read_json
 
 __all__ = ["DTYPES", "Hub", "locate"]
 
@@ -83,15 +83,15 @@ def incomplete(folder: Path) -> str | None:
     index = folder / "model_index.json"
     if not index.is_file():
         return "no model_index.json"
-    for name, entry in json.loads(index.read_text()).items():
-        if not isinstance(entry, list) or entry[0] is None:
+    for name, entry in read_json(index).items():
+        if not isinstance(entry, list) or len(entry) != 2 or entry[0] is None:
             continue
         part, kind = folder / name, str(entry[1])
         if not part.is_dir():
             return f"no folder {name}"
         if any(word in kind for word in WITHOUT_WEIGHTS):
             continue
-        problem = incomplete_model(part)
+        problem = incomplete_model(part) if (part / "config.json").is_file() else "no config.json"
         if problem is not None:
             return f"{problem} in {name}"
     return None
@@ -100,7 +100,10 @@ def incomplete(folder: Path) -> str | None:
 def incomplete_model(part: Path) -> str | None:
     """What a model's folder lacks; None if its safetensors are all there."""
     for index in part.glob("*.safetensors.index.json"):
-        shards = set(json.loads(index.read_text())["weight_map"].values())
+        listed = read_json(index).get("weight_map")
+        named = isinstance(listed, dict) and all(isinstance(shard, str) for shard in listed.values())
+        check(named, str(index), "must have a weight_map of names of files", listed)
+        shards = set(listed.values()) if isinstance(listed, dict) else set()
         absent = sorted(shard for shard in shards if not (part / shard).is_file())
         return f"no {absent[0]}" if absent else None
     if any(part.glob("*.safetensors")):

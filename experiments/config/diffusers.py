@@ -108,7 +108,7 @@ def class_in(path: str | None, revision: str) -> str | None:
         return None
     try:
         name = json.loads(index.read_text()).get("_class_name")
-    except (ValueError, AttributeError, OSError) as error:
+    except (ValueError, AttributeError, OSError, RecursionError) as error:
         raise ConfigError(f"backend.path: {index} must be the index of a pipeline ({error}), got {path!r}") from error
     check(isinstance(name, str), "backend.path", f"{index} must name the class of a pipeline", path)
     return name

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from experiments import stopping
 from experiments.artefacts.weights import read
-from experiments.errors import check
+from experiments.errors import ConfigError, check
 from experiments.files import replacing, sweep, write_tensors
 
 __all__ = ["Phase", "Point", "Task", "train"]
@@ -129,7 +130,8 @@ class State:
         """Go on from a checkpoint."""
         tensors, header = read(path)
         state = header["state"]
-        self.index, self.update = state["index"], state["update"]
+        self.index, self.update = int(state["index"]), int(state["update"])
+        check(0 <= self.index < len(self.task.phases), "index", "must be that of a phase", self.index)
         self.curve = [Point(**point) for point in state["curve"]]
         self.begin()
         module = {k.removeprefix("module/"): v for k, v in tensors.items() if k.startswith("module/")}
@@ -154,7 +156,12 @@ def train(task: Task, folder: Path, seed: int, every: int) -> list[Point]:
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
     if checkpoint.is_file():
-        state.load(checkpoint)
+        try:
+            state.load(checkpoint)
+        except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, LookupError, AttributeError) as error:
+            said = str(error).splitlines()[0][:200]
+            rule = f"folder: {checkpoint} must be a checkpoint of this training (delete it to begin again)"
+            raise ConfigError(f"{rule}, got {said}") from error
         print(f"continues after {state.phase.name} {state.update} ({checkpoint})", flush=True)
         write_curve(folder / "losses.csv", state.curve)
     for point in points(state, every):
