@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from evaluation.statistics import (
+    Bootstrap,
     bootstrap_mean,
     friedman_nemenyi,
     holm,
@@ -185,6 +186,13 @@ def test_methods_that_differ_are_told_apart():
     assert tied_with_best({"a": shared, "b": shared}, "a") == {"a", "b"}
     with pytest.raises(ValueError, match="best: must be one of"):
         tied_with_best(values, "d")
+
+
+def test_a_seed_that_is_not_given_is_0():
+    left, right = np.random.default_rng(0).random((2, 12))
+    assert paired_difference(left, right) == paired_difference(left, right, 0.95, 5000, 0)
+    assert bootstrap_mean(left) == bootstrap_mean(left, 0.95, 5000, 0) == Bootstrap().mean(left)
+    assert paired_difference(left, right) != paired_difference(left, right, seed=1)
 
 
 def test_equal_values_have_no_statistic_and_no_effect():

@@ -1,15 +1,18 @@
 """Every option of forecasters, schedules, policies and patches: its default, and the values at and beyond its limits."""
 
 import dataclasses
+import inspect
 import math
 
 import pytest
 import torch
 
+from hicache.forecast import pieces
 from hicache.forecast.auto import Auto
 from hicache.forecast.chebyshev import Chebyshev
 from hicache.forecast.dmd import Dmd
 from hicache.forecast.foca import Foca
+from hicache.forecast.lesa import Predictor
 from hicache.forecast.pade import Pade
 from hicache.forecast.scale import Adaptive, Constant, Horizon, Linear
 from hicache.forecast.table import Row, Table
@@ -164,3 +167,29 @@ def test_an_average_over_the_batch_is_one_sigma_for_it():
     forecaster.observe(0, torch.zeros(2, 1, 1))
     forecaster.observe(1, torch.tensor([3.0, 5.0]).reshape(2, 1, 1))
     torch.testing.assert_close(forecaster.sigma.q.flatten(), torch.full((2,), math.sqrt(0.75 + 0.25 * 16)))
+
+
+def test_defaults_of_a_predictor():
+    asked = inspect.signature(Predictor).parameters
+    found = {key: asked[key].default for key in ("memories", "cuts", "temporal", "mixing", "width", "splines", "axis")}
+    assert list(found.values()) == [(4, 6, 8), None, "kan", "channel", 16, 8, -1]
+
+
+def test_the_least_change_that_sigma_is_divided_by():
+    schedule = Adaptive(sigma=10.0, alpha=2.0, epsilon=0.5)
+    assert schedule.at(3, 1, None) == pytest.approx(2 / (math.sqrt(2) + 0.5))
+    schedule.q = torch.tensor(3.0)
+    assert float(schedule.at(3, 1, None)) == pytest.approx(2 / (3 * math.sqrt(2) + 0.5))
+
+
+@pytest.mark.parametrize(("unit", "starts"), [(1, [0, 4, 8]), (3, [0, 3, 6, 9]), (7, [0, 7])])
+def test_pieces_are_whole_units_and_cover_all(unit, starts, monkeypatch):
+    """Two rows of 10 x 2 elements in pieces of at most 8 elements, or of one unit."""
+    monkeypatch.setattr(pieces, "CPU_PIECE", 8)
+    values = torch.arange(40.0).reshape(2, 10, 2)
+    found = list(pieces.pieces([values, -values], unit))
+    assert [(rows.start, rows.stop) for rows, _ in found] == [(row, row + 1) for row in (0, 1) for _ in starts]
+    assert all(torch.equal(a, -b) for _, (a, b) in found)
+    ends = [*starts[1:], 10]
+    assert [part.shape[1] for _, (part, _) in found] == [b - a for a, b in zip(starts, ends, strict=True)] * 2
+    assert torch.equal(torch.cat([part.flatten() for _, (part, _) in found]), torch.arange(40.0))

@@ -118,6 +118,7 @@ def test_rows_are_counted_and_aged():
         ("dit_ddim", Site(27, "mlp"), 49, 2.5 * 0.02 * 3 * 1.2),
         ("dit_ddim", Site(0, "mlp"), 0, 0.0),
         ("dit_ddpm", Site(0, "mlp"), 49, 2.5 * 0.02 * 1.4 * 1.8),
+        ("dit_ddpm", Site(27, "mlp"), 9, 2.5 * 0.02 * (1.4 - 0.8 * 40 / 50) * 0.2),
         ("mmdit", Site(3, "mlp"), 5, 0.02 * (1.5 - 3 / 27) * 0.4),
         ("mmdit", Site(30, "fused", "joint"), 5, 0.02 * (1.5 - 11 / 27) * 1.6),
     ],
