@@ -7,7 +7,7 @@ print(cache.report)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -71,7 +71,7 @@ def cached(
     operators: Chipmunk | None = None,
     stages: str = "shared",
     errors: bool = False,
-) -> Iterator[Handle]:
+) -> Generator[Handle]:
     """`enable` for the length of a `with` block; the handle's reports stay readable after it.
 
     What was enabled before is so again afterwards.

@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 
 from hicache.executor import Executor
+from hicache.typed import never_compiled, own_call
 
 __all__ = ["Dispatcher", "dispatcher_of", "is_compiled", "unwrapped"]
 
@@ -31,6 +31,7 @@ def unwrapped(model: Any) -> Any:
 
 def dispatcher_of(model: Any) -> Dispatcher | None:
     """What stands in a model, if a method is enabled there."""
+    each: object
     for each in (model, unwrapped(model)):
         found = vars(each).get(SLOT)
         if isinstance(found, Dispatcher):
@@ -48,7 +49,7 @@ def innermost(model: nn.Module) -> tuple[dict[str, Any], str]:
     """Where the model's own forward is kept: by the first of diffusers' hooks, by accelerate's, or by itself."""
     hooks = getattr(getattr(model, "_diffusers_hook", None), "_fn_refs", None)
     if hooks:
-        slots = vars(hooks[0])
+        slots: dict[str, Any] = hooks[0].__dict__
         return slots, "forward" if slots.get("original_forward") is None else "original_forward"
     return vars(model), "_old_forward" if "_old_forward" in vars(model) else "forward"
 
@@ -95,9 +96,9 @@ class Dispatcher:
                 check_whole(self.model, self.executor.method.scope)
             self.take()
 
-    @torch.compiler.disable
+    @never_compiled
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        own = self.before or self.model._call_impl
+        own = self.before or own_call(self.model)
         with self.executor.lock:
             self.owner.prepare()
             if self.whole:

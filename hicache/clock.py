@@ -41,12 +41,17 @@ _WATCHED: dict[tuple[type, str], tuple[Callable[..., Any], int]] = {}
 """Methods that were replaced in their classes: the originals, and how many objects are watched."""
 
 
-def defining(owner: Any, name: str) -> type | None:
+def mark_of(owner: object) -> Mark | None:
+    """What an object carries that is watched."""
+    return vars(owner).get(Mark.name)
+
+
+def defining(owner: object, name: str) -> type | None:
     """The class from which an object has a method."""
     return next((kind for kind in type(owner).__mro__ if name in vars(kind)), None)
 
 
-def watch(owner: Any, name: str, around: Around) -> bool:
+def watch(owner: object, name: str, around: Around) -> bool:
     """Let `around` make the calls of a method of one object; whether its class has such a method."""
     kind = defining(owner, name)
     if kind is None:
@@ -55,16 +60,16 @@ def watch(owner: Any, name: str, around: Around) -> bool:
     if count == 0:
         setattr(kind, name, watched(name, original))
     _WATCHED[kind, name] = (original, count + 1)
-    mark = vars(owner).get(Mark.name)
+    mark = mark_of(owner)
     if mark is None or mark.owner() is not owner:
         mark = vars(owner)[Mark.name] = Mark(owner)
     mark.around.setdefault(name, []).append(around)
     return True
 
 
-def unwatch(owner: Any, name: str, around: Around) -> None:
+def unwatch(owner: object, name: str, around: Around) -> None:
     """The opposite of `watch`; the class has its own method back when the last object is not watched any more."""
-    mark, kind = vars(owner).get(Mark.name), defining(owner, name)
+    mark, kind = mark_of(owner), defining(owner, name)
     if mark is None or kind is None or around not in mark.around.get(name, []):
         return
     mark.around[name].remove(around)
@@ -82,7 +87,7 @@ def watched(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        mark = vars(self).get(Mark.name)
+        mark = mark_of(self)
         call = functools.partial(original, self)
         if mark is None or mark.owner() is not self or name in mark.busy:
             return call(*args, **kwargs)
@@ -143,7 +148,8 @@ class SamplerClock:
     @property
     def stages(self) -> int:
         """How many stages a step of the solver has."""
-        return 2 if hasattr(type(self.scheduler()), "state_in_first_order") else 1
+        scheduler: object = self.scheduler()
+        return 2 if hasattr(type(scheduler), "state_in_first_order") else 1
 
     @property
     def drives(self) -> bool:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -150,7 +150,7 @@ class Executor:
         return getattr(self._names, "name", "")
 
     @contextmanager
-    def named(self, branch: str) -> Iterator[None]:
+    def named(self, branch: str) -> Generator[None]:
         """Calls inside belong to `branch`."""
         previous, self._names.name = self.branch, branch
         try:

@@ -116,7 +116,7 @@ class Frames:
             raise ValueError(f"step: nothing observed yet, cannot forecast step {at}")
         flat = {key: forecaster.predict(at) for key, forecaster in self.forecasters.items()}  # type: ignore[arg-type]
         used = dict.fromkeys(flat, 0)
-        leaves = []
+        leaves: list[Tensor] = []
         for shape, key in zip(self.shapes, self.groups, strict=True):
             width = shape.numel() // (shape[0] if self.batch else 1)
             leaves.append(flat[key][:, used[key] : used[key] + width].reshape(shape))

@@ -34,8 +34,8 @@ class Memory:
     histories: ModuleHistories
     frames: Frames
     build: Callable[[], Forecaster]
-    forms: dict[Any, Any] = field(default_factory=dict)
-    single: dict[tuple[int, int, int], Forecaster] = field(default_factory=dict)
+    forms: dict[Any, Any] = field(default_factory=dict[Any, Any])
+    single: dict[tuple[int, int, int], Forecaster] = field(default_factory=dict[tuple[int, int, int], Forecaster])
     num_steps: int | None = None
     offset: int = 0
 
@@ -86,8 +86,8 @@ class Branch:
     late: bool = False
     layout: Layout | None = None
     signature: Any = None
-    steps: list[int] = field(default_factory=list)
-    forced: list[int] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list[int])
+    forced: list[int] = field(default_factory=list[int])
     watched: Tensor | None = None
 
     @property

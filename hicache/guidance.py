@@ -121,7 +121,8 @@ class GuidedExecutor(Executor):
         if self.adapter.guidance != "batch":
             raise PlanError(f"guidance: the branch of a call must be {COND!r} or {UNCOND!r}, got {self.branch!r}")
         call = self.adapter.bind(args, kwargs)
-        halves, outputs = self.adapter.halves(call), []
+        halves = self.adapter.halves(call)
+        outputs: list[Tensor] = []
         if not self.generation.branches and not torch.equal(*(half["hidden_states"] for half in halves)):
             raise PlanError("guidance: must be plain for a batch that is not doubled, got two different halves")
         for name, half in zip((COND, UNCOND), halves, strict=True):

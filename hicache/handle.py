@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -94,7 +94,7 @@ class Attached:
         name = args[0] if args else kwargs["name"]
 
         @contextmanager
-        def cache_context() -> Iterator[None]:
+        def cache_context() -> Generator[None]:
             with self.executor.named(str(name)), call(*args, **kwargs):
                 yield
 
@@ -188,7 +188,7 @@ class Handle:
             executor.finish(self._clock)
 
     @contextmanager
-    def branch(self, name: str) -> Iterator[None]:
+    def branch(self, name: str) -> Generator[None]:
         """Calls inside the `with` belong to branch `name`, which has its own clock and history."""
         with ExitStack() as stack:
             for attached in self._attached.values():

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from hicache.checks import check_integer
 from hicache.forecast import BASES, HISTORIES, SIGMA_SCHEDULES, Basis, LadderBasis, SigmaSchedule
 from hicache.patch import PATCHES, Patch
 from hicache.policy import POLICIES, Policy
@@ -65,20 +66,20 @@ class Knobs:
     sigma: float = 0.5
     warmup_steps: int = 3
     sigma_schedule: str = "constant"
-    sigma_options: Mapping[str, Any] = field(default_factory=dict)
+    sigma_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     policy: str = "interval"
-    policy_options: Mapping[str, Any] = field(default_factory=dict)
+    policy_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     mask: Sequence[int] | None = None
     time: str = "index"
     basis: str = "reuse"
-    basis_options: Mapping[str, Any] = field(default_factory=dict)
+    basis_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     history: str = "snapshots"
     gate: bool | None = None
     numerics: str = "clean"
     history_dtype: str = "feature"
     history_place: str = "device"
     patch: str = "none"
-    patch_options: Mapping[str, Any] = field(default_factory=dict)
+    patch_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     front: int = 1
     back: int = 0
     depth: int = 0
@@ -96,8 +97,7 @@ class Knobs:
         lookup("history_place", self.history_place, ("device", "cpu"))
         for key in ("interval", "budget", "warmup_steps", "order", "front", "back", "depth"):
             value, low = getattr(self, key), int(key in ("interval", "budget", "warmup_steps"))
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ValueError(f"{key}: must be an integer >= {low}, got {value!r}")
+            check_integer(key, value, low)
         if self.order > MAX_ORDER:
             raise ValueError(f"order: must be between 0 and {MAX_ORDER}, got {self.order}")
         if (self.policy == "mask") != (self.mask is not None):
@@ -163,13 +163,14 @@ class Knobs:
 
     def build_basis(self) -> Basis:
         """The basis with its options."""
-        basis: Any = BASES[self.basis]
-        names = [f.name for f in fields(type(basis))] if is_dataclass(type(basis)) else []
+        basis = BASES[self.basis]
+        kind = type(basis)
+        names = [f.name for f in fields(kind)] if is_dataclass(kind) else []
         check_options("basis_options", self.basis, self.basis_options, names)
-        check_text("basis_options", type(basis), self.basis_options)
+        check_text("basis_options", kind, self.basis_options)
         shared = {"interval": self.interval} if "interval" in names and self.policy == "interval" else {}
         try:
-            return replace(basis, **{**shared, **self.basis_options}) if names else basis
+            return replace(basis, **{**shared, **self.basis_options}) if names and is_dataclass(basis) else basis
         except TypeError as error:
             raise ValueError(f"basis_options: {error}") from error
 
@@ -177,7 +178,7 @@ class Knobs:
 def read_by(policy: str, basis: str, patch: str) -> frozenset[str]:
     """The knobs of a run that these parts read: interval, budget, warmup_steps, order, sigma, sigma_schedule, time."""
     rule = BASES[lookup("basis", basis, BASES)]
-    kinds = [POLICIES[lookup("policy", policy, POLICIES)], PATCHES[lookup("patch", patch, PATCHES)]]
+    kinds: list[Any] = [POLICIES[lookup("policy", policy, POLICIES)], PATCHES[lookup("patch", patch, PATCHES)]]
     named = {f.name for kind in kinds if kind is not None for f in fields(kind) if f.init}
     keys = named & {"interval", "budget", "warmup_steps"}
     if rule.uses_order:
@@ -189,7 +190,7 @@ def read_by(policy: str, basis: str, patch: str) -> frozenset[str]:
 
 def check_options(key: str, owner: str, options: Mapping[str, Any], known: Sequence[str]) -> None:
     """Raise a `ValueError` for the first option that `owner` does not have."""
-    if not isinstance(options, Mapping):
+    if not isinstance(options, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(f"{key}: must be names and values, got {options!r}")
     for name in options:
         if not known:

@@ -37,7 +37,10 @@ from hicache.tree import Action
 
 __all__ = ["CONVENTIONS", "Loop", "Step", "Track"]
 
-CONVENTIONS = {"u+w(c-u)": (lambda w: w, lambda w: 1 - w), "1+w": (lambda w: 1 + w, lambda w: -w)}
+CONVENTIONS: dict[str, tuple[Callable[[float], float], Callable[[float], float]]] = {
+    "u+w(c-u)": (lambda w: w, lambda w: 1 - w),
+    "1+w": (lambda w: 1 + w, lambda w: -w),
+}
 """Name -> the weights of c and u from the scale w."""
 
 
@@ -289,10 +292,10 @@ class Loop:
         self.aligned = self.aligned or alignment(c, u, self.batch) >= self.guidance.threshold
 
 
-def mapped(rule: Callable[..., Tensor], *values: Any) -> Any:
-    """`rule` on the leaves of values of one structure; the rest is taken from the first."""
-    found = [flatten(value) for value in values]
-    return unflatten([rule(*leaves) for leaves in zip(*(leaves for leaves, _ in found), strict=True)], found[0][1])
+def mapped(rule: Callable[[Tensor, Tensor], Tensor], a: Any, b: Any) -> Any:
+    """`rule` on the leaves of two values of one structure; the rest is taken from the first."""
+    leaves, form = flatten(a)
+    return unflatten([rule(*pair) for pair in zip(leaves, flatten(b)[0], strict=True)], form)
 
 
 def alignment(a: Any, b: Any, batch: bool) -> float:

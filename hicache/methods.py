@@ -7,9 +7,9 @@ composition, so any knob may be turned: `method("hicache", policy="mask", mask=[
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, cast
 
 from hicache.forecast import HISTORIES, Elementwise, ElementwiseBasis, Forecaster
 from hicache.knobs import DTYPES, MAX_ORDER, TIMES, Knobs, lookup, read_by
@@ -54,7 +54,7 @@ class MethodSpec:
     title: str
     paper: str
     uses: frozenset[str]
-    fixed: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict[str, Any])
     caches: bool = True
     off: Mapping[str, Any] = field(default_factory=lambda: {"interval": 1})
 
@@ -262,11 +262,12 @@ def reads(name: str, policy: str | None = None, basis: str | None = None, patch:
 
 def plain(value: Any) -> Any:
     """A knob with Python's own numbers in the place of NumPy's."""
+    kind: Any = value.__class__
     if isinstance(value, Mapping):
-        return {key: plain(each) for key, each in value.items()}
+        return {key: plain(each) for key, each in cast("Mapping[Any, Any]", value).items()}
     if isinstance(value, list | tuple):
-        return type(value)(plain(each) for each in value)
-    is_number = type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0
+        return kind(plain(each) for each in cast("Iterable[Any]", value))
+    is_number = kind.__module__ == "numpy" and getattr(value, "ndim", 1) == 0
     return value.item() if is_number else value
 
 

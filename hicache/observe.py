@@ -12,8 +12,9 @@ model with QK normalisation have nearly the same norm); they work with every bac
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -26,6 +27,7 @@ from hicache.adapters.base import Adapter
 from hicache.adapters.hooks import eager, see_hooks
 from hicache.adapters.modules import Module, compiled, replaced, uncompiled
 from hicache.patch import Patch
+from hicache.typed import vector_norm
 
 __all__ = ["attention_scores", "observed"]
 
@@ -34,7 +36,7 @@ CHUNK = 2**24
 
 
 @contextmanager
-def observed(adapter: Adapter, patch: Patch) -> Iterator[None]:
+def observed(adapter: Adapter, patch: Patch) -> Generator[None]:
     """Inside, the model's forward shows `patch` what it needs."""
     patch.valid = {stream: adapter.valid(stream) for stream in ("img", "txt", "joint")}
     if not patch.needs:
@@ -101,8 +103,12 @@ def keyed(module: Module, adapter: Adapter, patch: Patch) -> Callable[..., Any]:
         layers = {"img": getattr(attention, "to_k", None), "txt": getattr(attention, "add_k_proj", None)}
         if layers["img"] is None:
             raise ValueError(f"select: keys needs a separate key projection, which {type(attention).__name__} lacks")
+
+        def keep(name: str, _module: nn.Module, _inputs: Any, key: Tensor) -> None:
+            found[name] = key
+
         hooks = [
-            layer.register_forward_hook(lambda m, a, key, name=name: found.update({name: key}))
+            layer.register_forward_hook(functools.partial(keep, name))
             for name, layer in layers.items()
             if layer is not None
         ]
@@ -114,7 +120,8 @@ def keyed(module: Module, adapter: Adapter, patch: Patch) -> Callable[..., Any]:
         keys = found["img"]
         if "txt" in found:
             keys = torch.cat([found["txt"], keys] if adapter.rows("txt").start == 0 else [keys, found["txt"]], dim=1)
-        show(module, adapter, patch, -keys.detach().float().unflatten(-1, (heads, -1)).norm(dim=-1).mean(-1))
+        norms = vector_norm(torch.unflatten(keys.detach().float(), -1, (heads, -1)), dim=-1)
+        show(module, adapter, patch, -norms.mean(-1))
         return output
 
     return forward
@@ -128,7 +135,7 @@ class ScoreMode(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
-            with torch.no_grad(), torch._C.DisableTorchFunction():
+            with torch.no_grad(), torch._C.DisableTorchFunction():  # pyright: ignore[reportPrivateUsage]
                 self.scores = attention_scores(*args, **kwargs)
         return func(*args, **kwargs)
 

@@ -22,6 +22,7 @@ from hicache.adapters.base import Call
 from hicache.generation import Branch
 from hicache.steps.setup import Setup
 from hicache.tree import Site
+from hicache.typed import vector_norm
 
 __all__ = ["disprove", "distance"]
 
@@ -95,4 +96,4 @@ def module_value(setup: Setup, branch: Branch, index: int, call: Call) -> Tensor
 def distance(found: Tensor, wanted: Tensor) -> float:
     """`|found - wanted| / |wanted|` in float32."""
     found, wanted = found.float(), wanted.float()
-    return float((found - wanted).norm() / wanted.norm().clamp(min=1e-30))
+    return float(vector_norm(found - wanted) / vector_norm(wanted).clamp(min=1e-30))

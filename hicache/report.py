@@ -81,21 +81,21 @@ class Report:
 
     method: str
     num_steps: int | None
-    full_steps: list[int] = field(default_factory=list)
-    estimated_steps: list[int] = field(default_factory=list)
-    mixed_steps: list[int] = field(default_factory=list)
-    branches: dict[str, list[int]] = field(default_factory=dict)
-    skipped_steps: list[int] = field(default_factory=list)
-    exempt_steps: list[int] = field(default_factory=list)
+    full_steps: list[int] = field(default_factory=list[int])
+    estimated_steps: list[int] = field(default_factory=list[int])
+    mixed_steps: list[int] = field(default_factory=list[int])
+    branches: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
+    skipped_steps: list[int] = field(default_factory=list[int])
+    exempt_steps: list[int] = field(default_factory=list[int])
     cache_bytes: int = 0
     kernel: str = ""
     path: str = "fused"
     reason: str = ""
-    errors: dict[int, tuple[float, float, float]] = field(default_factory=dict)
+    errors: dict[int, tuple[float, float, float]] = field(default_factory=dict[int, tuple[float, float, float]])
     operators: dict[str, Any] | None = None
-    full_times: list[Stopwatch] = field(default_factory=list, repr=False)
-    estimated_times: list[Stopwatch] = field(default_factory=list, repr=False)
-    mixed_times: list[Stopwatch] = field(default_factory=list, repr=False)
+    full_times: list[Stopwatch] = field(default_factory=list[Stopwatch], repr=False)
+    estimated_times: list[Stopwatch] = field(default_factory=list[Stopwatch], repr=False)
+    mixed_times: list[Stopwatch] = field(default_factory=list[Stopwatch], repr=False)
 
     @property
     def seconds_full(self) -> list[float]:

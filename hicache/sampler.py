@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hicache.typed import tolist
+
 __all__ = ["clock_of", "clocks", "levels"]
 
 
@@ -40,7 +42,7 @@ def clocks(alpha: Tensor, sigma: Tensor) -> dict[str, list[float]]:
         "log_snr": extended(-ratio.log(), empty, clean),
     }
     last = len(alpha) - 1
-    return {name: ((t - t[0]) * (last / (t[-1] - t[0]))).tolist() for name, t in times.items()}
+    return {name: tolist((t - t[0]) * (last / (t[-1] - t[0]))) for name, t in times.items()}
 
 
 def extended(times: Tensor, first: bool, last: bool) -> Tensor:

@@ -72,8 +72,8 @@ class Session:
     announced: bool = False
     step: int = 0
     _at: int = -1
-    _ordinals: dict[str, int] = field(default_factory=dict)
-    _tracks: dict[str, Track] = field(default_factory=dict)
+    _ordinals: dict[str, int] = field(default_factory=dict[str, int])
+    _tracks: dict[str, Track] = field(default_factory=dict[str, Track])
 
     def advance(self) -> None:
         """A step of the own loop is over."""

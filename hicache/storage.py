@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -26,8 +26,8 @@ def tensors(values: Iterable[Any]) -> Iterator[Tensor]:
         if isinstance(value, Tensor):
             yield value
         elif isinstance(value, Mapping):
-            yield from tensors(value.values())
+            yield from tensors(cast("Mapping[Any, Any]", value).values())
         elif isinstance(value, list | tuple):
-            yield from tensors(value)
+            yield from tensors(cast("Iterable[Any]", value))
         elif is_dataclass(value):
             yield from tensors(vars(value).values())

@@ -242,5 +242,6 @@ def gate_of(module: Module, width: int) -> Gate:
     rows = slice(module.chunk * width, (module.chunk + 1) * width)
     if type(layer) is not nn.Linear or hasattr(layer, "_hf_hook"):
         return lambda condition: layer(condition)[:, rows]
-    weight, bias = layer.weight[rows], None if layer.bias is None else layer.bias[rows]
+    weight = layer.weight[rows]
+    bias = None if layer.bias is None else layer.bias[rows]  # pyright: ignore[reportUnnecessaryComparison]
     return lambda condition: F.linear(condition, weight, bias)

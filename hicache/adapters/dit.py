@@ -62,7 +62,8 @@ class DiTAdapter(Adapter):
     def gates(self, call: Call, hidden: Tensor) -> Tensor:
         first = self.model.transformer_blocks[0].norm1.emb
         waves = first.time_proj(call["timestep"]).to(hidden.dtype)
-        found, rows = [], self.gate_rows(hidden.shape[-1])
+        rows = self.gate_rows(hidden.shape[-1])
+        found: list[Tensor] = []
         for i, block in enumerate(self.model.transformer_blocks):
             embedder = block.norm1.emb
             condition = F.silu(embedder.timestep_embedder(waves) + embedder.class_embedder(call["class_labels"]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from hicache.adapters.base import Adapter, Sink, Streams
 from hicache.adapters.modules import Module, compiled
 from hicache.tree import Site
+from hicache.typed import never_compiled
 
 __all__ = ["attach_modules", "attach_scope", "eager", "guarded", "see_hooks"]
 
@@ -32,7 +33,7 @@ class Eager:
     def __init__(self, hook: Callable[..., None]) -> None:
         self.hook = hook
 
-    @torch.compiler.disable
+    @never_compiled
     def __call__(self, *args: Any) -> None:
         self.hook(*args)
 
@@ -152,7 +153,7 @@ def residual_hooks(
 
 
 @contextmanager
-def guarded(adapter: Adapter, span: tuple[int, int], choose: Callable[[Streams], Tensor | None]) -> Iterator[None]:
+def guarded(adapter: Adapter, span: tuple[int, int], choose: Callable[[Streams], Tensor | None]) -> Generator[None]:
     """Inside, `choose` decides at the entry of blocks [start, stop) what they do.
 
     It is given the hidden states there and returns None, and the blocks run (uncompiled), or their residual with

@@ -49,7 +49,7 @@ class InfDiTAdapter(Adapter):
         return list(self.model.transformer_blocks)
 
     def modules(self) -> list[Module]:
-        found = []
+        found: list[Module] = []
         for i, layer in enumerate(self.model.transformer_blocks):
             found.append(Module(Site(i, "attn"), layer.attn, layer.adaln, 0))
             if layer.cross is not None and self.model.config.cache_cross:

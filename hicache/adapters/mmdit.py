@@ -157,7 +157,8 @@ class FluxAdapter(StreamsAdapter):
 
     def example(self, batch: int, device: torch.device, **shape: int) -> dict[str, Any]:
         """1024 x 1024 pixels and 512 text tokens unless `height`, `width` or `text` say otherwise."""
-        config, kind = self.model.config, {"device": device, "dtype": self.model.dtype}
+        config: Any = self.model.config
+        kind: dict[str, Any] = {"device": device, "dtype": self.model.dtype}
         tokens, text = (shape.get("height", 1024) // 16) * (shape.get("width", 1024) // 16), shape.get("text", 512)
         return {
             "hidden_states": torch.zeros(batch, tokens, config.in_channels, **kind),
@@ -206,7 +207,8 @@ class HunyuanVideoAdapter(StreamsAdapter):
 
     def example(self, batch: int, device: torch.device, **shape: int) -> dict[str, Any]:
         """480 x 640 pixels, 65 frames and 256 text tokens unless told otherwise."""
-        config, kind = self.model.config, {"device": device, "dtype": self.model.dtype}
+        config: Any = self.model.config
+        kind: dict[str, Any] = {"device": device, "dtype": self.model.dtype}
         frames, text = (shape.get("frames", 65) - 1) // 4 + 1, shape.get("text", 256)
         size = (frames, shape.get("height", 480) // 8, shape.get("width", 640) // 8)
         return {
@@ -270,7 +272,8 @@ class QwenImageAdapter(StreamsAdapter):
 
     def example(self, batch: int, device: torch.device, **shape: int) -> dict[str, Any]:
         """1328 x 1328 pixels and 64 text tokens unless told otherwise; `reference` adds tokens of a square image."""
-        config, kind = self.model.config, {"device": device, "dtype": self.model.dtype}
+        config: Any = self.model.config
+        kind: dict[str, Any] = {"device": device, "dtype": self.model.dtype}
         images = [(1, shape.get("height", 1328) // 16, shape.get("width", 1328) // 16)]
         if "reference" in shape:
             images.append((1, shape["reference"] // 16, shape["reference"] // 16))

@@ -17,7 +17,7 @@ whose value is wanted where only some rows of the fusion are recomputed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -57,7 +57,7 @@ class Module:
 
 
 @contextmanager
-def uncompiled(blocks: Sequence[nn.Module]) -> Iterator[None]:
+def uncompiled(blocks: Sequence[nn.Module]) -> Generator[None]:
     """Inside, compiled blocks run as written, so that what is changed within them takes effect."""
     saved = [(vars(block), vars(block)["_compiled_call_impl"]) for block in blocks if compiled(block)]
     try:
@@ -75,7 +75,7 @@ def compiled(block: nn.Module) -> bool:
 
 
 @contextmanager
-def replaced(forwards: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+def replaced(forwards: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Generator[None]:
     """Inside, each module has the forward given for it."""
     saved: list[tuple[dict[str, Any], dict[str, Any]]] = []
     try:

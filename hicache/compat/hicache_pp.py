@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 import uuid
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -264,17 +265,29 @@ dmd_forecast_tree = dmd_forecast_state
 
 def tree_axpy(c: float, a: Any, b: Any) -> Any:
     """`a + c b`."""
-    return tree_map(lambda x, y: x + c * y, a, b)
+
+    def rule(x: Any, y: Any) -> Any:
+        return x + c * y
+
+    return tree_map(rule, a, b)
 
 
 def tree_sub_div(a: Any, b: Any, d: float) -> Any:
     """`(a - b) / d`."""
-    return tree_map(lambda x, y: (x - y) / d, a, b)
+
+    def rule(x: Any, y: Any) -> Any:
+        return (x - y) / d
+
+    return tree_map(rule, a, b)
 
 
 def tree_detach(a: Any) -> Any:
     """The same tensors without their history of gradients."""
-    return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, a)
+
+    def rule(x: Any) -> Any:
+        return x.detach() if isinstance(x, Tensor) else x
+
+    return tree_map(rule, a)
 
 
 def tree_cosine(a: Any, b: Any) -> float:
@@ -299,7 +312,11 @@ def adaptive_cfg_decide(state: State, gamma: float | None) -> bool:
 
 def guidance_term_tree(y_cond: Any, y_uncond: Any, strength: float) -> Any:
     """`g = w (c - u)`."""
-    return tree_map(lambda c, u: strength * (c - u), y_cond, y_uncond)
+
+    def rule(c: Any, u: Any) -> Any:
+        return strength * (c - u)
+
+    return tree_map(rule, y_cond, y_uncond)
 
 
 def forecast_guidance_tree(anchors: Sequence[tuple[int, Any]], step: int, max_order: int = 1) -> Any:
@@ -315,7 +332,7 @@ def forecast_guidance_tree(anchors: Sequence[tuple[int, Any]], step: int, max_or
 
 def reconstruct_cfg_tree(y_cond: Any, g: Any) -> Any:
     """`v = c + g`."""
-    return tree_map(lambda c, each: c + each, y_cond, g)
+    return tree_map(operator.add, y_cond, g)
 
 
 tree = SimpleNamespace(**{name: value for name, value in list(globals().items()) if name in __all__})

@@ -23,9 +23,10 @@ def on_meta(model: nn.Module) -> nn.Module:
     with torch.device("meta"):
         empty = kind.from_config(model.config).eval()
     for module in empty.modules():
-        for name, value in vars(module).items():
+        own: dict[str, Any] = module.__dict__
+        for name, value in own.items():
             if isinstance(value, Tensor) and not value.is_meta:
-                vars(module)[name] = without_values(value)
+                own[name] = without_values(value)
     empty._apply(without_values)
     return empty if empty.dtype == model.dtype else empty.to(model.dtype)
 

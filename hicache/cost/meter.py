@@ -124,7 +124,8 @@ def measure(
     """
     if convention not in ("executed", "published"):
         raise ValueError(f"convention: must be executed or published, got {convention!r}")
-    published, tried = convention == "published", []
+    published = convention == "published"
+    tried: list[str] = []
     for bare, call in calls(model, batch, example, shape):
         try:
             with torch.no_grad():
@@ -152,6 +153,10 @@ RUNNING = (Action.COMPUTE, Action.VERIFY)
 """What a module does at a mixed step when it runs."""
 
 
+def untimed(_call: Any) -> None:
+    """The timestep of a call that has none."""
+
+
 class Meter:
     """Counts the steps of one method on one model, which is on the `meta` device where it can be.
 
@@ -173,7 +178,7 @@ class Meter:
         scripted = replace(method, policy=Scripted(method.policy), knobs=any_step(method.knobs))
         adapter = adapter_for(model) if published else find_adapter(model) if declared else None
         self.executor = Executor(adapter, scripted, model.forward, model)
-        vars(self.executor)["_timestep"] = lambda call: None  # every call is the next step, at whatever time
+        vars(self.executor)["_timestep"] = untimed  # every call is the next step, at whatever time
         self._known: dict[Any, float] = {}
 
     @property
@@ -262,7 +267,8 @@ class Meter:
 
     def _plan(self, num_steps: int, full_steps: Sequence[int]) -> list[tuple[Action, dict[Site, Action]]]:
         """The action of every step, and of every module at the mixed ones."""
-        policy, clock, found = self.policy(), Clock(num_steps=num_steps), []
+        policy, clock = self.policy(), Clock(num_steps=num_steps)
+        found: list[tuple[Action, dict[Site, Action]]] = []
         for clock.step in range(num_steps):
             action = policy.decide(clock)
             cached = Action.ESTIMATE if action is Action.COMPUTE else action

@@ -6,8 +6,8 @@ its arguments' shapes, strides and types alone, so that its result can be rememb
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -65,5 +65,5 @@ def signature(value: Any) -> Any:
             raise Concrete
         return tuple(value.shape), value.stride(), value.dtype
     if isinstance(value, (tuple, list)):
-        return tuple(signature(each) for each in value)
+        return tuple(signature(each) for each in cast("Iterable[Any]", value))
     return type(value), value

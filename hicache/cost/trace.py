@@ -13,7 +13,7 @@ at some of them.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -49,8 +49,8 @@ class Calls:
     """
 
     models: dict[str, nn.Module]
-    kinds: dict[Any, Kind] = field(default_factory=dict)
-    steps: dict[str, set[int]] = field(default_factory=dict)
+    kinds: dict[Any, Kind] = field(default_factory=dict[Any, Kind])
+    steps: dict[str, set[int]] = field(default_factory=dict[str, set[int]])
 
     @property
     def num_steps(self) -> int:
@@ -79,7 +79,8 @@ class Calls:
         """
         if not self.kinds:
             raise ValueError("trace: must have seen a call of a denoiser, got none")
-        costs, first = [], 0
+        first = 0
+        costs: list[Cost] = []
         for name, steps in self.steps.items():
             last = first + len(steps)
             own = None if full_steps is None else [s - first for s in full_steps if first <= s < last]
@@ -154,7 +155,7 @@ class Follower:
 
 
 @contextmanager
-def trace(target: Any) -> Iterator[Calls]:
+def trace(target: Any) -> Generator[Calls]:
     """Note the calls that are made of a pipeline's denoisers, or of a model, inside of the `with` block.
 
     Raises:
@@ -166,7 +167,8 @@ def trace(target: Any) -> Iterator[Calls]:
         if clock is not None:
             stack.callback(unfollow, clock, follower)
         for name, model in found.models.items():
-            signature = inspect.signature(type(getattr(model, "_orig_mod", model)).forward)
+            bare: nn.Module = getattr(model, "_orig_mod", model)
+            signature = inspect.signature(type(bare).forward)
 
             def before(
                 module: nn.Module,

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hicache import typed
 from hicache.forecast import BASES, ElementwiseBasis
 from hicache.forecast.table import Row
 
@@ -122,7 +123,7 @@ def solve(inner: Tensor, against: Tensor, ridge: float) -> Tensor:
     """Weights `[..., m]` from the anchors' inner products `[..., m, m]` and those with the target `[..., m]`."""
     trace = inner.diagonal(dim1=-2, dim2=-1).sum(-1).clamp(min=torch.finfo(inner.dtype).tiny)
     eye = torch.eye(inner.shape[-1], dtype=inner.dtype)
-    return torch.linalg.solve(inner + ridge * trace[..., None, None] * eye, against)
+    return typed.solve(inner + ridge * trace[..., None, None] * eye, against)
 
 
 def error_of(gram: Tensor, anchors: Sequence[int], target: int, weights: Tensor) -> Tensor:
@@ -175,7 +176,7 @@ def place(
     onward = torch.where(later, waiting[..., :steps], math.inf)
     value = torch.full((steps,) * memory, math.inf, dtype=gram.dtype)
     value[(0,) * memory] = 0.0
-    choices = []
+    choices: list[Tensor] = []
     for _ in range(budget - 1):
         value, chosen = (value[..., None] + onward).min(dim=0)
         choices.append(chosen)
@@ -192,11 +193,11 @@ def weigh(
 ) -> dict[int, Row]:
     """Least-squares rows of all other steps, each from the last `memory` full steps; `shared` = by all sites."""
     pooled = gram.sum(0, keepdim=True) if shared else gram
-    rows = {}
+    rows: dict[int, Row] = {}
     for step in sorted(set(range(gram.shape[-1])) - set(full_steps)):
         anchors = [a for a in full_steps if a < step][-memory:]
         weights = fit(pooled, anchors, step, ridge)
-        rows[step] = Row(anchors=tuple(anchors), weights=tuple(tuple(w) for w in weights.T.tolist()))
+        rows[step] = Row(anchors=tuple(anchors), weights=tuple(tuple(w) for w in typed.tolist(weights.T)))
     return rows
 
 
@@ -323,7 +324,7 @@ def formula_rows(
         raise ValueError(f"basis: must have weights from times alone, got {basis!r}")
     if any(b <= a for a, b in itertools.pairwise(clock)):
         raise ValueError(f"clock: must grow from step to step, got {[round(t, 3) for t in clock]}")
-    rows = {}
+    rows: dict[int, Row] = {}
     for step in sorted(set(range(len(clock))) - set(full_steps)):
         anchors = [a for a in full_steps if a < step][-rule.anchors(order) :]
         found = rule.weights([clock[a] for a in anchors], clock[step], order, sigma)

@@ -28,6 +28,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hicache.typed import vector_norm
+
 __all__ = ["Gains", "carry", "ddim", "dpmpp", "flow", "gaussian_gram", "log_spectrum"]
 
 
@@ -87,7 +89,8 @@ def gaussian_gram(alpha: Tensor, sigma: Tensor, gains: Gains, spectrum: Tensor, 
     """
     if prediction not in ("eps", "flow"):
         raise ValueError(f"prediction: must be eps or flow, got {prediction!r}")
-    x, found = torch.ones_like(spectrum), []
+    x = torch.ones_like(spectrum)
+    found: list[Tensor] = []
     for a, s, keep, move in zip(alpha, sigma, gains.sample, gains.prediction, strict=True):
         factor = s if prediction == "eps" else s - a * spectrum
         found.append(factor / (a**2 * spectrum + s**2) * x)
@@ -111,5 +114,5 @@ def carry(alpha: Tensor, sigma: Tensor, spectrum: Tensor) -> Tensor:
     later = torch.cat([alpha[1:], torch.ones_like(alpha[:1])]).square()
     noise = torch.cat([sigma[1:], torch.zeros_like(sigma[:1])]).square()
     factors = (spectrum[:, None] / (later * spectrum[:, None] + noise)).sqrt()
-    factors = factors / factors.norm(dim=1, keepdim=True)
+    factors = factors / vector_norm(factors, dim=1, keepdim=True)
     return factors.T @ factors / len(spectrum)

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hicache.typed import solve
+
 __all__ = ["TRIES", "Fit", "decibels", "gradient", "levenberg"]
 
 TRIES = 6
@@ -97,7 +99,7 @@ def levenberg(
         for _ in range(tries):
             g, curvature = gradient(found[train], slope)
             scale = curvature.diagonal().clamp(min=torch.finfo(torch.float64).tiny)
-            step = -torch.linalg.solve(curvature + damping * scale.diag(), g)
+            step = -solve(curvature + damping * scale.diag(), g)
             tried = residuals(here + step)
             runs, gained = runs + 1, decibels(tried[train]) - now
             miss = (tried - found)[train] - (slope.double() @ step).to(slope.dtype)

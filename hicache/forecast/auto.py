@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from hicache.checks import check_integer
 from hicache.forecast.basis import Scalar
 from hicache.forecast.dmd import FLOOR, HERMITE, Dmd, Window, on_cpu, stacked
 from hicache.forecast.window import uniform_tail
@@ -50,8 +51,8 @@ class Auto(Dmd):
         super().__post_init__()
         if self.holdout not in HOLDOUTS:
             raise ValueError(f"holdout: must be one of {', '.join(HOLDOUTS)}, got {self.holdout!r}")
-        if self.interval is not None and (not isinstance(self.interval, int) or self.interval < 1):
-            raise ValueError(f"interval: must be an integer >= 1, got {self.interval!r}")
+        if self.interval is not None:
+            check_integer("interval", self.interval, 1)
 
     def fit(self, times: Sequence[float], target: float, order: int, sigma: Scalar, gram: Tensor) -> Window:
         length = uniform_tail(times)
@@ -86,7 +87,7 @@ class Auto(Dmd):
     def _better(self, seen: Tensor, tail: Tensor, held: int, h: int, arm: Sequence[Scalar], start: int = 0) -> Tensor:
         """Where DMD, fitted to the anchors from `start` on with Gram matrix `seen`, is nearer to anchor `held`."""
         rows, size = seen.shape[0], seen.shape[-1]
-        errors = []
+        errors: list[Tensor] = []
         for weights in (self.identify(seen).at(h), stacked(arm, rows)):
             v = torch.zeros(rows, tail.shape[-1], dtype=torch.float64)
             v[:, start + size - weights.shape[1] : start + size] = weights

@@ -26,7 +26,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hicache.checks import check_integer
 from hicache.forecast.basis import Basis, Scalar
+from hicache.typed import solve, tolist
 
 __all__ = ["Chebyshev"]
 
@@ -54,8 +56,7 @@ class Chebyshev(Basis):
     def __post_init__(self) -> None:
         for key, low in (("degree", 0), ("span", 1), ("history", 1)):
             value = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ValueError(f"{key}: must be an integer >= {low}, got {value!r}")
+            check_integer(key, value, low)
         if not (math.isfinite(self.ridge) and self.ridge > 0):
             raise ValueError(f"ridge: must be a number > 0, got {self.ridge}")
         if not 0 <= self.mix <= 1:
@@ -80,9 +81,9 @@ class Chebyshev(Basis):
         penalty = torch.full((self.degree + 1,), self.ridge, dtype=torch.float64)
         penalty[0] *= self.penalise_constant
         at = torch.tensor(self.polynomials(target), dtype=torch.float64)
-        found = self.mix * (rows @ torch.linalg.solve(rows.T @ rows + penalty.diag(), at))
+        found = self.mix * (rows @ solve(rows.T @ rows + penalty.diag(), at))
         reach = (target - times[-1]) / (times[-1] - times[-2]) if len(times) > 1 else 0.0
         found[-1] += (1 - self.mix) * (1 + reach)
         if len(times) > 1:
             found[-2] -= (1 - self.mix) * reach
-        return found.tolist()
+        return tolist(found)

@@ -30,8 +30,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hicache.checks import check_integer
 from hicache.forecast.basis import Hermite, Scalar
 from hicache.forecast.window import GramBasis, uniform_tail
+from hicache.typed import eig, eigh, pinv, solve_ex, tolist
 
 __all__ = ["FLOOR", "Dmd", "Modes", "Window"]
 
@@ -89,8 +91,7 @@ class Dmd(GramBasis):
     def __post_init__(self) -> None:
         for key, low in (("history", 1), ("rank", 0)):
             value = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ValueError(f"{key}: must be an integer >= {low}, got {value!r}")
+            check_integer(key, value, low)
         if not 0 < self.tolerance < 1:
             raise ValueError(f"tolerance: must be between 0 and 1, got {self.tolerance}")
         if not (math.isfinite(self.ridge) and self.ridge >= 0):
@@ -130,7 +131,7 @@ class Dmd(GramBasis):
         rows, pairs = gram.shape[0], gram.shape[-1] - 1
         sound = torch.isfinite(gram).all(-1).all(-1)
         clean = torch.where(sound[:, None, None], gram, 0.0)
-        values, vectors = torch.linalg.eigh(clean[:, :-1, :-1])
+        values, vectors = eigh(clean[:, :-1, :-1])
         sizes = values.clamp(min=0.0).sqrt()
         if self.rank:
             ranks = torch.full((rows,), min(self.rank, pairs)) * (sizes[:, -1] > 0)
@@ -138,7 +139,7 @@ class Dmd(GramBasis):
             ranks = (sizes > self.tolerance * sizes[:, -1:]).sum(-1)
         poles = torch.ones(rows, pairs, dtype=torch.complex128)
         amplitudes = torch.full((rows, pairs, pairs), math.nan, dtype=torch.complex128)
-        for rank in ranks[sound].unique().tolist():
+        for rank in sorted(set(tolist(ranks[sound]))):
             if rank == 0:
                 continue
             members = torch.nonzero(sound & (ranks == rank))[:, 0]
@@ -153,10 +154,10 @@ class Dmd(GramBasis):
         whiten = vectors / (sizes + self.ridge)[:, None, :]
         propagator = (vectors / sizes[:, None, :]).mT @ gram[:, :-1, 1:] @ whiten
         sound = torch.isfinite(propagator).all(-1).all(-1)[:, None, None]
-        poles, modes = torch.linalg.eig(torch.where(sound, propagator, 0.0))
+        poles, modes = eig(torch.where(sound, propagator, 0.0))
         seen = whiten.mT @ gram[:, 1:, 1:]
-        state = torch.linalg.pinv(seen @ whiten, hermitian=True) @ seen[:, :, -1:]
-        start, _ = torch.linalg.solve_ex(modes, state.to(modes.dtype))
+        state = pinv(seen @ whiten, hermitian=True) @ seen[:, :, -1:]
+        start, _ = solve_ex(modes, state.to(modes.dtype))
         amplitudes = (whiten.to(modes.dtype) @ modes) * start.mT
         return poles, torch.where(sound, amplitudes, math.nan)
 

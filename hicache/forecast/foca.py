@@ -41,6 +41,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from hicache.checks import check_integer
 from hicache.forecast.basis import Basis, Scalar
 
 __all__ = ["Foca"]
@@ -60,8 +61,7 @@ class Foca(Basis):
     def __post_init__(self) -> None:
         if self.variant not in VARIANTS:
             raise ValueError(f"variant: must be one of {', '.join(VARIANTS)}, got {self.variant!r}")
-        if isinstance(self.history, bool) or not isinstance(self.history, int) or self.history < 2:
-            raise ValueError(f"history: must be an integer >= 2, got {self.history!r}")
+        check_integer("history", self.history, 2)
 
     def anchors(self, order: int) -> int:
         return {"variable": 3, "paper": 2, "util": 2, "anchored": self.history}[self.variant]

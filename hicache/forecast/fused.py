@@ -7,6 +7,9 @@ costs one pass over the history. `triton_gated_sum` does it in one kernel on CUD
 is the reference and serves everywhere else. Both accumulate in float32 and cast once.
 """
 
+# pyright: basic
+# What a Triton kernel does with its arguments has no types that pyright knows.
+
 from __future__ import annotations
 
 import os

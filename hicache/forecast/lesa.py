@@ -148,7 +148,8 @@ class Predictor(nn.Module):
 
     def windows(self, times: Sequence[int], last: int) -> dict[int, list[int]]:
         """The window of each step from the newest anchor to `last`, in which the steps between are forecasts."""
-        seen, found = list(times), {}
+        seen = list(times)
+        found: dict[int, list[int]] = {}
         for step in range(times[-1] + 1, last + 1):
             found[step] = window(seen, self.memories[self.stage(step)])
             seen.append(step)
@@ -190,7 +191,7 @@ class Lesa(ElementwiseBasis):
     predictor: Predictor | None = None
 
     def __post_init__(self) -> None:
-        if not (self.predictor is None or isinstance(self.predictor, Predictor)):
+        if not (self.predictor is None or isinstance(self.predictor, Predictor)):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"predictor: must be a Predictor or None, got {type(self.predictor).__name__}")
 
     def anchors(self, order: int) -> int:

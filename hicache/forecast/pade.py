@@ -69,7 +69,8 @@ class Pade(ElementwiseBasis):
         n, last = window.shape[0], window[-1]
         m = min(DENOMINATOR, (n - 1) // 2)
         top = n - 1 - m
-        series, current = [], window
+        current = window
+        series: list[Tensor] = []
         for i in range(n):
             series.append(current[-1] / math.factorial(i))
             current = current[1:] - current[:-1]

@@ -20,6 +20,7 @@ from torch import Tensor
 from hicache.forecast.basis import Scalar
 from hicache.forecast.history import History
 from hicache.forecast.pieces import pieces
+from hicache.typed import vector_norm
 
 __all__ = ["SIGMA_SCHEDULES", "Adaptive", "Constant", "Horizon", "Linear", "SigmaSchedule"]
 
@@ -154,5 +155,5 @@ def mean_length(newer: Tensor, older: Tensor | None, lead: int, channel: int) ->
     total = torch.zeros(len(flat[0]), device=newer.device)
     for rows, (first, *rest) in pieces(flat):
         difference = first.float() - rest[0].float() if rest else first.float()
-        total[rows] += torch.linalg.vector_norm(difference, dim=-1).flatten(1).sum(1)
+        total[rows] += vector_norm(difference, dim=-1).flatten(1).sum(1)
     return (total * size / max(1, flat[0][0].numel())).reshape(shape)

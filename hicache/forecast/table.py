@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from hicache.checks import check_integer
 from hicache.forecast.basis import Basis, Scalar
 
 __all__ = ["Row", "Table"]
@@ -50,13 +51,12 @@ class Table(Basis):
         memory: how many past anchors are kept.
     """
 
-    rows: Mapping[int, Row] = field(default_factory=dict)
+    rows: Mapping[int, Row] = field(default_factory=dict[int, Row])
     memory: int = 1
 
     def __post_init__(self) -> None:
         longest = max((len(row.anchors) for row in self.rows.values()), default=1)
-        if isinstance(self.memory, bool) or not isinstance(self.memory, int) or self.memory < longest:
-            raise ValueError(f"memory: must be an integer >= {longest}, the longest row, got {self.memory!r}")
+        check_integer("memory", self.memory, longest, ", the longest row")
 
     def anchors(self, order: int) -> int:
         return self.memory

@@ -83,7 +83,7 @@ def dots(a: Tensor, b: Tensor) -> Tensor:
     product, whole = a * b, a.shape[1] // DOT * DOT
     found = product[:, whole:].sum(-1).double()
     if whole:
-        found += product[:, :whole].unflatten(1, (-1, DOT)).sum(-1).double().sum(-1)
+        found += torch.unflatten(product[:, :whole], 1, (-1, DOT)).sum(-1).double().sum(-1)
     return found
 
 

@@ -61,9 +61,10 @@ def registered(block: nn.Module) -> Any:
         from diffusers.hooks._helpers import TransformerBlockRegistry
     except ImportError:
         return None
+    registry: Any = TransformerBlockRegistry
     for kind in type(block).__mro__:
         try:
-            return TransformerBlockRegistry.get(kind)
+            return registry.get(kind)
         except ValueError:
             continue
     return None

@@ -62,7 +62,7 @@ class Layout:
     def places(self) -> dict[tuple[int, int], int]:
         """(block, how often it was called before) -> position among the calls."""
         seen: dict[int, int] = {}
-        found = {}
+        found: dict[tuple[int, int], int] = {}
         for position, call in enumerate(self.calls):
             count = seen.get(call.block, 0)
             seen[call.block] = count + 1

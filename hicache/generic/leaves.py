@@ -42,7 +42,7 @@ class Kept:
 class Inner:
     """A dataclass or registered object: its type, the object itself (for `replace`) and the form of what is in it."""
 
-    kind: type
+    kind: type[object]
     form: Form
     value: Any = field(compare=False, default=None)
 
@@ -73,7 +73,7 @@ def register(kind: type, take: Callable[[Any], Any], replace: Callable[[Any, Any
 
     >>> register(SparseTensor, lambda x: x.feats, lambda x, feats: x.replace(feats))  # doctest: +SKIP
     """
-    if not isinstance(kind, type):
+    if not isinstance(kind, type):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(f"kind: must be a type, got {kind!r}")
     OPENED[kind] = Opened(take, replace)
 
@@ -85,7 +85,7 @@ def flatten(value: Any) -> tuple[list[Tensor], Form]:
     return tensors, Form(spec, tuple(node_of(x, tensors) for x in found))
 
 
-def node_of(value: Any, tensors: list[Tensor]) -> Kept | Inner | None:
+def node_of(value: object, tensors: list[Tensor]) -> Kept | Inner | None:
     """The node of one of torch's leaves; its tensors are appended to `tensors`."""
     if isinstance(value, Tensor) and type(value) not in OPENED:
         if not torch.is_floating_point(value):

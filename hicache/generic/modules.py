@@ -21,6 +21,7 @@ from hicache.generic.layout import Layout, TapError, hollow, outline
 from hicache.generic.leaves import Form, flatten, unflatten
 from hicache.generic.stubs import Run, stubbed, uncompiled
 from hicache.generic.table import modules_row
+from hicache.typed import named_modules
 
 __all__ = ["ModulesTap"]
 
@@ -60,7 +61,7 @@ class ModulesTap:
         """The modules of a block by name, and whether their results are read by nobody."""
         row = modules_row(block)
         if row is not None:
-            there = {name for name, _ in block.named_modules()}
+            there = {name for name, _ in named_modules(block)}
             declared = {**dict.fromkeys(row.sites, False), **dict.fromkeys(row.hollow, True)}
             return {name: empty for name, empty in declared.items() if name in there}
         if {"attn", "proj_mlp", "proj_out"} <= set(dict(block.named_children())):
@@ -99,7 +100,8 @@ class ModulesTap:
         given = iter(features)
         shares = [[next(given) for _ in range(count)] for count in needed]
         device = features[0].device
-        places, counts = layout.places(), {}
+        places = layout.places()
+        counts: dict[int, int] = {}
 
         def play(index: int, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             del run, args, kwargs

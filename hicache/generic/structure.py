@@ -117,5 +117,6 @@ def found_at_call(model: nn.Module, example: Mapping[str, Any]) -> dict[type, st
     assert tap.layout is not None
     found: dict[type, str] = {}
     for call in tap.layout.calls:
-        found.setdefault(type(blocks[call.block]), "identity" if call.how == "class" else call.how)
+        index: int = call.block
+        found.setdefault(type(blocks[index]), "identity" if call.how == "class" else call.how)
     return found

@@ -11,11 +11,13 @@ Between calls the model carries nothing: it can be copied, pickled and compiled 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+
+from hicache.typed import own_call
 
 __all__ = ["Handler", "Run", "stubbed", "uncompiled"]
 
@@ -33,14 +35,14 @@ def socket(module: nn.Module) -> tuple[dict[str, Any], str, Run]:
     hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
     for hook in hooks.values():
         if type(hook).__name__.startswith("ContextParallel"):
-            slots = vars(hook.fn_ref)
+            slots: dict[str, Any] = hook.fn_ref.__dict__
             return slots, "forward", slots["forward"]
     slots = vars(module)
-    return slots, SLOT, slots.get(SLOT) or module._call_impl
+    return slots, SLOT, slots.get(SLOT) or own_call(module)
 
 
 @contextmanager
-def stubbed(modules: Sequence[nn.Module], handler: Handler) -> Iterator[None]:
+def stubbed(modules: Sequence[nn.Module], handler: Handler) -> Generator[None]:
     """Inside, `handler` is called instead of each of the modules; a module that is listed twice has its first index."""
     saved: list[tuple[dict[str, Any], str, bool, Any]] = []
     seen: set[int] = set()
@@ -71,7 +73,7 @@ def standin(handler: Handler, index: int, run: Run) -> Run:
 
 
 @contextmanager
-def uncompiled(modules: Sequence[nn.Module]) -> Iterator[None]:
+def uncompiled(modules: Sequence[nn.Module]) -> Generator[None]:
     """Inside, modules that were compiled run eagerly: what stands in for a part of them would not be seen."""
     slots = [vars(module) for module in modules if vars(module).get(SLOT) is not None]
     before = [each[SLOT] for each in slots]

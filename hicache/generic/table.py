@@ -28,7 +28,7 @@ class Row:
 
     lists: tuple[str, ...] = ()
     alternating: bool = False
-    streams: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    streams: Mapping[str, Mapping[int, str]] = field(default_factory=dict[str, Mapping[int, str]])
 
 
 @dataclass(frozen=True, kw_only=True)

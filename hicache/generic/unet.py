@@ -96,7 +96,8 @@ class DeepTap:
 
     def replay(self, call: Call, features: Sequence[Tensor], layout: Layout, part: int) -> Any:
         del part
-        places, counts = layout.places(), {}
+        places = layout.places()
+        counts: dict[int, int] = {}
         device = features[0].device
 
         def play(index: int, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -102,7 +102,8 @@ def column_mass(
         scale: of the scores; None = d^-1/2.
     """
     factor = query.shape[-1] ** -0.5 if scale is None else scale
-    masses, denominators = [], []
+    masses: list[Tensor] = []
+    denominators: list[Tensor] = []
     for start in range(0, query.shape[-2], group):
         rows = slice(start, start + group)
         scores = (query[..., rows, :] @ key.transpose(-1, -2)).float() * factor

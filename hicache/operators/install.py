@@ -175,7 +175,11 @@ class Operators:
             if not self.config.mlp_dense(state.executed):
                 return correct(state, x[0], layers, self.config, self.kernels)[None]
             seen: list[Tensor] = []
-            hook = closing.register_forward_pre_hook(lambda m, inputs: seen.append(inputs[0][0]))
+
+            def keep(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+                seen.append(inputs[0][0])
+
+            hook = closing.register_forward_pre_hook(keep)
             try:
                 output = original(x, *args, **kwargs)
             finally:
@@ -236,7 +240,7 @@ class AttentionMode(TorchFunctionMode):
 
 def sparse_modules(adapter: Adapter, config: Chipmunk) -> list[Module]:
     """The modules that the configuration makes sparse: text MLPs and the first layers stay dense."""
-    found = []
+    found: list[Module] = []
     for module in adapter.modules():
         share = config.attention if module.site.module == "attn" else config.mlp
         if share is not None and module.site.layer >= config.dense_layers and module.site.stream != "txt":

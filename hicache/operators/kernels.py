@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hicache.typed import split
+
 __all__ = ["Kernels", "MlpWeights", "Reference"]
 
 
@@ -61,8 +63,8 @@ class Reference:
     def attention(
         self, query: Tensor, key: Tensor, value: Tensor, columns: Tensor, group: int, scale: float | None
     ) -> Tensor:
-        outputs = []
-        for g, rows in enumerate(query.split(group, dim=-2)):
+        outputs: list[Tensor] = []
+        for g, rows in enumerate(split(query, group, dim=-2)):
             kept = columns[..., g, :, None].expand(*columns.shape[:2], -1, key.shape[-1])
             picked = (key.gather(-2, kept), value.gather(-2, kept))
             outputs.append(F.scaled_dot_product_attention(rows, *picked, scale=scale))

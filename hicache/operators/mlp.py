@@ -26,6 +26,7 @@ from torch import Tensor
 
 from hicache.operators.chipmunk import Chipmunk
 from hicache.operators.kernels import Kernels
+from hicache.typed import tolist
 
 __all__ = ["Layers", "MlpState", "chances", "choose_units", "correct", "renew"]
 
@@ -101,7 +102,7 @@ def correct(state: MlpState, x: Tensor, layers: Layers, config: Chipmunk, kernel
 
 def group_means(x: Tensor, group: int) -> Tensor:
     """The mean of each group of consecutive tokens, `[N, C]` -> `[G, C]`."""
-    return x.unflatten(0, (-1, group)).mean(1)
+    return torch.unflatten(x, 0, (-1, group)).mean(1)
 
 
 def choose_units(moved: Tensor, config: Chipmunk, place: tuple[int, int]) -> tuple[Tensor, tuple[int, ...]]:
@@ -118,7 +119,7 @@ def choose_units(moved: Tensor, config: Chipmunk, place: tuple[int, int]) -> tup
         return every, (units,) * groups
     threshold = moved[:, : config.sampled].quantile(1 - config.mlp, dim=1, keepdim=True)
     picked = (moved > threshold) | (chances((groups, units), config.seed, place, moved.device) < config.random)
-    counts = tuple(config.rounded(max(1, int(count)), units) for count in picked.sum(1).tolist())
+    counts = tuple(config.rounded(max(1, int(count)), units) for count in tolist(picked.sum(1)))
     ranks = moved / moved.amax(1, keepdim=True).clamp_min(torch.finfo(moved.dtype).tiny) + 2.0 * picked
     return ranks.argsort(dim=1, descending=True, stable=True), counts
 

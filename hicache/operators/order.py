@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from hicache.typed import tolist
+
 __all__ = ["hooked", "permutation"]
 
 
@@ -49,7 +51,7 @@ def hooked(model: nn.Module, bind: Callable[..., Any], sides: tuple[int, int]) -
         """The permutation of these ids; reading them waits for the GPU, once per generation."""
         if not known or known[0][0] is not ids:
             grid = ids[0] if ids.dim() == 3 else ids
-            height, width = (int(side) + 1 for side in grid[:, 1:].amax(0).tolist())
+            height, width = (int(side) + 1 for side in tolist(grid[:, 1:].amax(0)))
             if len(grid) != height * width:
                 raise ValueError(f"img_ids: must be one full grid of {height} x {width} tokens, got {len(grid)} tokens")
             known[:] = [(ids, permutation(height, width, *sides).to(ids.device))]

@@ -85,9 +85,10 @@ class TritonKernels:
 def triton_kernels() -> dict[str, Any] | None:
     """The kernels by name, or None where Triton is not installed."""
     try:
-        from hicache.operators import triton_kernels as compiled
+        from hicache.operators import triton_kernels as kernels
     except ImportError:
         return None
+    compiled: Any = kernels
     return {"attention": compiled.attention_kernel, "open": compiled.open_kernel, "close": compiled.close_kernel}
 
 

@@ -1,5 +1,8 @@
 """The kernels of `hicache.operators.triton`, which says what they compute; importing this needs Triton."""
 
+# pyright: basic
+# What a Triton kernel does with its arguments has no types that pyright knows.
+
 from __future__ import annotations
 
 import triton

@@ -25,7 +25,7 @@ class Patch(ABC):
 
     amend: str = "before"
     generator: torch.Generator = field(default_factory=torch.Generator, init=False, repr=False)
-    valid: dict[str, Tensor | None] = field(default_factory=dict, init=False, repr=False)
+    valid: dict[str, Tensor | None] = field(default_factory=dict[str, Tensor | None], init=False, repr=False)
     """Which tokens of a stream are not padding, `[B, n]`, as of the newest computed step; None: all."""
 
     def __post_init__(self) -> None:

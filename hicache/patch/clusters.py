@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from hicache.checks import check_integer
 from hicache.patch.base import Patch, gather, scatter
 from hicache.policy import Clock
 from hicache.tree import Site
@@ -50,15 +51,15 @@ class ClusterPatch(Patch):
     clusters: int | None = None
     gamma: float | None = None
     iterations: int | None = None
-    centroids: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
-    labels: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+    centroids: dict[str, Tensor] = field(default_factory=dict[str, Tensor], init=False, repr=False)
+    labels: dict[str, Tensor] = field(default_factory=dict[str, Tensor], init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in ("clusters", "iterations"):
             value = getattr(self, key)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{key}: must be an integer >= 1, got {value!r}")
+            if value is not None:
+                check_integer(key, value, 1)
         if self.gamma is not None and not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma: must be between 0 and 1, got {self.gamma}")
 

@@ -36,9 +36,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from hicache.checks import check_integer
 from hicache.patch.base import Patch
 from hicache.policy import Clock
 from hicache.tree import Site
+from hicache.typed import vector_norm
 
 __all__ = ["PROFILES", "RECIPES", "SELECTORS", "TokenPatch"]
 
@@ -82,8 +84,8 @@ class TokenPatch(Patch):
     recipe: str = "toca"
     interval: int = 1
     layers: tuple[int, int] = field(default=(0, 0), init=False, repr=False)
-    scores: dict[tuple[int, str], Tensor] = field(default_factory=dict, init=False, repr=False)
-    ages: dict[Site, Tensor] = field(default_factory=dict, init=False, repr=False)
+    scores: dict[tuple[int, str], Tensor] = field(default_factory=dict[tuple[int, str], Tensor], init=False, repr=False)
+    ages: dict[Site, Tensor] = field(default_factory=dict[Site, Tensor], init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,8 +99,7 @@ class TokenPatch(Patch):
             value = getattr(self, key)
             if value is not None and not value >= 0:
                 raise ValueError(f"{key}: must be a number >= 0, got {value}")
-        if isinstance(self.tile, bool) or not isinstance(self.tile, int) or self.tile < 1:
-            raise ValueError(f"tile: must be an integer >= 1, got {self.tile!r}")
+        check_integer("tile", self.tile, 1)
 
     @property
     def needs(self) -> str:
@@ -157,7 +158,7 @@ class TokenPatch(Patch):
         else:
             seen = self.scores[site.layer, site.stream]
             counted = seen if valid is None else seen.masked_fill(~valid, 0.0)
-            score = seen / counted.norm(dim=1, keepdim=True).clamp_min(1e-12)
+            score = seen / vector_norm(counted, dim=1, keepdim=True).clamp_min(1e-12)
         return score if valid is None else score.masked_fill(~valid, -math.inf)
 
     def see_scores(self, layer: int, stream: str, scores: Tensor) -> None:
@@ -187,4 +188,4 @@ def spread(score: Tensor, bonus: float, tile: int) -> Tensor:
         raise ValueError(f"spread: needs a square grid of tokens in tiles of {tile}, got {tokens} tokens")
     tiles = score.reshape(batch, side // tile, tile, side // tile, tile).transpose(2, 3).flatten(3)
     best = torch.zeros_like(tiles).scatter(3, tiles.argmax(3, keepdim=True), bonus * tiles.amax(3, keepdim=True))
-    return score + best.unflatten(3, (tile, tile)).transpose(2, 3).reshape(batch, tokens)
+    return score + torch.unflatten(best, 3, (tile, tile)).transpose(2, 3).reshape(batch, tokens)

@@ -182,7 +182,7 @@ def nearest(step: int, num_steps: int, length: int) -> int:
     return round(step * (length - 1) / max(num_steps - 1, 1))
 
 
-def check_numbers(key: str, given: str | Sequence[float], known: Mapping[str, Sequence[float]]) -> None:
+def check_numbers(key: str, given: str | Sequence[object], known: Mapping[str, Sequence[float]]) -> None:
     """Raise a `ValueError` unless `given` is `auto`, a known name or a list of numbers."""
     if isinstance(given, str):
         if given not in ("auto", *known):

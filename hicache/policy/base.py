@@ -29,7 +29,7 @@ class Clock:
     timestep: float | None = None
     change: float | None = None
     error: float | None = None
-    anchors: list[int] = field(default_factory=list)
+    anchors: list[int] = field(default_factory=list[int])
 
 
 class Policy(ABC):
@@ -81,7 +81,8 @@ class Policy(ABC):
 
     def plan(self, num_steps: int) -> list[int] | None:
         """The full steps of a run of `num_steps`, or None where they depend on the data."""
-        policy, clock, full = copy.deepcopy(self), Clock(num_steps=num_steps), []
+        policy, clock = copy.deepcopy(self), Clock(num_steps=num_steps)
+        full: list[int] = []
         for clock.step in range(num_steps):
             if policy.decide(clock) is Action.COMPUTE:
                 full.append(clock.step)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from hicache.checks import check_integer
 from hicache.policy.base import Clock, Policy
 from hicache.tree import Action, Site
 
@@ -36,8 +37,7 @@ class Broadcast(Policy):
     high: float = 0.8
 
     def __post_init__(self) -> None:
-        if isinstance(self.range, bool) or not isinstance(self.range, int) or self.range < 1:
-            raise ValueError(f"range: must be an integer >= 1, got {self.range!r}")
+        check_integer("range", self.range, 1)
         if not 0 <= self.low <= self.high <= 1:
             raise ValueError(f"low: must be between 0 and high <= 1, got {self.low} and {self.high}")
 

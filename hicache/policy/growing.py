@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from hicache.checks import check_integer
 from hicache.policy.base import Clock, Policy
 from hicache.tree import Action
 
@@ -26,8 +27,7 @@ class Growing(Policy):
     alpha: float = 0.75
 
     def __post_init__(self) -> None:
-        if isinstance(self.warmup_steps, bool) or not isinstance(self.warmup_steps, int) or self.warmup_steps < 1:
-            raise ValueError(f"warmup_steps: must be an integer >= 1, got {self.warmup_steps!r}")
+        check_integer("warmup_steps", self.warmup_steps, 1)
         if not (math.isfinite(self.window) and self.window >= 1):
             raise ValueError(f"window: must be a number >= 1, got {self.window}")
         if not (math.isfinite(self.alpha) and self.alpha >= 0):

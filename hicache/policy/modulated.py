@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from hicache.checks import check_integer
 from hicache.policy.base import Clock, Policy
 from hicache.policy.static import Interval
 from hicache.tree import Action, Site
@@ -34,8 +35,7 @@ class Modulated(Policy):
     partly: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.interval, bool) or not isinstance(self.interval, int) or self.interval < 1:
-            raise ValueError(f"interval: must be an integer >= 1, got {self.interval!r}")
+        check_integer("interval", self.interval, 1)
 
     def decide(self, clock: Clock) -> Action:
         if clock.num_steps is None:

@@ -73,7 +73,8 @@ class Probe(Policy):
             max_continuous=self.max_continuous,
             max_cached=self.max_cached,
         )
-        clock, full = Clock(num_steps=num_steps, change=0.0), []
+        clock = Clock(num_steps=num_steps, change=0.0)
+        full: list[int] = []
         for clock.step in range(num_steps):
             if twin.decide(clock) is Action.COMPUTE:
                 full.append(clock.step)

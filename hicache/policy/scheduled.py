@@ -37,7 +37,8 @@ def greedy(errors: Sequence[Sequence[float]], alpha: float) -> list[int]:
     >>> greedy([[9, 9]] * 4 + [[0.1, 0.3]] * 6, alpha=0.2)
     [0, 1, 2, 3, 5, 7, 9]
     """
-    last, step, computed = len(errors) - 1, 0, []
+    last, step = len(errors) - 1, 0
+    computed: list[int] = []
     while step < last:
         computed.append(step)
         reach = range(1, min(len(errors[0]), last - step) + 1)
@@ -55,7 +56,7 @@ class KindSchedule(Policy):
     """
 
     mixes: ClassVar[bool] = True
-    table: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    table: Mapping[str, Sequence[int]] = field(default_factory=dict[str, Sequence[int]])
     fused_from: int | None = None
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from hicache.checks import check_integer
 from hicache.policy.base import Clock, Policy
 from hicache.tree import Action
 
@@ -15,11 +16,6 @@ __all__ = ["Algorithm1", "Even", "Every", "Interval", "Late", "Mask", "Power", "
 
 def _choose(full: bool) -> Action:
     return Action.COMPUTE if full else Action.ESTIMATE
-
-
-def _positive(key: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{key}: must be an integer >= 1, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +30,8 @@ class Interval(Policy):
     warmup_steps: int = 1
 
     def __post_init__(self) -> None:
-        _positive("interval", self.interval)
-        _positive("warmup_steps", self.warmup_steps)
+        check_integer("interval", self.interval, 1)
+        check_integer("warmup_steps", self.warmup_steps, 1)
 
     def decide(self, clock: Clock) -> Action:
         past = clock.step - (self.warmup_steps - 1)
@@ -53,7 +49,7 @@ class Algorithm1(Policy):
     interval: int
 
     def __post_init__(self) -> None:
-        _positive("interval", self.interval)
+        check_integer("interval", self.interval, 1)
 
     def decide(self, clock: Clock) -> Action:
         if clock.num_steps is None:
@@ -72,7 +68,7 @@ class Uniform(Policy):
     interval: int
 
     def __post_init__(self) -> None:
-        _positive("interval", self.interval)
+        check_integer("interval", self.interval, 1)
 
     def decide(self, clock: Clock) -> Action:
         if clock.num_steps is None:
@@ -121,9 +117,8 @@ class Power(Policy):
     power: float = 1.4
 
     def __post_init__(self) -> None:
-        _positive("interval", self.interval)
-        if isinstance(self.center, bool) or not isinstance(self.center, int) or self.center < 0:
-            raise ValueError(f"center: must be an integer >= 0, got {self.center!r}")
+        check_integer("interval", self.interval, 1)
+        check_integer("center", self.center, 0)
         if not 1 < self.power < float("inf"):
             raise ValueError(f"power: must be a number > 1, got {self.power}")
 
@@ -172,7 +167,7 @@ class Even(Policy):
     budget: int
 
     def __post_init__(self) -> None:
-        _positive("budget", self.budget)
+        check_integer("budget", self.budget, 1)
 
     def steps(self, num_steps: int) -> list[int]:
         """The full steps.
@@ -248,5 +243,5 @@ def full_steps(num_steps: int, interval: int, warmup_steps: int = 1) -> list[int
     >>> full_steps(num_steps=50, interval=7, warmup_steps=3)
     [0, 1, 2, 9, 16, 23, 30, 37, 44]
     """
-    _positive("num_steps", num_steps)
+    check_integer("num_steps", num_steps, 1)
     return Interval(interval=interval, warmup_steps=warmup_steps).plan(num_steps) or []

@@ -24,6 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from hicache.checks import check_integer
 from hicache.policy.base import Clock, Policy
 from hicache.tree import Action, Site
 
@@ -70,8 +71,8 @@ class Verify(Policy):
                 raise ValueError(f"{key}: must be a number >= 0, got {value}")
         for key, low in (("min_drafts", 0), ("max_drafts", 0), ("warmup_steps", 1)):
             value = getattr(self, key)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
-                raise ValueError(f"{key}: must be an integer >= {low}, got {value!r}")
+            if value is not None:
+                check_integer(key, value, low)
         if self.compare not in (None, *COMPARED):
             raise ValueError(f"compare: must be one of {', '.join(COMPARED)}, got {self.compare!r}")
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hicache.generation import Branch
 from hicache.proof import distance
+from hicache.typed import tolist
 
 __all__ = ["errors_of", "forecast"]
 
@@ -28,5 +29,5 @@ def errors_of(branch: Branch, before: list[Tensor]) -> dict[int, tuple[float, fl
     if [each.shape for each in after] != [each.shape for each in before]:
         return {}
     found = [distance(a, b.to(a.device)) for a, b in zip(before, after, strict=True)]
-    low, middle, high = torch.tensor(found).quantile(torch.tensor(QUANTILES)).tolist()
+    low, middle, high = tolist(torch.tensor(found).quantile(torch.tensor(QUANTILES)))
     return {branch.clock.step: (low, middle, high)}

@@ -17,7 +17,7 @@ it is patched, the MLP half runs on the picked rows and is fused with the rememb
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -101,7 +101,7 @@ class ModuleActions:
         self._rows: dict[Site, Tensor] = {}
 
     @contextmanager
-    def installed(self) -> Iterator[None]:
+    def installed(self) -> Generator[None]:
         """Inside, the model's forward is this step."""
         forwards: list[tuple[Any, Callable[..., Any]]] = []
         fused = {module.site for module in self.modules if module.up is not None}

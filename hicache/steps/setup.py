@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -84,7 +84,7 @@ class Observers:
             self._histories.record(site, value)
 
     @contextmanager
-    def anchor(self, branch: Branch) -> Iterator[Anchor]:
+    def anchor(self, branch: Branch) -> Generator[Anchor]:
         """Inside, the scope's values are taken; at the end they are an anchor of the branch, if it is wanted."""
         anchor = self._anchor = Anchor(branch.forecaster, len(self.sites))
         try:
@@ -102,7 +102,7 @@ class Observers:
         branch.forecaster.commit(branch.clock.step, anchor.buffer)
 
     @contextmanager
-    def modules(self, branch: Branch) -> Iterator[None]:
+    def modules(self, branch: Branch) -> Generator[None]:
         """Inside, every module runs and is remembered."""
         self._histories = branch.histories
         branch.histories.open()

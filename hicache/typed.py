@@ -1,0 +1,47 @@
+"""Functions of torch that carry no types there, with their types; nothing is added to what they do."""
+
+# pyright: basic
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "eig",
+    "eigh",
+    "named_modules",
+    "never_compiled",
+    "own_call",
+    "pinv",
+    "solve",
+    "solve_ex",
+    "split",
+    "tolist",
+    "vector_norm",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+eig: Callable[[Tensor], tuple[Tensor, Tensor]] = torch.linalg.eig
+eigh: Callable[[Tensor], tuple[Tensor, Tensor]] = torch.linalg.eigh
+pinv: Callable[..., Tensor] = torch.linalg.pinv
+solve: Callable[[Tensor, Tensor], Tensor] = torch.linalg.solve
+solve_ex: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = torch.linalg.solve_ex
+vector_norm: Callable[..., Tensor] = torch.linalg.vector_norm
+split: Callable[..., tuple[Tensor, ...]] = torch.split
+named_modules: Callable[[nn.Module], Iterator[tuple[str, nn.Module]]] = nn.Module.named_modules
+tolist: Callable[[Tensor], list[Any]] = Tensor.tolist
+
+
+def never_compiled(function: F) -> F:
+    """A function that `torch.compile` leaves alone."""
+    return torch.compiler.disable(function)  # pyright: ignore[reportReturnType]
+
+
+def own_call(module: nn.Module) -> Callable[..., Any]:
+    """What a call of a module runs: its forward with its hooks."""
+    return module._call_impl
