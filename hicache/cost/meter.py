@@ -154,7 +154,7 @@ RUNNING = (Action.COMPUTE, Action.VERIFY)
 
 
 def untimed(_call: Any) -> None:
-    """The timestep of a call that has none."""
+    """The timestep of a call that has none: every call is the next step."""
 
 
 class Meter:
@@ -178,7 +178,7 @@ class Meter:
         scripted = replace(method, policy=Scripted(method.policy), knobs=any_step(method.knobs))
         adapter = adapter_for(model) if published else find_adapter(model) if declared else None
         self.executor = Executor(adapter, scripted, model.forward, model)
-        vars(self.executor)["_timestep"] = untimed  # every call is the next step, at whatever time
+        vars(self.executor)["_timestep"] = untimed
         self._known: dict[Any, float] = {}
 
     @property
