@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -26,6 +27,8 @@ class MetricsConfig:
     level: float = 0.95
     resamples: int = 2000
     bootstrap_seed: int = 0
+    timing: Any = "quick"
+    """`quick`: times of at most a tenth of the run; `full`: all repeats beside the reference; `false`: none."""
     latency_batch: int = 8
     latency_repeats: int = 3
     latency_warmup: int = 1
@@ -38,6 +41,8 @@ class MetricsConfig:
     def __post_init__(self) -> None:
         if self.objective is not None:
             check(self.objective in self.names, "metrics.objective", "must be one of metrics.names", self.objective)
+        valid = self.timing is False or self.timing in ("quick", "full")
+        check(valid, "metrics.timing", "must be one of false, quick, full", self.timing)
         check(0 < self.level < 1, "metrics.level", "must be between 0 and 1", self.level)
         for name in ("resamples", "latency_batch", "latency_repeats"):
             check(getattr(self, name) >= 1, f"metrics.{name}", "must be an integer >= 1", getattr(self, name))

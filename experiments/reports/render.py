@@ -106,7 +106,7 @@ def facts(table: Table) -> list[str]:
             said[-1] += f", {sampled}. In brackets: {first.metrics.level:.0%} intervals over items."
     if any("wall_speedup" in row.ours for row in table.rows):
         said.append(
-            "wall ×: measured at the end of each run, reference and method in turn in one process; the protocol "
+            "wall ×: from the generation of both runs or from repeats at the end, as metrics.timing says; the protocol "
             "behind quoted speed-ups is in benchmarks/."
         )
     cells = [cell for row in table.rows for cell in row.ours.values()]

@@ -15,6 +15,7 @@ import hashlib
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -28,7 +29,7 @@ from experiments.backends.base import Backend, Item
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, RunError, choose
 from experiments.errors import check as check_value
-from experiments.files import ensure_writable, lacks_space, possible, write_json
+from experiments.files import ensure_writable, lacks_space, possible, read_json, write_json
 from experiments.progress import Progress
 from experiments.runs import operators
 from experiments.runs.folder import REQUIRED, RunFolder
@@ -37,6 +38,7 @@ from experiments.runs.loggers import Logger, check_logger, make_logger, report_f
 from experiments.runs.metrics.evidence import Evidence
 from experiments.runs.metrics.registry import applicable, check_metrics, compute
 from experiments.runs.picture import draw_comparison
+from experiments.runs.timing import TIMES, timing
 from experiments.settings.checks import check_fit, check_method
 from experiments.settings.cost import count_flops
 from experiments.settings.identity import canonical, run_id
@@ -318,13 +320,32 @@ def finish(run: Run, folder: RunFolder, reference: Outcome | None, logger: Logge
     if settings.operators.name != "none":
         metrics |= operators.summary_of(records)
     metrics |= cost(backend, run, records, reference)
-    metrics |= known.get("latency") and {k: known[k] for k in TIMES} or timing(backend, run)
+    kept = {key: known[key] for key in TIMES if known.get("latency") and key in known}
+    metrics |= kept or timing(run, records, comparable(folder, reference), seconds_of(backend, run))
     metrics |= {"reference": reference.folder.id if reference else None, "run": folder.id}
     write_json(folder.metrics_file, metrics)
     draw_comparison(evidence, folder.picture)
     logger.finish(metrics, folder.picture)
     (folder.path / "error.txt").unlink(missing_ok=True)
     folder.write_status("done", items=len(records))
+
+
+def comparable(folder: RunFolder, reference: Outcome | None) -> list[dict[str, Any]] | None:
+    """The records of the reference, if the same machine made both runs."""
+    if reference is None:
+        return None
+    files = [each.path / "env.json" for each in (folder, reference.folder)]
+    if not all(file.is_file() for file in files):
+        return None
+    mine, theirs = (read_json(file) for file in files)
+    same = all(mine.get(key) == theirs.get(key) for key in ("host", "gpu", "threads"))
+    return list(reference.folder.records().values()) if same else None
+
+
+def seconds_of(backend: Backend, run: Run) -> Callable[[Run], float]:
+    """Generates the batch that is timed, by this run or by its reference."""
+    batch = run.items[: run.settings.metrics.latency_batch]
+    return lambda candidate: generate_batch(backend, candidate, batch)[1]["batch_seconds"]
 
 
 def cost(backend: Backend, run: Run, records: list[dict[str, Any]], reference: Outcome | None) -> dict[str, Any]:
@@ -353,36 +374,6 @@ def cost(backend: Backend, run: Run, records: list[dict[str, Any]], reference: O
         "flops_speedup": base / total,
         "cache_bytes": max(r["cache_bytes"] for r in records),
     }
-
-
-TIMES = ("latency", "reference_latency", "wall_speedup")
-
-
-def timing(backend: Backend, run: Run) -> dict[str, Any]:
-    """Latency of one small batch, the reference and the method in turn, in this process.
-
-    `wall_speedup` is the ratio of the two medians. It is what this machine did at the end of this run, while
-    other processes may have been at work; the protocol behind quoted speed-ups is that of `benchmarks/`.
-    """
-    config = run.settings.metrics
-    batch = run.items[: config.latency_batch]
-    runs: dict[str, tuple[Run, list[float]]] = {"latency": (run, [])}
-    if run.reference is not None:
-        runs["reference_latency"] = (run.reference, [])
-    for repeat in range(config.latency_warmup + config.latency_repeats):
-        for candidate, seconds in runs.values():
-            _, facts = generate_batch(backend, candidate, batch)
-            if repeat >= config.latency_warmup:
-                seconds.append(facts["batch_seconds"])
-    found: dict[str, Any] = {name: spread(seconds, len(batch)) for name, (_, seconds) in runs.items()}
-    found.setdefault("reference_latency", found["latency"])
-    return found | {"wall_speedup": found["reference_latency"]["median"] / found["latency"]["median"]}
-
-
-def spread(seconds: list[float], batch: int) -> dict[str, Any]:
-    """Median and quartiles."""
-    q25, median, q75 = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
-    return {"median": median, "q25": q25, "q75": q75, "n": len(seconds), "batch": batch}
 
 
 def describe(run: Run) -> dict[str, Any]:

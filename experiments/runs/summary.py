@@ -30,21 +30,21 @@ def interval(summary: dict[str, Any] | None) -> str:
     return text + (f", {equal} equal" if equal else "")
 
 
-def column(metrics: dict[str, Any], latency: dict[str, Any], names: list[str]) -> list[str]:
-    """The cells of one run; `latency` is the one measured beside the other column's."""
+def column(metrics: dict[str, Any], latency: dict[str, Any] | None, names: list[str]) -> list[str]:
+    """The cells of one run; `latency` is the one measured beside the other column's, if any."""
     steps, skipped = metrics["num_full_steps"], metrics.get("num_skipped_steps")
     return [
         f"{steps:g} of {metrics['num_steps']}" + (f", {skipped:g} unguided" if skipped is not None else ""),
         f"{metrics['flops_speedup']:.2f}×",
-        f"{metrics['wall_speedup']:.2f}×",
-        f"{1000 * latency['median'] / latency['batch']:.1f}",
+        f"{metrics['wall_speedup']:.2f}×" if "wall_speedup" in metrics else "–",
+        f"{1000 * latency['median'] / latency['batch']:.1f}" if latency else "–",
         f"{metrics['cache_bytes'] / 1e6:.2f}",
         *(interval(metrics.get(name)) for name in names),
     ]
 
 
 def comparison(outcome: Outcome) -> Table:
-    """The method beside its reference, both timed in one process (see `experiments.runs.runner.timing`)."""
+    """The method beside its reference, timed as `metrics.timing` says (see `experiments.runs.timing`)."""
     settings, metrics = outcome.settings, outcome.metrics
     names = [name for name in settings.metrics.names if name in metrics]
     title = f"{settings.backend.name}, {settings.num_items} items, seed {settings.seed}"
@@ -55,9 +55,9 @@ def comparison(outcome: Outcome) -> Table:
     reference = outcome.reference
     if reference is not None:
         table.add_column(describe_method(reference.settings), justify="right")
-        columns.append(column(reference.metrics, metrics["reference_latency"], names))
+        columns.append(column(reference.metrics, metrics.get("reference_latency"), names))
     table.add_column(describe_method(settings), justify="right")
-    columns.append(column(metrics, metrics["latency"], names))
+    columns.append(column(metrics, metrics.get("latency"), names))
     for cells in zip(*columns, strict=True):
         table.add_row(*cells)
     return table
