@@ -36,6 +36,7 @@ from typing import Any
 from benchmarks.common import arguments, at_least, machine, publish
 from benchmarks.mutants import Mutant, mutants, mutated, watched
 from experiments.cli import Exit
+from experiments.errors import check
 
 __all__ = ["main", "sample"]
 
@@ -222,6 +223,9 @@ class Recorder:
 
 def _python(name: str) -> Iterable[str]:
     path = ROOT / name
+    check(
+        path.is_dir() or (path.suffix == ".py" and path.is_file()), "files", "must be files of Python or folders", name
+    )
     return [str(p.relative_to(ROOT)) for p in (sorted(path.rglob("*.py")) if path.is_dir() else [path])]
 
 
@@ -236,11 +240,11 @@ def _report(found: list[Mutant], results: dict[Mutant, str], config: dict[str, A
     dead = total["killed"] + total["too long"]
     about = {**machine(), "seed": config["seed"], "tried": f"{total['tried']} of {total['mutants']}"}
     about["killed"] = f"{100 * dead / total['tried']:.1f} %"
+    alive = [f"- {outcome}: {mutant}" for mutant, outcome in results.items() if outcome in FOUND[2:]]
     if config["save"]:
-        publish("mutation", "Mutants that the tests notice", rows, about)
-    for mutant, outcome in results.items():
-        if outcome in ("survived", "not reached"):
-            print(f"{outcome:11} {mutant}")
+        path = publish("mutation", "Mutants that the tests notice", rows, about)
+        path.write_text("\n".join([path.read_text(), "## Alive\n", *alive, ""]))
+    print("\n".join(alive))
 
 
 if __name__ == "__main__":
