@@ -150,8 +150,10 @@ LINES: tuple[Line, ...] = (
         overrides=("num_steps=28", "method=dbcache", "method.front=2", "method.back=3", "warmup_steps=3")
         + ("method.policy_options={threshold:0.3,max_continuous:-1,max_cached:-1}",),
         golden="flux|dbcache|T=28|F=2|B=3|W=3|threshold=0.3|max_continuous=-1|max_cached=-1",
-        note="Its context spans double and single blocks on FLUX; on HunyuanVideo it keeps one for each kind, which "
-        "has no counterpart here.",
+        note="Its context spans double and single blocks on FLUX. On HunyuanVideo 1.0 it keeps one for each list of "
+        "blocks: F blocks in front and B behind run in either, each probes and remembers for itself, and either may be "
+        "computed while the other is not. Here F double blocks run in front of one span and B single ones behind it; "
+        "no setting makes the two equal there.",
     ),
     Line(
         peer="cache-dit DBCache with its TaylorSeer calibrator",
@@ -244,7 +246,7 @@ METHODS: dict[str, Compared] = {
     "dbcache": Compared(
         program="vipshop/cache-dit",
         found="bit-equal on FLUX and Qwen-Image",
-        purpose="On HunyuanVideo cache-dit decides for double and single blocks apart; here one span is cached.",
+        purpose="On HunyuanVideo 1.0 cache-dit has a context for double and one for single blocks; here one span.",
     ),
     "deepcache": Compared(
         program="DeepCache 0.1.1",

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+import hicache
 from hicache.forecast import pieces
 from hicache.forecast.auto import Auto
 from hicache.forecast.chebyshev import Chebyshev
@@ -157,16 +158,14 @@ def test_policies_that_count_from_the_end_need_the_number_of_steps(name):
         policy.threshold(clock) if name == "verify" else policy.decide(clock)
 
 
-def test_an_average_over_the_batch_is_one_sigma_for_it():
-    """D = 3 and 5 on two samples, averaged 4: q = sqrt(.75 + .25 16)."""
-    import hicache
-
+def test_an_average_over_the_batch_is_one_sigma_for_each_site():
+    """D = 3 and 5 on two samples, averaged 4, at one site, 1 and 3, averaged 2, at the other: q = sqrt(.75 + .25 D^2)."""
     forecaster = hicache.forecaster("hicache_adaptive", order=1, warmup_steps=1)
-    forecaster.sigma = Adaptive(sigma=10.0, beta=0.25, per="batch")
-    forecaster.lead = 1
-    forecaster.observe(0, torch.zeros(2, 1, 1))
-    forecaster.observe(1, torch.tensor([3.0, 5.0]).reshape(2, 1, 1))
-    torch.testing.assert_close(forecaster.sigma.q.flatten(), torch.full((2,), math.sqrt(0.75 + 0.25 * 16)))
+    forecaster.sigma, forecaster.lead = Adaptive(sigma=10.0, beta=0.25, per="batch"), 2
+    forecaster.observe(0, torch.zeros(2, 2, 1, 1))
+    forecaster.observe(1, torch.tensor([[3.0, 5.0], [1.0, 3.0]]).reshape(2, 2, 1, 1))
+    expected = torch.tensor([[0.75 + 0.25 * 16] * 2, [0.75 + 0.25 * 4] * 2]).sqrt()
+    torch.testing.assert_close(forecaster.sigma.q, expected)
 
 
 def test_defaults_of_a_predictor():
