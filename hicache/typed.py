@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 __all__ = [
     "eig",
@@ -38,8 +39,11 @@ tolist: Callable[[Tensor], list[Any]] = Tensor.tolist
 
 
 def never_compiled(function: F) -> F:
-    """A function that `torch.compile` leaves alone."""
-    return torch.compiler.disable(function)  # pyright: ignore[reportReturnType]
+    """A function that `torch.compile` leaves alone, as `torch.compiler.disable` makes it.
+
+    The compiler, whose import takes seconds, is loaded when the function is called, not when it is defined.
+    """
+    return _disable_dynamo(function)  # pyright: ignore[reportReturnType]
 
 
 def own_call(module: nn.Module) -> Callable[..., Any]:
