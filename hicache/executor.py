@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from hicache.adapters.base import Adapter, Call
 from hicache.calls import binder, device_of, signature_of, timestep_of
 from hicache.clock import SamplerClock
-from hicache.forecast.frames import Frames
+from hicache.forecast.frames import FeatureForecaster
 from hicache.forecast.modules import ModuleHistories
 from hicache.generation import Branch, Generation, Memory
 from hicache.methods import CacheMethod
@@ -303,7 +303,7 @@ class Executor:
         return Memory(
             method.build_forecaster(lead=2, channel=channel),
             ModuleHistories(sites, method.policy.grouping, lambda: method.build_forecaster(lead=2)),
-            Frames(lambda shape: method.build_forecaster(lead=2, channel=channel_of(method.scope, shape))),
+            FeatureForecaster(lambda shape: method.build_forecaster(lead=2, channel=channel_of(method.scope, shape))),
             lambda: method.build_forecaster(lead=2),
         )
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hicache.forecast import Forecaster
-from hicache.forecast.frames import Frames
+from hicache.forecast.frames import FeatureForecaster
 from hicache.forecast.modules import ModuleHistories
 from hicache.generic.layout import Layout
 from hicache.patch import Patch
@@ -32,7 +32,7 @@ class Memory:
 
     forecaster: Forecaster
     histories: ModuleHistories
-    frames: Frames
+    frames: FeatureForecaster
     build: Callable[[], Forecaster]
     forms: dict[Any, Any] = field(default_factory=dict[Any, Any])
     single: dict[tuple[int, int, int], Forecaster] = field(default_factory=dict[tuple[int, int, int], Forecaster])

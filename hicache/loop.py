@@ -27,15 +27,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hicache.frames import Frames
 from hicache.generic.leaves import flatten, unflatten
 from hicache.guidance import COND, UNCOND, AdaptiveGuidance
 from hicache.methods import CacheMethod, method
+from hicache.nested import NestedForecaster
 from hicache.policy import Clock
 from hicache.report import Report, Stopwatch
 from hicache.tree import Action
 
-__all__ = ["CONVENTIONS", "Loop", "Step", "Track"]
+__all__ = ["CONVENTIONS", "Loop", "LoopBranch", "Step"]
 
 CONVENTIONS: dict[str, tuple[Callable[[float], float], Callable[[float], float]]] = {
     "u+w(c-u)": (lambda w: w, lambda w: 1 - w),
@@ -44,14 +44,14 @@ CONVENTIONS: dict[str, tuple[Callable[[float], float], Callable[[float], float]]
 """Name -> the weights of c and u from the scale w."""
 
 
-class Track:
+class LoopBranch:
     """One branch of a loop: its clock, its policy, its history."""
 
     def __init__(self, loop: Loop, name: str) -> None:
         self.loop = loop
         self.clock = Clock(branch=name, num_steps=loop.num_steps)
         self.policy = copy.deepcopy(loop.method.policy)
-        self.frames = Frames(loop.build, loop.batch)
+        self.frames = NestedForecaster(loop.build, loop.batch)
         self.frames.reset(loop.num_steps)
         self.forced = False
         self.forgets = False
@@ -102,10 +102,10 @@ class Track:
             loop.report.estimated_steps.append(step)
         return computes
 
-    def adopt(self, old: Track) -> Track:
-        """Stand in for the track of the generation before, which callers may still hold."""
+    def adopt(self, old: LoopBranch) -> LoopBranch:
+        """Stand in for the branch of the generation before, which callers may still hold."""
         vars(old).update(vars(self))
-        self.loop.tracks[self.clock.branch] = old
+        self.loop.branches[self.clock.branch] = old
         return old
 
     def observe(self, value: Any) -> None:
@@ -120,7 +120,7 @@ class Track:
         report.branches.setdefault(self.clock.branch, []).append(self.pending)
         if self.clock.branch == self.loop.first:
             report.full_steps.append(self.pending)
-        report.cache_bytes = sum(track.frames.bytes for track in self.loop.tracks.values())
+        report.cache_bytes = sum(branch.frames.bytes for branch in self.loop.branches.values())
         self.pending, self.forced, self.forgets = None, False, False
 
     def predict(self, at: float | None = None) -> Any:
@@ -134,15 +134,15 @@ class Step:
 
     index: int
     computes: bool
-    track: Track
+    branch: LoopBranch
 
     def observe(self, value: Any) -> None:
         """The value that was computed."""
-        self.track.observe(value)
+        self.branch.observe(value)
 
     def predict(self) -> Any:
         """The forecast in its place."""
-        return self.track.predict()
+        return self.branch.predict()
 
 
 class Loop:
@@ -192,24 +192,24 @@ class Loop:
         """Begin a generation: everything is forgotten. A loop that starts again at step 0 does it by itself."""
         self.num_steps = self.num_steps if num_steps is None else num_steps
         self.report = Report(method=self.method.name, num_steps=self.num_steps)
-        self.tracks: dict[str, Track] = {}
+        self.branches: dict[str, LoopBranch] = {}
         self.aligned = False
         build = None if self.guidance is None else self.guidance.build_forecaster
-        self.gap = None if build is None or build() is None else Frames(build, self.batch)  # type: ignore[arg-type]
+        self.gap = None if build is None or build() is None else NestedForecaster(build, self.batch)  # type: ignore[arg-type]
 
     @property
     def first(self) -> str:
         """The branch whose steps the report lists."""
-        return next(iter(self.tracks), "")
+        return next(iter(self.branches), "")
 
-    def branch(self, name: str) -> Track:
+    def branch(self, name: str) -> LoopBranch:
         """A prediction with its own history: `loop.branch("uncond")(i, compute)`."""
-        if name not in self.tracks:
-            self.tracks[name] = Track(self, name)
-        return self.tracks[name]
+        if name not in self.branches:
+            self.branches[name] = LoopBranch(self, name)
+        return self.branches[name]
 
     def __call__(self, step: int, compute: Callable[[], Any]) -> Any:
-        """The value at a step: what `compute` returns, or its forecast; see `Track`."""
+        """The value at a step: what `compute` returns, or its forecast; see `LoopBranch`."""
         return self.branch("")(step, compute)
 
     def __iter__(self) -> Iterator[Step]:
@@ -217,14 +217,14 @@ class Loop:
         if self.num_steps is None:
             raise ValueError("num_steps: must be given to go through the steps of a loop, got None")
         self.reset(self.num_steps)
-        track = self.branch("")
+        branch = self.branch("")
         for index in range(self.num_steps):
-            yield Step(index, track.decide(index), track)
+            yield Step(index, branch.decide(index), branch)
 
     def refresh(self, forget: bool = False) -> None:
         """Compute the next step of every branch, as where guidance begins or ends; `forget` drops what came before."""
-        for track in self.tracks.values():
-            track.forced, track.forgets = True, forget
+        for branch in self.branches.values():
+            branch.forced, branch.forgets = True, forget
 
     def wrap(self, model: Callable[..., Any], branch: str = "") -> Callable[..., Any]:
         """`model` with this cache in front; its calls are the steps of a branch, and begin anew after `num_steps`."""
@@ -276,15 +276,15 @@ class Loop:
     def unconditional(self, step: int, c: Any) -> Any:
         """u without the model: c less the forecast of c - u."""
         self.report.skipped_steps.append(step)
-        track = self.branch(UNCOND)
-        track.clock.step, track.forced = step, True
+        branch = self.branch(UNCOND)
+        branch.clock.step, branch.forced = step, True
         if self.gap is None or not self.gap.ready:
             return c
         return mapped(lambda a, g: (a.float() - g).to(a.dtype), c, self.gap.predict(step))
 
     def compare(self, step: int, c: Any, u: Any) -> None:
         """Learn from a step at which both predictions were computed."""
-        computed = all(self.tracks[name].clock.anchors[-1:] == [step] for name in (COND, UNCOND))
+        computed = all(self.branches[name].clock.anchors[-1:] == [step] for name in (COND, UNCOND))
         if self.guidance is None or not computed:
             return
         if self.gap is not None:

@@ -45,7 +45,7 @@ class Place:
 
 
 @dataclass
-class Track:
+class Timesteps:
     """The timesteps of one name in a counted loop."""
 
     first: Tensor | float
@@ -73,7 +73,7 @@ class Session:
     step: int = 0
     _at: int = -1
     _ordinals: dict[str, int] = field(default_factory=dict[str, int])
-    _tracks: dict[str, Track] = field(default_factory=dict[str, Track])
+    _timesteps: dict[str, Timesteps] = field(default_factory=dict[str, Timesteps])
 
     def advance(self) -> None:
         """A step of the own loop is over."""
@@ -102,28 +102,28 @@ class Session:
         """
         if self.stepped:
             return self.place(name)
-        track = self._tracks.get(name)
-        if timestep is None or (track is not None and self.announced and track.calls > 1):
-            if track is not None:
-                track.calls += 1
+        past = self._timesteps.get(name)
+        if timestep is None or (past is not None and self.announced and past.calls > 1):
+            if past is not None:
+                past.calls += 1
             return Place(name, None)
-        if track is None:
-            self._tracks[name] = Track(timestep, middle(timestep))
+        if past is None:
+            self._timesteps[name] = Timesteps(timestep, middle(timestep))
             self._at = 0
             self._ordinals[name] = 1
             return Place(name, None)
-        if track.calls == 1 and equal(timestep, track.first):
+        if past.calls == 1 and equal(timestep, past.first):
             if not self.announced:
                 raise PlanError(f"branch {name!r}: two calls at one timestep in an own loop; {ADVICE}")
             return self.place(name)
         if self._ordinals.get(name, 0) > 1:
             raise PlanError(f"branch {name!r}: two calls at one timestep, and the next without a step; {ADVICE}")
         now = middle(timestep)
-        turn = now - track.last
-        if not self.announced and turn * track.direction < 0:
+        turn = now - past.last
+        if not self.announced and turn * past.direction < 0:
             return None
-        track.last, track.calls = now, track.calls + 1
-        track.direction = track.direction or turn
+        past.last, past.calls = now, past.calls + 1
+        past.direction = past.direction or turn
         return Place(name, None)
 
 

@@ -35,7 +35,7 @@ import hicache
 from experiments.backends.base import Backend, Item, Sampling, sampling_of
 from experiments.calibration.trajectories import Recorder, grams
 from experiments.config.run import Settings
-from hicache.fitting.calibrate import Plan, Row, solve
+from hicache.fitting.calibrate import Plan, StepWeights, solve
 from hicache.fitting.gaussian import Gains
 from hicache.forecast.combine import combine
 
@@ -88,7 +88,7 @@ def psnr(errors: Tensor) -> float:
     return float((10 * (4 / errors.clamp(min=1e-12)).log10()).mean())
 
 
-def by_rows(rows: Mapping[int, Row]) -> Rule:
+def by_rows(rows: Mapping[int, StepWeights]) -> Rule:
     """The estimates of given weights."""
 
     def rule(s: int, sample: Tensor, anchors: list[int], values: list[Tensor]) -> Tensor:
@@ -181,7 +181,7 @@ class Loop:
 
     def refine(
         self, full_steps: Sequence[int], memory: int, train: Tensor | None = None
-    ) -> tuple[dict[int, Row], Tensor]:
+    ) -> tuple[dict[int, StepWeights], Tensor]:
         """Closed-loop rows at these full steps, and the mean square error of each item's final sample.
 
         Args:
@@ -189,7 +189,7 @@ class Loop:
             memory: anchors per row.
             train: which items the weights are found on; by default all.
         """
-        rows: dict[int, Row] = {}
+        rows: dict[int, StepWeights] = {}
         chosen = torch.ones(len(self.items), dtype=torch.bool) if train is None else train
 
         def rule(s: int, sample: Tensor, anchors: list[int], values: list[Tensor]) -> Tensor:
@@ -198,7 +198,7 @@ class Loop:
             basis = torch.stack(values[-memory:])
             flat = basis[:, chosen].flatten(1).double()
             weights = solve(flat @ flat.T, flat @ wanted[chosen].flatten().double(), self.ridge)
-            rows[s] = Row(anchors=tuple(anchors[-memory:]), weights=tuple((float(w),) for w in weights))
+            rows[s] = StepWeights(anchors=tuple(anchors[-memory:]), weights=tuple((float(w),) for w in weights))
             return torch.einsum("k,k...->...", weights.to(basis.dtype), basis)
 
         final = self.run(full_steps, rule)
@@ -209,7 +209,7 @@ class Loop:
         train = torch.arange(len(self.items)) % 2 == 0
         return None if bool(train.all()) else psnr(self.refine(full_steps, memory, train)[1][~train])
 
-    def follow(self, full_steps: Sequence[int], rows: dict[int, Row]) -> Tensor:
+    def follow(self, full_steps: Sequence[int], rows: dict[int, StepWeights]) -> Tensor:
         """Mean square error of each item's final sample under given rows."""
 
         return (self.run(full_steps, by_rows(rows)) - self.path[:, -1]).square().flatten(1).mean(1)

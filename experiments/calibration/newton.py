@@ -24,7 +24,7 @@ from experiments.calibration.closed_loop import Loop, by_rows
 from experiments.calibration.trajectories import Recorder
 from experiments.config.run import Settings
 from hicache.adapters import adapter_for
-from hicache.fitting.calibrate import Plan, Row
+from hicache.fitting.calibrate import Plan, StepWeights
 from hicache.fitting.newton import Fit, levenberg
 from hicache.policy.scheduled import kind_of
 
@@ -60,7 +60,7 @@ def moves_of(
     return found
 
 
-def moved(rows: Mapping[int, Row], moves: Sequence[Move], by: Tensor) -> dict[int, Row]:
+def moved(rows: Mapping[int, StepWeights], moves: Sequence[Move], by: Tensor) -> dict[int, StepWeights]:
     """The rows with every move made by its number."""
     weights = {s: {a: list(w) for a, w in zip(row.anchors, row.weights, strict=True)} for s, row in rows.items()}
     for move, amount in zip(moves, by.tolist(), strict=True):
@@ -70,7 +70,7 @@ def moved(rows: Mapping[int, Row], moves: Sequence[Move], by: Tensor) -> dict[in
             for site in move.group or range(width):
                 entry[site] += amount
     return {
-        s: Row(anchors=tuple(sorted(found)), weights=tuple(tuple(found[a]) for a in sorted(found)))
+        s: StepWeights(anchors=tuple(sorted(found)), weights=tuple(tuple(found[a]) for a in sorted(found)))
         for s, found in weights.items()
     }
 
@@ -83,11 +83,11 @@ class Chain(Protocol):
         """Those that are run."""
         ...
 
-    def residuals(self, rows: Mapping[int, Row]) -> Tensor:
+    def residuals(self, rows: Mapping[int, StepWeights]) -> Tensor:
         """What the final samples under these weights lack, `[items, D]`."""
         ...
 
-    def nudged(self, rows: Mapping[int, Row], step: int) -> Tensor:
+    def nudged(self, rows: Mapping[int, StepWeights], step: int) -> Tensor:
         """The same for weights that differ from those of the last `residuals` from `step` on."""
         ...
 
@@ -113,7 +113,7 @@ class Outside:
         """Those of the loop."""
         return self.loop.items
 
-    def residuals(self, rows: Mapping[int, Row]) -> Tensor:
+    def residuals(self, rows: Mapping[int, StepWeights]) -> Tensor:
         rule, self.known = by_rows(rows), {}
 
         def watch(s: int, sample: Tensor, anchors: list[int], values: list[Tensor]) -> Tensor:
@@ -122,7 +122,7 @@ class Outside:
 
         return self.lacking(self.loop.run(self.full_steps, watch))
 
-    def nudged(self, rows: Mapping[int, Row], step: int) -> Tensor:
+    def nudged(self, rows: Mapping[int, StepWeights], step: int) -> Tensor:
         known = {s: value for s, value in self.known.items() if s < step}
         return self.lacking(self.loop.run(self.full_steps, by_rows(rows), known))
 
@@ -155,7 +155,7 @@ class Inside:
     items: list[Item]
     finals: Tensor
 
-    def residuals(self, rows: Mapping[int, Row]) -> Tensor:
+    def residuals(self, rows: Mapping[int, StepWeights]) -> Tensor:
         sampling, size, found = sampling_of(self.settings), self.settings.batch_size, []
         memory = max(len(row.anchors) for row in rows.values())
         knobs = self.plan.knobs() | {"basis_options": {"rows": rows, "memory": memory}}
@@ -168,7 +168,7 @@ class Inside:
             found.append(recorder.final.detach().cpu().float())
         return (torch.cat(found) - self.finals).flatten(1)
 
-    def nudged(self, rows: Mapping[int, Row], step: int) -> Tensor:
+    def nudged(self, rows: Mapping[int, StepWeights], step: int) -> Tensor:
         del step
         return self.residuals(rows)
 
@@ -191,7 +191,7 @@ def split(count: int) -> Tensor:
     return torch.arange(count) % HELD_OUT != HELD_OUT - 1
 
 
-def jacobian(chain: Chain, rows: Mapping[int, Row], moves: Sequence[Move], by: Tensor) -> Tensor:
+def jacobian(chain: Chain, rows: Mapping[int, StepWeights], moves: Sequence[Move], by: Tensor) -> Tensor:
     """`d residuals / d moves` at the moves `by`, `[items, D, P]`, by differences."""
     here, columns = chain.residuals(moved(rows, moves, by)), []
     for index, move in enumerate(moves):
@@ -201,7 +201,7 @@ def jacobian(chain: Chain, rows: Mapping[int, Row], moves: Sequence[Move], by: T
     return torch.stack(columns, dim=-1)
 
 
-def newton(chain: Chain, plan: Plan, memory: int, report: Callable[[str], None]) -> tuple[dict[int, Row], Fit]:
+def newton(chain: Chain, plan: Plan, memory: int, report: Callable[[str], None]) -> tuple[dict[int, StepWeights], Fit]:
     """Refined rows of a plan, and how well they do; its own where nothing was better on held-out items."""
     train = split(len(chain.items))
     fitted, moves = chain.part(train), moves_of(plan.full_steps, plan.num_steps, memory, chain.groups())

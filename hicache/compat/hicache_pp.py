@@ -27,10 +27,10 @@ from torch.utils._pytree import tree_map
 
 from hicache.forecast.dmd import FLOOR, Dmd
 from hicache.forecast.window import uniform_tail
-from hicache.frames import Frames
 from hicache.guidance import AdaptiveGuidance
 from hicache.loop import alignment
 from hicache.methods import method
+from hicache.nested import NestedForecaster
 
 __all__ = [
     "adaptive_cfg_decide",
@@ -177,7 +177,7 @@ def hicache_decide(state: State) -> str:
     return state["type"]
 
 
-def frames_of(state: State, backend: str) -> Frames:
+def frames_of(state: State, backend: str) -> NestedForecaster:
     """The history of a backend."""
     key = f"_frames_{backend}"
     if key not in state:
@@ -192,7 +192,7 @@ def frames_of(state: State, backend: str) -> Frames:
             gate=False,
             basis_options=options,
         )
-        state[key] = Frames(lambda: chosen.build_forecaster(lead=1), batch=False)
+        state[key] = NestedForecaster(lambda: chosen.build_forecaster(lead=1), batch=False)
     return state[key]
 
 
@@ -324,7 +324,7 @@ def forecast_guidance_tree(anchors: Sequence[tuple[int, Any]], step: int, max_or
     if not anchors:
         raise ValueError("anchors: must be at least one, got none")
     guidance = AdaptiveGuidance(order=max(0, max_order))
-    frames = Frames(lambda: guidance.build_forecaster(), batch=False)  # type: ignore[arg-type, return-value]
+    frames = NestedForecaster(lambda: guidance.build_forecaster(), batch=False)  # type: ignore[arg-type, return-value]
     for at, value in anchors[-(max_order + 1) :]:
         frames.observe(at, value)
     return frames.predict(step)

@@ -26,11 +26,11 @@ from hicache.cost.meter import Cost, measure
 from hicache.generic.structure import denoisers
 from hicache.methods import CacheMethod
 
-__all__ = ["Calls", "Kind", "trace"]
+__all__ = ["Calls", "CallKind", "trace"]
 
 
 @dataclass
-class Kind:
+class CallKind:
     """Calls of one model that do the same: their arguments by name, and how many there were."""
 
     model: str
@@ -49,7 +49,7 @@ class Calls:
     """
 
     models: dict[str, nn.Module]
-    kinds: dict[Any, Kind] = field(default_factory=dict[Any, Kind])
+    kinds: dict[Any, CallKind] = field(default_factory=dict[Any, CallKind])
     steps: dict[str, set[int]] = field(default_factory=dict[str, set[int]])
 
     @property
@@ -61,7 +61,7 @@ class Calls:
         """A call at a step; None: of a pipeline whose scheduler does not tell, every call of a kind is a step."""
         leaves, form = tree_flatten(example)
         key = (name, form, tuple(kind_of(leaf) for leaf in leaves))
-        kind = self.kinds.setdefault(key, Kind(name, example))
+        kind = self.kinds.setdefault(key, CallKind(name, example))
         kind.count += 1
         self.steps.setdefault(name, set()).add(kind.count if step is None else step)
 
@@ -90,7 +90,7 @@ class Calls:
         return costs[0] if len(costs) == 1 else joined(costs)
 
     def _cost(
-        self, name: str, kinds: list[Kind], method: CacheMethod, full_steps: list[int] | None, part: float
+        self, name: str, kinds: list[CallKind], method: CacheMethod, full_steps: list[int] | None, part: float
     ) -> Cost:
         """The cost of the calls of one model."""
         steps, found = len(self.steps[name]), None

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from hicache import typed
 from hicache.forecast import BASES, ElementwiseBasis
-from hicache.forecast.table import Row
+from hicache.forecast.table import StepWeights
 
 __all__ = [
     "Plan",
@@ -65,7 +65,7 @@ class Plan:
     num_steps: int
     scope: str
     full_steps: tuple[int, ...]
-    rows: Mapping[int, Row] = field(repr=False)
+    rows: Mapping[int, StepWeights] = field(repr=False)
     predicted_error: float
     closed_loop_psnr: float | None = None
 
@@ -99,7 +99,7 @@ class Plan:
     def from_data(data: Mapping[str, Any]) -> Plan:
         """The inverse of `as_data`."""
         rows = {
-            int(step): Row(anchors=tuple(row["anchors"]), weights=tuple(tuple(w) for w in row["weights"]))
+            int(step): StepWeights(anchors=tuple(row["anchors"]), weights=tuple(tuple(w) for w in row["weights"]))
             for step, row in data["rows"].items()
         }
         return Plan(
@@ -190,18 +190,18 @@ def place(
 
 def weigh(
     gram: Tensor, full_steps: Sequence[int], memory: int, ridge: float = RIDGE, shared: bool = False
-) -> dict[int, Row]:
+) -> dict[int, StepWeights]:
     """Least-squares rows of all other steps, each from the last `memory` full steps; `shared` = by all sites."""
     pooled = gram.sum(0, keepdim=True) if shared else gram
-    rows: dict[int, Row] = {}
+    rows: dict[int, StepWeights] = {}
     for step in sorted(set(range(gram.shape[-1])) - set(full_steps)):
         anchors = [a for a in full_steps if a < step][-memory:]
         weights = fit(pooled, anchors, step, ridge)
-        rows[step] = Row(anchors=tuple(anchors), weights=tuple(tuple(w) for w in typed.tolist(weights.T)))
+        rows[step] = StepWeights(anchors=tuple(anchors), weights=tuple(tuple(w) for w in typed.tolist(weights.T)))
     return rows
 
 
-def total_error(gram: Tensor, cost: Tensor, rows: Mapping[int, Row], size: Tensor) -> float:
+def total_error(gram: Tensor, cost: Tensor, rows: Mapping[int, StepWeights], size: Tensor) -> float:
     """`sum_s c_s sqrt e(s)` of the rows."""
     total = 0.0
     for step, row in rows.items():
@@ -242,7 +242,7 @@ def build_plan(
     if full_steps is None:
         full_steps = place(gram, cost, budget or 0, place_memory or min(memory, 2), ridge, size)
     rows = weigh(gram, full_steps, memory, ridge)
-    reuse = {step: Row(anchors=row.anchors[-1:], weights=((1.0,),)) for step, row in rows.items()}
+    reuse = {step: StepWeights(anchors=row.anchors[-1:], weights=((1.0,),)) for step, row in rows.items()}
     baseline = total_error(gram, cost, reuse, size)
     error = total_error(gram, cost, rows, size) / baseline if baseline else 0.0
     return Plan(num_steps=gram.shape[-1], scope=scope, full_steps=tuple(full_steps), rows=rows, predicted_error=error)
@@ -309,7 +309,7 @@ def best_scale(
 
 def formula_rows(
     clock: Sequence[float], full_steps: Sequence[int], basis: str, order: int, sigma: float = 1.0
-) -> dict[int, Row]:
+) -> dict[int, StepWeights]:
     """The weights of a basis at given full steps, in any time variable.
 
     Args:
@@ -324,9 +324,9 @@ def formula_rows(
         raise ValueError(f"basis: must have weights from times alone, got {basis!r}")
     if any(b <= a for a, b in itertools.pairwise(clock)):
         raise ValueError(f"clock: must grow from step to step, got {[round(t, 3) for t in clock]}")
-    rows: dict[int, Row] = {}
+    rows: dict[int, StepWeights] = {}
     for step in sorted(set(range(len(clock))) - set(full_steps)):
         anchors = [a for a in full_steps if a < step][-rule.anchors(order) :]
         found = rule.weights([clock[a] for a in anchors], clock[step], order, sigma)
-        rows[step] = Row(anchors=tuple(anchors), weights=tuple((float(w),) for w in found))
+        rows[step] = StepWeights(anchors=tuple(anchors), weights=tuple((float(w),) for w in found))
     return rows

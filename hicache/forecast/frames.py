@@ -9,12 +9,12 @@ from torch import Tensor
 
 from hicache.forecast.forecaster import Forecaster
 
-__all__ = ["Frames"]
+__all__ = ["FeatureForecaster"]
 
 Kind = tuple[torch.Size, torch.dtype]
 
 
-class Frames:
+class FeatureForecaster:
     """Remembers the features of computed steps and forecasts them.
 
     Args:

@@ -18,11 +18,11 @@ from torch import Tensor
 from hicache.checks import check_integer
 from hicache.forecast.basis import Basis, Scalar
 
-__all__ = ["Row", "Table"]
+__all__ = ["StepWeights", "Table"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class StepWeights:
     """How one step is estimated.
 
     Attributes:
@@ -51,7 +51,7 @@ class Table(Basis):
         memory: how many past anchors are kept.
     """
 
-    rows: Mapping[int, Row] = field(default_factory=dict[int, Row])
+    rows: Mapping[int, StepWeights] = field(default_factory=dict[int, StepWeights])
     memory: int = 1
 
     def __post_init__(self) -> None:

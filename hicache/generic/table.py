@@ -1,7 +1,7 @@
 """What is declared of single classes: optional rows, for what the engine cannot find by itself.
 
-Of most classes nothing has to be known. A `Row` names the lists of blocks of a model where their names mislead, and
-the streams of a block where two of them have equal shapes or where a block returns more than its streams. `Modules`
+Of most classes nothing has to be known. A `ModelRow` names the lists of blocks of a model where their names mislead,
+and the streams of a block where two of them have equal shapes or where a block returns more than its streams. `Modules`
 names what scope `modules` stubs in a block that has no plain attention and feed-forward modules.
 """
 
@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-__all__ = ["MODULES", "ROWS", "Modules", "Row", "modules_row", "row_of"]
+__all__ = ["MODULES", "ROWS", "Modules", "ModelRow", "modules_row", "row_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ModelRow:
     """One model class.
 
     Attributes:
@@ -44,25 +44,25 @@ class Modules:
     hollow: tuple[str, ...] = ()
 
 
-_REFINED = Row(lists=("noise_refiner", "context_refiner", "siglip_refiner", "layers"))
+_REFINED = ModelRow(lists=("noise_refiner", "context_refiner", "siglip_refiner", "layers"))
 
-ROWS: dict[str, Row] = {
-    "BriaFiboTransformer2DModel": Row(
+ROWS: dict[str, ModelRow] = {
+    "BriaFiboTransformer2DModel": ModelRow(
         streams={
             "BriaFiboTransformerBlock": {0: "encoder_hidden_states", 1: "hidden_states"},
             "BriaFiboSingleTransformerBlock": {0: "hidden_states"},
         }
     ),
-    "ConsisIDTransformer3DModel": Row(streams={"ConsisIDBlock": {0: "hidden_states", 1: "encoder_hidden_states"}}),
-    "HiDreamImageTransformer2DModel": Row(
+    "ConsisIDTransformer3DModel": ModelRow(streams={"ConsisIDBlock": {0: "hidden_states", 1: "encoder_hidden_states"}}),
+    "HiDreamImageTransformer2DModel": ModelRow(
         lists=("double_stream_blocks", "single_stream_blocks"),
         streams={"HiDreamBlock": {0: "hidden_states", 1: "encoder_hidden_states"}},
     ),
-    "LatteTransformer3DModel": Row(lists=("transformer_blocks", "temporal_transformer_blocks"), alternating=True),
+    "LatteTransformer3DModel": ModelRow(lists=("transformer_blocks", "temporal_transformer_blocks"), alternating=True),
     "Lumina2Transformer2DModel": _REFINED,
-    "T5FilmDecoder": Row(lists=("decoders",)),
-    "WanAnimateTransformer3DModel": Row(streams={"WanTransformerBlock": {0: "hidden_states"}}),
-    "WanVACETransformer3DModel": Row(
+    "T5FilmDecoder": ModelRow(lists=("decoders",)),
+    "WanAnimateTransformer3DModel": ModelRow(streams={"WanTransformerBlock": {0: "hidden_states"}}),
+    "WanVACETransformer3DModel": ModelRow(
         lists=("vace_blocks", "blocks"), streams={"WanVACETransformerBlock": {1: "control_hidden_states"}}
     ),
     "ZImageTransformer2DModel": _REFINED,
@@ -83,9 +83,9 @@ MODULES: dict[str, Modules] = {
 """Modules by the name of the block's class."""
 
 
-def row_of(model: nn.Module) -> Row:
+def row_of(model: nn.Module) -> ModelRow:
     """The row of a model, by the names of its class and base classes; an empty one where there is none."""
-    return next((ROWS[kind.__name__] for kind in type(model).__mro__ if kind.__name__ in ROWS), Row())
+    return next((ROWS[kind.__name__] for kind in type(model).__mro__ if kind.__name__ in ROWS), ModelRow())
 
 
 def modules_row(block: nn.Module) -> Modules | None:

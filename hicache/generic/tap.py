@@ -49,7 +49,7 @@ Choose = Callable[[Tensor], Sequence[Tensor] | None]
 """Given how far the blocks before the span moved the hidden state: features to go on with, or None to compute."""
 
 
-class Kind(Protocol):
+class ScopeTap(Protocol):
     """What one scope does."""
 
     def compute(self, call: Call) -> tuple[Any, list[Tensor], Layout]: ...
@@ -97,19 +97,19 @@ class Tap:
         self.model = model
         self.scope = scope
         self.layout: Layout | None = None
-        self._kind: Any
+        self._tap: ScopeTap
         if scope == "output":
-            self._kind = OutputTap(model)
+            self._tap = OutputTap(model)
         elif scope == "modules":
-            self._kind = ModulesTap(model)
+            self._tap = ModulesTap(model)
         elif scope == "deep":
-            self._kind = DeepTap(model, depth)
+            self._tap = DeepTap(model, depth)
         else:
-            self._kind = BlocksTap(model, scope, front, back)
+            self._tap = BlocksTap(model, scope, front, back)
 
     def compute(self, call: Call) -> tuple[Any, list[Tensor]]:
         """Run the model and collect the features; `layout` is then the layout of this call."""
-        result, features, self.layout = self._kind.compute(call)
+        result, features, self.layout = self._tap.compute(call)
         return result, features
 
     def replay(self, call: Call, features: Sequence[Tensor], layout: Layout | None = None, part: int = 0) -> Any:
@@ -129,7 +129,7 @@ class Tap:
         if layout is None:
             raise TapError("layout: nothing was computed yet that could be replayed")
         with torch.no_grad():
-            return self._kind.replay(call, features, layout, part)
+            return self._tap.replay(call, features, layout, part)
 
     def decide(self, call: Call, choose: Choose, layout: Layout | None = None) -> tuple[Any, list[Tensor] | None]:
         """Run the blocks before the span, then do what `choose` says; for scope `span`.
@@ -137,9 +137,9 @@ class Tap:
         Returns:
             The result, and the features if the rest was computed, None if it was replayed.
         """
-        if not isinstance(self._kind, BlocksTap):
+        if not isinstance(self._tap, BlocksTap):
             raise ValueError(f"scope: must be span for a policy that probes the blocks before it, got {self.scope!r}")
-        result, features, found = self._kind.decide(call, choose, layout or self.layout)
+        result, features, found = self._tap.decide(call, choose, layout or self.layout)
         if found is not None:
             self.layout = found
         return result, features
@@ -147,7 +147,7 @@ class Tap:
     @property
     def num_blocks(self) -> int:
         """How many blocks the scope has to do with; 0 for `output`."""
-        return len(getattr(self._kind, "blocks", ()))
+        return len(getattr(self._tap, "blocks", ()))
 
 
 def scopes_of(model: nn.Module) -> tuple[str, ...]:

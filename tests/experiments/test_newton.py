@@ -17,7 +17,7 @@ from experiments.config.compose import compose
 from experiments.errors import ConfigError
 from experiments.settings.identity import canonical
 from experiments.settings.resolve import resolve
-from hicache.fitting.calibrate import Row, build_plan
+from hicache.fitting.calibrate import StepWeights, build_plan
 from hicache.fitting.newton import gradient
 
 EIGHT = Options(items=8, seconds=0.0, refine="newton")
@@ -36,11 +36,14 @@ def test_a_move_belongs_to_a_gap_and_an_anchor():
 
 
 def test_moves_are_added_to_the_weights_of_their_sites():
-    rows = {2: Row(anchors=(1,), weights=((1.0, 2.0, 3.0),)), 3: Row(anchors=(0, 1), weights=((0.0,) * 3, (1.0,) * 3))}
+    rows = {
+        2: StepWeights(anchors=(1,), weights=((1.0, 2.0, 3.0),)),
+        3: StepWeights(anchors=(0, 1), weights=((0.0,) * 3, (1.0,) * 3)),
+    }
     moves = moves_of([0, 1], 4, 2, [(0, 2), (1,)])
     found = moved(rows, moves, torch.tensor([0.5, 0.0, 0.0, -1.0]))
-    assert found[2] == Row(anchors=(0, 1), weights=((0.5, 0.0, 0.5), (1.0, 1.0, 3.0)))
-    assert found[3] == Row(anchors=(0, 1), weights=((0.5, 0.0, 0.5), (1.0, 0.0, 1.0)))
+    assert found[2] == StepWeights(anchors=(0, 1), weights=((0.5, 0.0, 0.5), (1.0, 1.0, 3.0)))
+    assert found[3] == StepWeights(anchors=(0, 1), weights=((0.5, 0.0, 0.5), (1.0, 0.0, 1.0)))
     assert moved(rows, moves, torch.zeros(4))[3] == rows[3]
 
 

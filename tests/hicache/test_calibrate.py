@@ -19,7 +19,7 @@ from hicache.fitting.calibrate import (
 )
 from hicache.fitting.gaussian import Gains, carry, ddim, flow, gaussian_gram, log_spectrum
 from hicache.forecast import BASES
-from hicache.forecast.table import Row, Table
+from hicache.forecast.table import StepWeights, Table
 from hicache.sampler import clocks
 
 T = 12
@@ -101,7 +101,7 @@ def test_a_plan_survives_its_file():
 
 
 def test_a_table_refuses_what_it_was_not_made_for():
-    table = Table(rows={5: Row(anchors=(0, 3), weights=((-1.0,), (2.0,)))}, memory=2)
+    table = Table(rows={5: StepWeights(anchors=(0, 3), weights=((-1.0,), (2.0,)))}, memory=2)
     assert table.weights([0, 3], 5, 0) == [-1.0, 2.0]
     assert table.weights([-4, 0, 3], 5, 0) == [0.0, -1.0, 2.0]
     with pytest.raises(ValueError, match="step: must be one that the plan estimates, got 6"):

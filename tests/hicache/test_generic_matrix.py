@@ -55,7 +55,7 @@ class Oracle:
     """Runs the real model; on the way it reads the values of the sites, or overwrites them."""
 
     def __init__(self, tap: Tap, part: int) -> None:
-        self.tap, self.part, self.kind = tap, part, tap._kind
+        self.tap, self.part, self.kind = tap, part, tap._tap
         self.calls = [call for call in tap.layout.calls if getattr(call, "part", 0) == part]
         self.read: list[torch.Tensor] = []
         self.given: list[torch.Tensor] | None = None
@@ -137,8 +137,8 @@ def check(name: str, model: nn.Module, scope: str, part: int = 0) -> None:
     assert distance(tap.replay(call(1), features[1], part=part), plain[1]) <= 2e-6, "its own features do not replay"
     forecast = [2 * b - a for a, b in zip(*features, strict=True)]
     counted: list[int] = []
-    modules = tap._kind.modules if scope == "modules" else getattr(tap._kind, "blocks", [])
-    ours = [m for i, m in enumerate(modules) if scope in ("modules", "deep") or tap._kind.part(i) == part]
+    modules = tap._tap.modules if scope == "modules" else getattr(tap._tap, "blocks", [])
+    ours = [m for i, m in enumerate(modules) if scope in ("modules", "deep") or tap._tap.part(i) == part]
     hooks = [module.register_forward_hook(lambda *_: counted.append(1)) for module in ours]
     replayed = tap.replay(call(2), forecast, part=part)
     assert not counted, f"{len(counted)} blocks ran at a replay"

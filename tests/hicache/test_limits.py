@@ -16,7 +16,7 @@ from hicache.forecast.foca import Foca
 from hicache.forecast.lesa import Predictor
 from hicache.forecast.pade import Pade
 from hicache.forecast.scale import Adaptive, Constant, Horizon, Linear
-from hicache.forecast.table import Row, Table
+from hicache.forecast.table import StepWeights, Table
 from hicache.patch import ClusterPatch, TokenPatch
 from hicache.policy import POLICIES, Clock
 from hicache.policy.magnitudes import LIMITS, Limits
@@ -53,7 +53,7 @@ OPTIONS = [  # what, other arguments, key, default, accepted, refused
     (Adaptive, {"sigma": 0.5}, "beta", 0.01, (0, 1), (-0.1, 1.1, NAN)),
     (Adaptive, {"sigma": 0.5}, "epsilon", 1e-6, (1e-300,), (0, -1, NAN)),
     (Adaptive, {"sigma": 0.5}, "per", "sample", ("batch",), ("step",)),
-    (Row, {"weights": ((1.0,), (2.0,))}, "anchors", REQUIRED, ((0, 3),), ((), (3, 0), (0, 0), (0,), (0, 3, 4))),
+    (StepWeights, {"weights": ((1.0,), (2.0,))}, "anchors", REQUIRED, ((0, 3),), ((), (3, 0), (0, 0), (0,), (0, 3, 4))),
     (Table, {}, "memory", 1, (1, 2), (0, *NO_COUNT)),
     (P["teacache"], {}, "threshold", 0.25, (0, INF), (-1e-9, NAN)),
     (P["teacache"], {}, "polynomial", "auto", ("flux", (1.0, 0), (2,)), ("sd3", (), (NAN,), ("1",))),

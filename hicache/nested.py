@@ -18,12 +18,12 @@ from torch.utils import _pytree as pytree
 from hicache.forecast import Forecaster
 from hicache.generic.leaves import Form, Inner, flatten, unflatten
 
-__all__ = ["Frames"]
+__all__ = ["NestedForecaster"]
 
 Group = tuple[torch.dtype, torch.device]
 
 
-class Frames:
+class NestedForecaster:
     """Observes nested values and forecasts them in the structure of the last one.
 
     Args:
