@@ -17,6 +17,7 @@ from pathlib import Path
 
 from evaluation.statistics import wilcoxon_holm
 from experiments.cli import Exit
+from experiments.config.compose import key
 from experiments.config.preset import PresetConfig
 from experiments.config.run import RunConfig, Settings
 from experiments.files import write_json
@@ -30,7 +31,7 @@ from experiments.runs.launch import runs_of
 from experiments.runs.metrics.evidence import finite_or_none
 from experiments.runs.runner import Outcome, execute
 from experiments.runs.summary import print_outcome
-from experiments.settings.describe import announcement
+from experiments.settings.describe import announcement, without_effect
 from experiments.settings.run import Run
 
 __all__ = ["Sweep"]
@@ -59,8 +60,10 @@ class Sweep:
         for run in runs_of(config, overrides):
             if self.knows(run.id, overrides):
                 continue
-            if (line := announcement(run)) is not None:
-                print(line, flush=True)
+            given = {key(word) for word in overrides}
+            for line in (announcement(run), without_effect(run.settings, given)):
+                if line is not None:
+                    print(line, flush=True)
             outcome.guard(lambda run=run: self.execute(run, overrides))
 
     def execute(self, run: Run, overrides: list[str]) -> None:

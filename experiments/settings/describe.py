@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import hicache
 from experiments.artefacts.curves import calibrated_by, curve_path
 from experiments.artefacts.plans import load_plan, path_of, stored_budget
@@ -15,7 +17,14 @@ from hicache.policy.scheduled import KindSchedule
 __all__ = [
     "announcement",
     "describe_method",
+    "without_effect",
 ]
+
+KNOBS = ("interval", "budget", "order", "sigma", "sigma_schedule", "time", "warmup_steps", "scope")
+"""Keys that some methods read."""
+
+PARTS = ("policy", "forecaster", "patch")
+"""Keys that replace parts of a method; a calibrated plan has none to replace."""
 
 
 def describe_method(settings: Settings) -> str:
@@ -26,6 +35,15 @@ def describe_method(settings: Settings) -> str:
     if not isinstance(settings.guidance, AdaptiveGuidanceConfig):
         return title
     return f"{title}, adaptive guidance (γ={settings.guidance.threshold:g})"
+
+
+def without_effect(settings: Settings, keys: Collection[str]) -> str | None:
+    """What is to be said of keys that were given and that the method does not read; None if it reads all of them."""
+    calibrated = isinstance(settings.method, CalibratedConfig)
+    read = settings.method.reads() | ({"budget"} if calibrated else {*PARTS})
+    lost = [key for key in (*KNOBS, *PARTS) if key in keys and key not in read]
+    verb = "has" if len(lost) == 1 else "have"
+    return f"{' and '.join(lost)} {verb} no effect on {settings.method.name}" if lost else None
 
 
 def title_of(settings: Settings) -> str:

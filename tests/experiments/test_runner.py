@@ -14,6 +14,7 @@ from experiments.config.compose import compose, options
 from experiments.config.run import Settings
 from experiments.runs import runner
 from experiments.runs.runner import RunError, execute, folder_of, items_of
+from experiments.settings.describe import without_effect
 from experiments.settings.method import method_of
 from experiments.settings.resolve import resolve
 from tests.programs import Program
@@ -223,6 +224,15 @@ def test_a_sweep_over_what_a_method_does_not_read_is_one_run(small, run_py, tmp_
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("run: ")]
     assert len(said) == len(set(said)) == 2, "a run that this command did already is not shown again"
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
+
+
+def test_a_key_without_effect_is_said():
+    of = settings("method=taylorseer", "sigma=0.5", "interval=5")
+    assert without_effect(of, {"method", "sigma", "interval", "seed"}) == "sigma has no effect on taylorseer"
+    assert without_effect(of, {"interval", "policy", "order"}) is None
+    plan = settings("method=calibrated", "policy=even", "budget=8")
+    assert without_effect(plan, {"policy", "budget", "interval"}) == "interval and policy have no effect on calibrated"
+    assert without_effect(settings("method=none", "interval=4"), {"interval"}) == "interval has no effect on none"
 
 
 def test_noise_depends_on_seed_and_item_only(small):
