@@ -4,6 +4,7 @@
     python -m experiments calibrate backend=digits budget=6,8,10 scope=modules items=32
     python -m experiments calibrate backend=digits budget=8 data=gaussian
     python -m experiments calibrate backend=digits method=hicache scope=modules interval=7
+    python -m experiments calibrate backend=digits method=foca policy=placed budget=8
     python -m experiments calibrate backend=digits method=smoothcache          # or teacache, magcache
 
     items     calibration items, or num_items (32; 10 for curves), with seeds of their own (calibration_seed=1000)
@@ -25,9 +26,12 @@
     output    the file; by default the shipped place for the backend
     quality   instead of a budget: the fewest full steps with so many dB on held-out items, as in quality=40dB
 
+With `policy=placed` full steps are moved for any method at any scope, from even ones, while the final samples of the
+items (12) come nearer to the un-cached ones; a third of the items decides whether the found places are kept.
+
 What is not read is refused: curves know items, calibration_seed, classes and output, `method=hicache` the first three
-and time. The open-loop error is printed first; the closed loop gives a PSNR on half of the items, with
-weights that were found on the other half.
+and time, `policy=placed` the first three, budget and seconds. A plan's open-loop error is printed first; the closed
+loop gives a PSNR on half of the items, with weights that were found on the other half.
 """
 
 from __future__ import annotations
@@ -51,8 +55,10 @@ from experiments.backends import load_backend
 from experiments.backends.base import Backend, Item, sampling_of
 from experiments.calibration.closed_loop import Loop, is_one_step, probe, psnr, refit
 from experiments.calibration.curves import CURVES
+from experiments.calibration.items import calibration_items
 from experiments.calibration.newton import Chain, Inside, Outside, newton, split
-from experiments.calibration.options import CURVE_OPTIONS, MOMENT_OPTIONS, PLAN_OPTIONS, Options
+from experiments.calibration.options import CURVE_OPTIONS, MOMENT_OPTIONS, PLACE_OPTIONS, PLAN_OPTIONS, Options
+from experiments.calibration.places import PLACE_ITEMS, store_places
 from experiments.calibration.targets import cost_line, fewest
 from experiments.calibration.trajectories import grams, split_arguments, watched
 from experiments.cli import Exit
@@ -60,7 +66,6 @@ from experiments.config.compose import compose
 from experiments.config.method import CalibratedConfig, decibels_of
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check, choose
-from experiments.runs.runner import items_of
 from experiments.settings.automatic import automatic
 from experiments.settings.method import method_of
 from experiments.settings.resolve import resolve
@@ -98,20 +103,6 @@ class Calibration:
     carry: Tensor | None = None
     items: list[Item] = dataclasses.field(default_factory=list)
     finals: Tensor = dataclasses.field(default_factory=lambda: torch.empty(0))
-
-
-def calibration_items(settings: Settings, options: Options) -> list[Item]:
-    """`items` items with seeds of their own, of the wanted classes."""
-    wanted = None if options.classes is None else set(options.classes.split("+"))
-    many = dataclasses.replace(
-        settings, seed=options.calibration_seed, num_items=options.items * (1 if wanted is None else 10)
-    )
-    items = items_of(many)
-    known = wanted is None or wanted <= {item.title for item in items}
-    check(known, "classes", "must be titles of items, as in 0+1", options.classes)
-    found = [item for item in items if wanted is None or item.title in wanted]
-    check(len(found) >= options.items, "items", f"must be at most the {len(found)} of these classes", options.items)
-    return found[: options.items]
 
 
 def measure(settings: Settings, options: Options, backend: Backend) -> Calibration:
@@ -360,6 +351,9 @@ def main(arguments: Sequence[str]) -> None:
     if "num_items" in own:
         number = own.pop("num_items")
         own.setdefault("items", number)
+    if "policy=placed" in overrides:
+        place_steps(own, overrides)
+        return
     given = [o for o in overrides if o.startswith("method=")]
     name = given[0].partition("=")[2] if given else "calibrated"
     choose("method", name, ("calibrated", "hicache", "hi_taylor", *CURVES))
@@ -384,6 +378,17 @@ def main(arguments: Sequence[str]) -> None:
     for budget in budgets:
         check(1 <= budget <= settings.num_steps, "budget", f"must be from 1 to {settings.num_steps}", budget)
     calibrate(settings, options, [] if quality is not None else budgets, quality)
+
+
+def place_steps(own: dict[str, str], overrides: list[str]) -> None:
+    """The command line with `policy=placed`: a file per budget."""
+    for key, text in own.items():
+        check(key in PLACE_OPTIONS, key, "must be left out for policy=placed, which does not read it", text)
+    options = Options.parse({key: value for key, value in own.items() if key != "budget"})
+    for budget in own.get("budget", "8").split(","):
+        settings = resolve(compose([*overrides, f"budget={budget}"]))
+        method_of(dataclasses.replace(settings, method=dataclasses.replace(settings.method, policy="even")))
+        store_places(settings, options if "items" in own else dataclasses.replace(options, items=PLACE_ITEMS))
 
 
 if __name__ == "__main__":

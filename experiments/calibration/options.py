@@ -10,7 +10,7 @@ from experiments.artefacts.base import check_output
 from experiments.errors import ConfigError, check, choose
 from hicache.forecast import BASES
 
-__all__ = ["CURVE_OPTIONS", "MOMENT_OPTIONS", "PLAN_OPTIONS", "Options"]
+__all__ = ["CURVE_OPTIONS", "MOMENT_OPTIONS", "PLACE_OPTIONS", "PLAN_OPTIONS", "Options"]
 
 REFINEMENTS = ("none", "loop", "search", "newton")
 NEWTON_ITEMS = 64
@@ -94,4 +94,5 @@ class Options:
 PLAN_OPTIONS = ("budget", "quality", *(f.name for f in dataclasses.fields(Options)))
 CURVE_OPTIONS = ("items", "calibration_seed", "classes", "output")
 MOMENT_OPTIONS = ("items", "calibration_seed", "classes", "time")
-"""What is read for a plan, for curves, and for what `sigma=auto` chooses from."""
+PLACE_OPTIONS = ("budget", "items", "calibration_seed", "classes", "seconds")
+"""What is read for a plan, for curves, for what `sigma=auto` chooses from, and for placed full steps."""

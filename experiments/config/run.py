@@ -58,7 +58,7 @@ class RunConfig:
     preset: PresetConfig | None = None
     interval: int | None = None
     budget: int | None = None
-    """Full steps of policies even and late; of a calibrated plan, where it overrides `method.budget`."""
+    """Full steps of policies even, late and placed; of a calibrated plan, where it overrides `method.budget`."""
     order: Any = None
     """An integer, or `auto`: from stored trajectories (`experiments.artefacts.moments`)."""
     sigma: Any = None
@@ -190,6 +190,6 @@ def with_budget(method: MethodConfig, budget: int) -> MethodConfig:
     if isinstance(method, CalibratedConfig):
         return dataclasses.replace(method, budget=budget)
     policy = method.policy or hicache.METHODS[method.name].fixed.get("policy", "interval")
-    rule = f"must be left open for policy {policy} (policy=even, policy=late and method=calibrated read it)"
+    rule = f"must be left open for policy {policy} (policy=even, late or placed and method=calibrated read it)"
     check("budget" in method.reads(), "budget", rule, budget)
     return method

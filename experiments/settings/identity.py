@@ -19,6 +19,7 @@ from typing import Any
 
 import hicache
 from experiments.artefacts.curves import curve_digest
+from experiments.artefacts.places import places_digest
 from experiments.artefacts.plans import contents
 from experiments.artefacts.weights import contents as learned_contents
 from experiments.config.method import StepsConfig
@@ -65,7 +66,7 @@ def canonical(settings: Settings) -> dict[str, Any]:
     described: dict[str, Any] = {
         "version": VERSION,
         "backend": semantic(settings.backend) | settings.backend.contents(),
-        "method": semantic(settings.method) | contents(settings) | curve_digest(settings) | learned_contents(settings),
+        "method": semantic(settings.method) | digests(settings),
         "num_steps": settings.num_steps,
         "num_items": settings.num_items,
         "seed": settings.seed,
@@ -87,6 +88,12 @@ def canonical(settings: Settings) -> dict[str, Any]:
     if settings.operators.name != "none":
         described["operators"] = semantic(settings.operators)
     return described
+
+
+def digests(settings: Settings) -> dict[str, str]:
+    """Of the artefacts that the method uses."""
+    found = contents(settings) | curve_digest(settings) | learned_contents(settings)
+    return found | places_digest(settings)
 
 
 def depends_on_batch(settings: Settings) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import hicache
 from experiments.artefacts.curves import curve_options
+from experiments.artefacts.places import is_placed, load_places
 from experiments.artefacts.plans import load_plan
 from experiments.artefacts.weights import load_predictor, load_router
 from experiments.config.guidance import AdaptiveGuidanceConfig, GuidanceConfig
@@ -63,6 +64,8 @@ def method_of(settings: Settings) -> CacheMethod:
         knobs |= {"sigma_schedule": schedule.name, "sigma_options": options(schedule, type(schedule))}
     if found := curve_options(settings):
         knobs["policy_options"] = found | dict(config.policy_options or {})
+    if is_placed(settings):
+        knobs["policy_options"] = {"places": load_places(settings)} | dict(config.policy_options or {})
     if isinstance(config, CalibratedConfig):
         knobs |= load_plan(settings).knobs()
     if isinstance(config, LesaConfig):

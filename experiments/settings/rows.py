@@ -7,6 +7,8 @@ import itertools
 import hicache
 from experiments.artefacts.base import command
 from experiments.artefacts.curves import curve_path
+from experiments.artefacts.places import is_placed, places_path
+from experiments.artefacts.places import maker as places_maker
 from experiments.artefacts.plans import maker as plan_maker
 from experiments.artefacts.plans import path_of as plan_path
 from experiments.artefacts.weights import maker as weights_maker
@@ -82,9 +84,13 @@ def lacks(row: RowConfig) -> str:
 
 def missing(config: RunConfig) -> str:
     """Why a run cannot start before an artefact is made; empty if it can."""
-    if not isinstance(config.method, (SmoothCacheConfig, CalibratedConfig, LearnedConfig)):
+    placed = "placed" in (config.policy, config.method.policy)
+    if not placed and not isinstance(config.method, (SmoothCacheConfig, CalibratedConfig, LearnedConfig)):
         return ""
     settings, name = resolve(config), config.method.name
+    if is_placed(settings):
+        path = places_path(settings)
+        return "" if path.is_file() else f"no {path.name}: {places_maker(settings)}"
     if isinstance(config.method, SmoothCacheConfig):
         path = curve_path(settings, name)
         return "" if path.is_file() else f"no {path.name}: {command(settings, 'calibrate', method=name)}"

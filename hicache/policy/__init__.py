@@ -8,7 +8,19 @@ from hicache.policy.learned import LayerMask
 from hicache.policy.modulated import Alternate, Modulated
 from hicache.policy.probe import Probe
 from hicache.policy.scheduled import KindSchedule
-from hicache.policy.static import Algorithm1, Even, Every, Interval, Late, Mask, Power, Stages, Uniform, full_steps
+from hicache.policy.static import (
+    Algorithm1,
+    Even,
+    Every,
+    Interval,
+    Late,
+    Mask,
+    Placed,
+    Power,
+    Stages,
+    Uniform,
+    full_steps,
+)
 from hicache.policy.verify import Verify
 
 POLICIES: dict[str, type[Policy]] = {
@@ -16,6 +28,7 @@ POLICIES: dict[str, type[Policy]] = {
     "algorithm1": Algorithm1,
     "even": Even,
     "late": Late,
+    "placed": Placed,
     "mask": Mask,
     "power": Power,
     "every": Every,
@@ -50,6 +63,7 @@ __all__ = [
     "MagCache",
     "Mask",
     "Modulated",
+    "Placed",
     "Policy",
     "Power",
     "Probe",

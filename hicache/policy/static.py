@@ -11,7 +11,19 @@ from hicache.checks import check_integer
 from hicache.policy.base import Clock, Policy
 from hicache.tree import Action
 
-__all__ = ["Algorithm1", "Even", "Every", "Interval", "Late", "Mask", "Power", "Stages", "Uniform", "full_steps"]
+__all__ = [
+    "Algorithm1",
+    "Even",
+    "Every",
+    "Interval",
+    "Late",
+    "Mask",
+    "Placed",
+    "Power",
+    "Stages",
+    "Uniform",
+    "full_steps",
+]
 
 
 def _choose(full: bool) -> Action:
@@ -205,6 +217,35 @@ class Late(Even):
             wanted = math.floor((num_steps - 1) * (share + math.sin(math.pi * share / 2)) / 2 + 0.5)
             latest = found[i] = min(wanted, latest - 1)
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placed(Even):
+    """A number of full steps at places that were found for the method and the sampler.
+
+    Found are the places whose final samples are nearest to the un-cached ones, on calibration items under the method
+    itself: `experiments calibrate policy=placed`.
+
+    Attributes:
+        places: increasing steps, the first 0, as many as the budget.
+
+    >>> Placed(budget=3, places=(0, 6, 9)).plan(10)
+    [0, 6, 9]
+    """
+
+    places: Sequence[int]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        places = list(self.places)
+        if not places or sorted(set(places)) != places or places[0] != 0 or len(places) != self.budget:
+            rule = f"must be {self.budget} increasing steps (the budget) that start with 0"
+            raise ValueError(f"places: {rule}, got {places}")
+
+    def steps(self, num_steps: int) -> list[int]:
+        if self.places[-1] >= num_steps:
+            raise ValueError(f"places: must be steps of the run, below {num_steps}, got {self.places[-1]}")
+        return list(self.places)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,123 @@
+"""Full steps placed in closed loop: the search, the file, and that a run computes them and no others."""
+
+import json
+
+import pytest
+import torch
+
+import hicache
+from experiments.artefacts.places import maker, places_path
+from experiments.calibration import places
+from experiments.calibration.calibrate import main
+from experiments.config.compose import compose
+from experiments.errors import ConfigError
+from experiments.runs.runner import execute
+from experiments.settings.identity import run_id
+from experiments.settings.resolve import resolve
+from experiments.settings.rows import missing
+from hicache.policy import Placed
+
+NEVER = 1e9
+
+
+def test_one_step_at_a_time_finds_the_best_places():
+    wanted, tried = (0, 2, 3, 9, 17), []
+
+    def score(found):
+        tried.append(found)
+        return -sum(abs(a - b) for a, b in zip(found, wanted, strict=True))
+
+    assert places.search(score, [(0, 5, 10, 15, 19), (0, 4, 9, 14, 19)], 20, NEVER) == wanted
+    assert len(tried) == len(set(tried)), "no places are tried twice"
+    assert all(found[0] == 0 and list(found) == sorted(set(found)) and found[-1] < 20 for found in tried)
+
+
+def test_no_time_leaves_the_best_start():
+    assert places.search(lambda found: -found[1], [(0, 5), (0, 3)], 10, 0.0) == (0, 3)
+
+
+def test_places_must_be_those_of_the_budget_and_of_the_run():
+    for wrong in ((0, 3), (1, 3, 5), (0, 5, 5), (0, 5, 4)):
+        with pytest.raises(ValueError, match=r"places: must be 3 increasing steps \(the budget\) that start with 0"):
+            Placed(budget=3, places=wrong)
+    with pytest.raises(ValueError, match="places: must be steps of the run, below 8, got 8"):
+        Placed(budget=2, places=(0, 8)).plan(8)
+    made = hicache.method("taylorseer", policy="placed", budget=2, policy_options={"places": [0, 5]})
+    assert made.policy.plan(8) == [0, 5]
+
+
+@pytest.fixture
+def words(tiny):
+    """A run of the tiny model; its files lie beside its weights, and are taken away."""
+    yield [f"backend.path={tiny}", "num_steps=8", "policy=placed", "budget=3", "scope=output"]
+    for path in (tiny / "places").glob("*"):
+        path.unlink()
+
+
+def settings(*given):
+    return resolve(compose(list(given)))
+
+
+def test_what_is_found_is_what_runs(words, small, capsys):
+    main([*words, "method=taylorseer", "items=4", "seconds=20"])
+    said = capsys.readouterr().out
+    assert "3 items to search on, 1 to decide" in said and "dB on held-out items, even steps" in said
+    kept = [word for word in small if not word.startswith(("interval", "num_steps"))]
+    of = settings(*kept, *words[1:], "method=taylorseer", "num_items=2")
+    data = json.loads(places_path(of).read_text())
+    even = hicache.method("taylorseer", policy="even", budget=3).policy.plan(8)
+    held = data["made"]["held_out_psnr"]
+    assert data["places"] == even or held["found"] > held["even"]
+    assert execute(of).metrics["full_steps"] == data["places"]
+    before = run_id(of)
+    data["places"] = [0, 1, 2]
+    places_path(of).write_text(json.dumps(data))
+    assert run_id(of) != before and execute(of).metrics["full_steps"] == [0, 1, 2]
+
+
+def test_held_out_items_decide(words, monkeypatch, capsys):
+    """Places that win on the items of the search and lose on the other are not kept."""
+
+    def psnr(self, found):
+        won = torch.tensor(float(found[1]))
+        return torch.stack([won, won, -won, won])
+
+    monkeypatch.setattr(places.Trial, "psnr", psnr)
+    main([*words, "method=taylorseer", "items=4"])
+    assert "even steps are kept" in capsys.readouterr().out
+    assert json.loads(places_path(settings(*words, "method=taylorseer")).read_text())["places"] == [0, 4, 7]
+
+
+def test_other_settings_are_refused_with_their_command(words, tiny):
+    of = settings(*words, "method=taylorseer", "order=2")
+    with pytest.raises(ConfigError, match="policy: placed must have been calibrated .*calibrate method=taylorseer"):
+        execute(of)
+    said = maker(of)
+    assert said.startswith("python -m experiments calibrate method=taylorseer backend=digits policy=placed")
+    assert all(f"{word} " in f"{said} " for word in ("scope=output", "budget=3", "order=2", "num_steps=8"))
+    line = [*words, "method=taylorseer", "order=2"]
+    assert missing(compose(line)) == f"no {places_path(of).name}: {said}"
+    path = places_path(of)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"keys": {}, "made": {}, "places": [0, 1, 2]}))
+    with pytest.raises(ConfigError, match=f"policy: {path.name} is valid for backend=None, got 'digits'"):
+        execute(of)
+    path.write_text("{")
+    with pytest.raises(ConfigError, match="policy: .* must be a file of experiments calibrate"):
+        execute(of)
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("memory=2", "memory: must be left out for policy=placed, which does not read it, got '2'"),
+        ("items=1", "items: must be an integer >= 2: a third of them decides at the end, got 1"),
+        ("budget=9", "budget: must be at most num_steps=8, got 9"),
+        ("seconds=nan", "seconds: must be a finite number >= 0, got nan"),
+    ],
+)
+def test_bad_input_is_one_line(words, tiny, word, line):
+    kept = [each for each in words if not each.startswith("budget")]
+    with pytest.raises(ConfigError) as error:
+        main([*kept, "method=taylorseer", word])
+    assert str(error.value) == line and not (tiny / "places").exists() or not list((tiny / "places").glob("*"))
