@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -102,6 +103,12 @@ def test_packages_keep_to_themselves(package, foreign):
     for module, targets in graph().items():
         if module.split(".")[0] == package:
             assert not {target.split(".")[0] for target in targets} & foreign, module
+
+
+def test_a_class_of_the_library_has_a_name_of_its_own():
+    trees = [ast.parse(path.read_text()) for module, path in modules().items() if module.split(".")[0] == "hicache"]
+    names = [node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)]
+    assert [name for name, count in Counter(names).items() if count > 1] == []
 
 
 def test_few_files_lie_loose():
