@@ -31,7 +31,6 @@ from experiments.files import ensure_writable, sweep, write_text
 from experiments.plans.manifest import Plan
 from experiments.reports.build import Cell, Row, Table, build, build_plan, preset_of
 from experiments.reports.costs import build_costs, build_plan_costs
-from experiments.reports.plot import plot
 from experiments.reports.ranks import judged
 from experiments.reports.render import to_csv, to_latex, to_markdown
 from experiments.reports.runs import build_runs
@@ -171,6 +170,8 @@ def write(table: Table, folder: Path, suffix: str) -> list[Path]:
         written.append(stem.with_suffix(extension))
         write_text(written[-1], render(table))
     picture = stem.with_suffix(".png")
+    from experiments.reports.plot import plot  # late: matplotlib
+
     return [*written, picture] if plot(table, picture) else written
 
 

@@ -10,8 +10,6 @@ import torch
 import hicache
 from experiments.backends import backend_of
 from experiments.backends.base import Backend
-from experiments.backends.diffusers import DiffusersBackend
-from experiments.backends.meta import blueprint_of, skeleton
 from experiments.backends.pipeline import PipelineBackend
 from experiments.backends.weights import DTYPES, locate
 from experiments.config.backend import FluxConfig
@@ -142,6 +140,9 @@ def check_fit(run: Run) -> None:
     Raises:
         ConfigError: for spans without a block, scopes that this variant of the architecture lacks, and the like.
     """
+    from experiments.backends.diffusers import DiffusersBackend  # late: tables and plans of known methods need none
+    from experiments.backends.meta import blueprint_of, skeleton
+
     built, guidance, operators, config = run.method, run.guidance, run.operators, run.settings.backend
     if not built.caches and guidance is None and operators is None:
         return
