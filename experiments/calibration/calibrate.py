@@ -19,7 +19,7 @@
               At scope output `search` is the default, for samplers whose next sample is a x + b f; others have `none`.
               At the other scopes `loop` is: it fits again on the model's own values along trajectories of the plan,
               `rounds` times. Without data there is only `none`.
-    seconds   time for the search (60)
+    seconds   time for the search (60; 150 for placed full steps)
     tokens    rows of tokens, a seeded choice, that inner products inside the model are of (96)
     basis     with data=gaussian: the weights of a basis (newton, taylor, hermite, ...) of this `order` and `sigma`
               instead of least-squares ones, in the time variable `time` (index, sigma, log_snr)
@@ -58,7 +58,7 @@ from experiments.calibration.curves import CURVES
 from experiments.calibration.items import calibration_items
 from experiments.calibration.newton import Chain, Inside, Outside, newton, split
 from experiments.calibration.options import CURVE_OPTIONS, MOMENT_OPTIONS, PLACE_OPTIONS, PLAN_OPTIONS, Options
-from experiments.calibration.places import PLACE_ITEMS, store_places
+from experiments.calibration.places import PLACE_DEFAULTS, store_places
 from experiments.calibration.targets import cost_line, fewest
 from experiments.calibration.trajectories import grams, split_arguments, watched
 from experiments.cli import Exit
@@ -384,11 +384,13 @@ def place_steps(own: dict[str, str], overrides: list[str]) -> None:
     """The command line with `policy=placed`: a file per budget."""
     for key, text in own.items():
         check(key in PLACE_OPTIONS, key, "must be left out for policy=placed, which does not read it", text)
-    options = Options.parse({key: value for key, value in own.items() if key != "budget"})
+    given = {key: value for key, value in own.items() if key != "budget"}
+    usual = {key: value for key, value in PLACE_DEFAULTS.items() if key not in given}
+    options = dataclasses.replace(Options.parse(given), **usual)
     for budget in own.get("budget", "8").split(","):
         settings = resolve(compose([*overrides, f"budget={budget}"]))
         method_of(dataclasses.replace(settings, method=dataclasses.replace(settings.method, policy="even")))
-        store_places(settings, options if "items" in own else dataclasses.replace(options, items=PLACE_ITEMS))
+        store_places(settings, options)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,15 @@ Sought are K steps s_0 = 0 < s_1 < ... < s_{K-1} that make the mean PSNR of the 
 
 x_i(s) being what item i becomes under the method with these full steps, x_i* its un-cached result. Errors of
 different gaps cancel or add up in the final sample, so that no sum over gaps predicts it (least squares on a
-trajectory loses to even steps by up to 7 dB on the models here). Hence every candidate is run. Starting from the
-better of `even` and `late`, one step at a time is moved by 4, then 2, then 1, and a move stays if the search items
-gain. The others decide at the end: if the found places are no better on them than even ones, even ones are stored.
+trajectory loses to even steps by up to 7 dB on the models here). Hence every candidate is run. Starting from
+`even` and from `late`, one step at a time is moved by 4, then 2, then 1, and a move stays if the search items gain.
+The others decide at the end: if the best places are no better on them than even ones, even ones are stored.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 
@@ -31,9 +32,10 @@ from experiments.errors import check
 from experiments.settings.method import method_of
 from hicache.policy import Even, Late
 
-__all__ = ["PLACE_ITEMS", "Trial", "search", "store_places"]
+__all__ = ["PLACE_DEFAULTS", "Trial", "search", "store_places"]
 
-PLACE_ITEMS = 12
+PLACE_DEFAULTS = {"items": 12, "seconds": 150.0}
+"""Options of a search where nothing else is said."""
 MOVES = (4, 2, 1)
 HELD_OUT = 3
 """One item of so many decides at the end."""
@@ -42,7 +44,7 @@ Places = tuple[int, ...]
 
 
 def search(score: Callable[[Places], float], starts: Sequence[Places], num_steps: int, seconds: float) -> Places:
-    """The best places that moving one step at a time finds from the best of the starts.
+    """The best places that moving one step at a time finds from any of the starts.
 
     Args:
         score: larger is better.
@@ -57,8 +59,7 @@ def search(score: Callable[[Places], float], starts: Sequence[Places], num_steps
             known[places] = score(places)
         return known[places]
 
-    best = max(starts, key=value)
-    for size in MOVES:
+    def climb(best: Places, size: int) -> Places:
         before = None
         while before != best:
             before = best
@@ -67,7 +68,9 @@ def search(score: Callable[[Places], float], starts: Sequence[Places], num_steps
                 valid = all(a < b for a, b in zip(moved, (*moved[1:], num_steps), strict=True))
                 if valid and time.monotonic() < end and value(moved) > value(best):
                     best = moved
-    return best
+        return best
+
+    return max((functools.reduce(climb, MOVES, start) for start in starts), key=value)
 
 
 @dataclasses.dataclass

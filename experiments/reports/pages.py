@@ -130,7 +130,7 @@ def refinement() -> str:
 
 
 def places() -> str:
-    """Eight full steps at the usual interval, even and late, by model, scope and forecaster."""
+    """Eight full steps at the usual interval, even, late and placed, by model, scope and forecaster."""
     rows = pd.read_csv(EMBEDDED / "places.csv")
     rows = rows[rows["full steps"] == 8]
     lines = []
@@ -147,8 +147,9 @@ def places() -> str:
             return f"{found.loc[where, 'PSNR (dB)']:.1f} ({shift} [{low}, {high}])"
 
         even = f"{found.loc['even', 'PSNR (dB)']:.1f}"
-        lines.append([str(model), str(scope), str(method), beside("interval"), even, beside("late")])
-    return table(["model", "scope", "method", "interval", "even", "late"], lines)
+        cells = (beside("interval"), even, beside("late"), beside("placed"))
+        lines.append([str(model), str(scope), str(method), *cells])
+    return table(["model", "scope", "method", "interval", "even", "late", "placed"], lines)
 
 
 def above(steps: int, better: str, other: str) -> str:

@@ -1,10 +1,11 @@
-"""Where full steps belong without a calibration: the usual interval, even steps, and steps denser towards the end.
+"""Where full steps belong: the usual interval, even steps, steps denser towards the end, and those placed by trying.
 
     python -m experiments study places backend=digits budgets=8 study_items=16      # and backend=emoji; then part=page
 
 Every row runs the same unseen items and is compared with the un-cached result of the same noise. `interval` is the
-published schedule with warm-up 2 whose last full step is nearest the end, `even` and `late` are the policies of that
-name, the calibrated plan is the shipped one. Nothing is chosen on the items of the rows. A model's rows go to
+published schedule with warm-up 2 whose last full step is nearest the end, `even`, `late` and `placed` are the policies
+of that name (`placed` where its steps are stored: `experiments calibrate policy=placed`, on 12 other items), the
+calibrated plan is the shipped one. Nothing is chosen on the items of the rows. A model's rows go to
 `results/embedded/places_<backend>`; both together are `results/embedded/places.{csv,md,png}`.
 """
 
@@ -16,10 +17,12 @@ import itertools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import hicache
 from evaluation.fidelity import psnr
 from evaluation.statistics import bootstrap_mean
+from experiments.artefacts.places import places_path
 from experiments.artefacts.plans import load_plan, path_of
 from experiments.backends.base import sampling_of
 from experiments.calibration.trajectories import split_arguments
@@ -29,6 +32,7 @@ from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
 from experiments.runs.runner import items_of
 from experiments.runs.style import COLUMN, save, styled
+from experiments.settings.method import method_of
 from experiments.settings.resolve import resolve
 from experiments.studies.calibrated import FOLDER, Bench, intervals_for
 from experiments.studies.report import write_rows
@@ -48,7 +52,7 @@ WARMUP = 2
 MODELS = ("digits", "emoji")
 SHOWN = "8"
 """Full steps of the figure."""
-MARKERS = {"interval": "v", "even": "o", "late": "^"}
+MARKERS = {"interval": "v", "even": "o", "late": "^", "placed": "D"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,6 +76,11 @@ def cases(settings: Settings, budgets: Sequence[int]) -> Iterator[Case]:
             for where, schedule in wheres.items():
                 made = hicache.method(name, scope=scope, budget=budget, **schedule, **knobs)
                 yield Case(budget=budget, scope=scope, title=title, where=where, method=made)
+            parts: dict[str, Any] = {"backend": settings.backend.name, "method": name, "scope": scope, **knobs}
+            words = [f"{key}={value}" for key, value in parts.items()]
+            own = resolve(compose([*words, "policy=placed", f"budget={budget}"]))
+            if places_path(own).is_file():
+                yield Case(budget=budget, scope=scope, title=title, where="placed", method=method_of(own))
         run = resolve(compose([f"backend={settings.backend.name}", "method=calibrated", f"budget={budget}"]))
         if path_of(run).is_file():
             made = hicache.method("calibrated", **load_plan(run).knobs())
@@ -143,9 +152,11 @@ def plot(path: Path, rows: Sequence[Sequence[str]]) -> None:
         figure, axes = pyplot.subplots(1, len(kinds), figsize=size, sharey=True, squeeze=False)
         for axis, (model, scope) in zip(axes[0], kinds, strict=True):
             titles = [t for t in FORECASTERS if (model, SHOWN, scope, t, "even") in measured]
-            for shift, (where, marker) in zip((-0.22, 0.0, 0.22), MARKERS.items(), strict=True):
+            for shift, (where, marker) in zip((-0.27, -0.09, 0.09, 0.27), MARKERS.items(), strict=True):
                 found = {i: measured.get((model, SHOWN, scope, title, where)) for i, title in enumerate(titles)}
                 points = [(i + shift, *three) for i, three in found.items() if three is not None]
+                if not points:
+                    continue
                 x, mean, low, high = (list(column) for column in zip(*points, strict=True))
                 reach = [
                     [m - at for m, at in zip(mean, low, strict=True)],

@@ -32,7 +32,7 @@ def test_one_step_at_a_time_finds_the_best_places():
     assert all(found[0] == 0 and list(found) == sorted(set(found)) and found[-1] < 20 for found in tried)
 
 
-def test_no_time_leaves_the_best_start():
+def test_no_time_leaves_the_better_start():
     assert places.search(lambda found: -found[1], [(0, 5), (0, 3)], 10, 0.0) == (0, 3)
 
 
