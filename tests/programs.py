@@ -38,8 +38,8 @@ class Program:
     """A started `python *words`."""
 
     def __init__(self, *words: str, cwd: Path = ROOT) -> None:
-        folder = Path(tempfile.mkdtemp(prefix="program-"))
-        self.files = folder / "out", folder / "err"
+        self.folder = tempfile.TemporaryDirectory(prefix="program-")
+        self.files = Path(self.folder.name, "out"), Path(self.folder.name, "err")
         self.process = SERVER.Process(target=main, args=(list(words), str(cwd), *map(str, self.files)))
         self.process.start()
 
