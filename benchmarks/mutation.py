@@ -51,7 +51,7 @@ WHOLE_MODELS = (
 """Test files that take no part: minutes of models of every class, for other parts of the library."""
 ELSEWHERE = {
     "hicache/forecast/fused.py": ("tests/hicache/test_adapters.py::test_the_triton_kernel_agrees_with_the_reference",),
-    "hicache/policy/magnitudes.py": ("tests/hicache/test_limits.py", "tests/hicache/test_skip_policies.py"),
+    "hicache/policy/magnitudes.py": ("tests/hicache/test_limits.py", "tests/hicache/test_skip_policies_magcache.py"),
     "hicache/policy/static.py": (
         "tests/hicache/test_deepcache.py::test_the_non_uniform_steps_are_those_of_the_package",
     ),

@@ -1,6 +1,7 @@
 """The calls that the backends make: samplers, shapes, batches, compiled blocks, and one whole run."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import pytest
@@ -165,7 +166,10 @@ def test_compiled_blocks_only(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_cache_sees_inside_blocks_that_were_compiled_without_it(tmp_path):
+def test_a_cache_sees_inside_blocks_that_were_compiled_without_it(tmp_path, monkeypatch):
+    """Traced by the compiler; code is not generated, which takes minutes."""
+    traced = functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
     brief = ["num_items=1", "num_steps=5", "interval=2", "metrics.latency_repeats=1", "metrics.latency_warmup=0"]
     of = checked(tmp_path, "backend=flux", "backend.size=tiny", "backend.compile=true", "method=hicache", *brief)
     plain = dataclasses.replace(of, backend=dataclasses.replace(of.backend, compile=False))
