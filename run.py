@@ -22,7 +22,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from experiments.cli import Exit
+from experiments.cli import Exit, JobError
 from experiments.config.compose import compose, set_up, to_dataclass
 from experiments.config.words import check_words, compared
 
@@ -43,6 +43,8 @@ def main(config: DictConfig) -> float | None:
     overrides = list(HydraConfig.get().overrides.task)
     outcome.guard(lambda: sweep().run(to_dataclass(config), overrides, outcome))
     outcome.hand_over()
+    if sweep().objective is None and (name := config.metrics.objective) is not None:
+        raise JobError(f"no {name} for the sweeper")
     return sweep().objective
 
 

@@ -214,7 +214,7 @@ def explain(error: Exception) -> str:
     """One line for an error of composition: key, rule, value, nearest known name."""
     if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
-        return refusal(group, name, options(group))
+        return refusal(group, name, options(group) or sorted(error.options or []))
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if isinstance(cause, OmegaConfBaseException):
         return explain_value(cause)

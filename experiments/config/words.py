@@ -39,11 +39,14 @@ def compared(words: Sequence[str]) -> tuple[list[str], bool]:
 
 
 def check_words(words: Sequence[str]) -> None:
-    """Flags that there are, and values that are none of their group.
+    """Flags that there are, values that are none of their group, and a sweeper that has nothing to optimise.
 
     Raises:
         ConfigError: naming the word.
     """
+    searching = any(word.startswith("hydra/sweeper=") and not word.endswith("=basic") for word in words)
+    named = any(word.startswith("metrics.objective=") for word in words)
+    check(named or not searching, "metrics.objective", "must name the metric that the sweeper optimises", None)
     rest = list(words)
     while rest:
         word = rest.pop(0)

@@ -52,19 +52,21 @@ class Sweep:
     """Runs that were finished before."""
     pictures: bool = False
     """Whether the runs are also shown side by side."""
+    objectives: dict[str, float] = field(default_factory=dict)
+    """Run id -> its mean of `metrics.objective`."""
     objective: float | None = None
-    """The last run's mean of `metrics.objective`."""
+    """That of the last job's last run; None where it failed."""
 
     def run(self, config: RunConfig, overrides: list[str], outcome: Exit) -> None:
         """The runs of one composed configuration, in turn; one that this command did already is not done again."""
         for run in runs_of(config, overrides):
-            if self.knows(run.id, overrides):
-                continue
-            given = {key(word) for word in overrides}
-            for line in (announcement(run), without_effect(run.settings, given)):
-                if line is not None:
-                    print(line, flush=True)
-            outcome.guard(lambda run=run: self.execute(run, overrides))
+            if not self.knows(run.id, overrides):
+                given = {key(word) for word in overrides}
+                for line in (announcement(run), without_effect(run.settings, given)):
+                    if line is not None:
+                        print(line, flush=True)
+                outcome.guard(lambda run=run: self.execute(run, overrides))
+            self.objective = self.objectives.get(run.id)
 
     def execute(self, run: Run, overrides: list[str]) -> None:
         """Do one run and show it."""
@@ -72,7 +74,7 @@ class Sweep:
         print_outcome(done)
         self.add(done, overrides)
         if (name := run.settings.metrics.objective) is not None and done.metrics:
-            self.objective = done.metrics[name]["mean"]
+            self.objectives[run.id] = done.metrics[name]["mean"]
 
     def rank(self) -> None:
         """Print and write the table of a sweep, and how to get it again."""
