@@ -262,6 +262,8 @@ def name_series(
     inches: float,
 ) -> None:
     """A legend, or names beside the axes: at the end of a line, or at a point that lies far from the edge."""
+    if not ends and not levels:
+        return
     if len(ends) + len(levels) <= LEGEND:
         axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), borderaxespad=0.2)
         return

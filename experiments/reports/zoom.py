@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,9 +27,9 @@ from experiments.backends.inf_dit.images import enlarged, reduced
 from experiments.cli import Exit
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
-from experiments.files import replacing
 from experiments.reports.build import rows_of
 from experiments.runs.runner import folder_of, items_of
+from experiments.runs.style import COLUMN, save, styled
 
 __all__ = ["draw", "main"]
 
@@ -96,27 +95,21 @@ def panels(preset: str, results: Path, name: str) -> tuple[Tensor, list[tuple[st
 
 def draw(preset: str, results: Path, name: str, path: Path) -> None:
     """The figure."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     truth, found = panels(preset, results, name)
     top, left = detailed(truth)
     columns = 3
     rows = -(-len(found) // columns)
-    figure, axes = pyplot.subplots(
-        rows, columns, figsize=(2.3 * columns, 2.6 * rows), squeeze=False, layout="constrained"
-    )
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-        axis.set_visible(False)
-    for axis, (label, image) in zip(axes.flat, found, strict=False):
-        axis.set_visible(True)
-        axis.imshow(image[:, top : top + WINDOW, left : left + WINDOW].permute(1, 2, 0).clamp(0, 1))
-        axis.set_title(label if image is truth else f"{label}\n{fidelity(image, truth):.2f} dB", fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
-        figure.savefig(partial, dpi=110, format="png")
-    pyplot.close(figure)
+    with styled() as pyplot:
+        size = (0.6 * COLUMN * columns, 0.68 * COLUMN * rows)
+        figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+        for axis in axes.flat:
+            axis.set(xticks=[], yticks=[])
+            axis.set_visible(False)
+        for axis, (label, image) in zip(axes.flat, found, strict=False):
+            axis.set_visible(True)
+            axis.imshow(image[:, top : top + WINDOW, left : left + WINDOW].permute(1, 2, 0).clamp(0, 1))
+            axis.set_title(label if image is truth else f"{label}\n{fidelity(image, truth):.2f} dB")
+        save(figure, path)
 
 
 def main(arguments: list[str]) -> None:

@@ -7,12 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
+import hicache
+from experiments.runs.style import COLUMN, SOLVERS, Look, end_labels, look_of, save, styled
 
-__all__ = ["Line", "plot_budgets", "write_rows", "write_table"]
+__all__ = ["Line", "plot_budgets", "plot_lines", "write_rows", "write_table"]
 
 COLUMNS = ("method", "full steps", "setting", "PSNR (dB)", "low", "high")
-MARKERS = "*osD^vP<Xd"
+HEIGHT = 0.8 * COLUMN
+"""Of a figure, in inches."""
+TICKS = 8
+"""So many whole numbers have a tick each; other places are left to matplotlib."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,20 +57,30 @@ def write_rows(path: Path, title: str, note: str, columns: Sequence[str], rows: 
 
 def plot_budgets(path: Path, title: str, lines: Sequence[Line]) -> None:
     """PSNR over full steps, a line per method."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    found = [(line.method, line.budget, line.mean, line.low, line.high) for line in lines]
+    plot_lines(path, title, "full steps", found)
 
-    figure, axis = pyplot.subplots(figsize=(7.6, 4.6))
-    for index, method in enumerate(dict.fromkeys(line.method for line in lines)):
-        found = sorted((line for line in lines if line.method == method), key=lambda line: line.budget)
-        x, y = [line.budget for line in found], [line.mean for line in found]
-        reach = [[line.mean - line.low for line in found], [line.high - line.mean for line in found]]
-        style = {"marker": MARKERS[index % len(MARKERS)], "capsize": 2, "linewidth": 2.2 if index == 0 else 1.1}
-        axis.errorbar(x, y, yerr=reach, label=method, color=f"C{index % 10}", **style)
-    axis.set(xlabel="full steps", ylabel="PSNR to the un-cached result (dB)", title=title)
-    axis.set_xticks(sorted({line.budget for line in lines}))
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+
+def plot_lines(path: Path, title: str, label: str, rows: Sequence[tuple[str, float, float, float, float]]) -> None:
+    """PSNR with its interval over `label`, a named line per method; rows are method, place, mean, low, high."""
+    with styled() as pyplot:
+        figure, axis = pyplot.subplots(figsize=(COLUMN, HEIGHT), layout="constrained")
+        ends = []
+        for method in dict.fromkeys(row[0] for row in rows):
+            x, mean, low, high = zip(*sorted(row[1:] for row in rows if row[0] == method), strict=True)
+            reach = [[m - v for m, v in zip(mean, low, strict=True)], [v - m for m, v in zip(mean, high, strict=True)]]
+            look = look_titled(method)
+            axis.errorbar(x, mean, yerr=reach, elinewidth=0.5, **look.points)
+            ends.append((method, look.colour, x[-1], mean[-1]))
+        axis.set(xlabel=label, ylabel="PSNR to the un-cached result (dB)", title=title)
+        places = sorted({row[1] for row in rows})
+        if len(places) <= TICKS and all(float(place).is_integer() for place in places):
+            axis.set_xticks(places)
+        end_labels(axis, ends, 0.8 * HEIGHT)
+        save(figure, path)
+
+
+def look_titled(title: str) -> Look:
+    """The look of the method, or of the solver, that a table calls so."""
+    titles = {name: method.title for name, method in hicache.METHODS.items()} | SOLVERS
+    return look_of(next((name for name, known in titles.items() if known.startswith(title)), title), title)
