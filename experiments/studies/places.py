@@ -1,6 +1,7 @@
 """Where full steps belong: the usual interval, even steps, steps denser towards the end, and those placed by trying.
 
     python -m experiments study places backend=digits budgets=8 study_items=16      # and backend=emoji; then part=page
+    python -m experiments study places backend=digits part=placed                   # places that were stored later
 
 Every row runs the same unseen items and is compared with the un-cached result of the same noise. `interval` is the
 published schedule with warm-up 2 whose last full step is nearest the end, `even`, `late` and `placed` are the policies
@@ -87,26 +88,58 @@ def cases(settings: Settings, budgets: Sequence[int]) -> Iterator[Case]:
             yield Case(budget=budget, scope="output", title="calibrated (ours)", where="its own", method=made)
 
 
-def study(settings: Settings, budgets: Sequence[int], count: int) -> Path:
-    """Measure a model's rows and write them as they come."""
+def study(settings: Settings, found: Sequence[Case], count: int) -> Path:
+    """Measure rows of a model and write them as they come."""
     settings = dataclasses.replace(settings, batch_size=min(count, settings.batch_size))
     bench = Bench(settings, items_of(dataclasses.replace(settings, num_items=count)))
     name = settings.backend.name
     rows: list[list[str]] = []
     path = FOLDER / f"places_{name}"
     tried: dict[Case, list[float]] = {}
-    for case in cases(settings, budgets):
+    for case in found:
         images = bench.images(case.method, sampling_of(settings))
         values = psnr(images, bench.reference).double().tolist()
         tried[case] = values
-        found = [*bootstrap_mean(values, 0.95, 2000, 0)]
+        numbers = [*bootstrap_mean(values, 0.95, 2000, 0)]
         if (beside := even_of(tried, case)) is not None:
-            found += [*bootstrap_mean([a - b for a, b in zip(values, beside, strict=True)], 0.95, 2000, 0)]
-        cells = [f"{value:.2f}" for value in found] + [""] * (6 - len(found))
+            numbers += [*bootstrap_mean([a - b for a, b in zip(values, beside, strict=True)], 0.95, 2000, 0)]
+        cells = [f"{value:.2f}" for value in numbers] + [""] * (6 - len(numbers))
         rows.append([name, str(case.budget), case.scope, case.title, case.where, *cells])
         print(*rows[-1], sep=", ", flush=True)
         write_rows(path, f"Places on the {name} model", NOTE.format(count), COLUMNS, rows)
     return path
+
+
+def study_placed(settings: Settings, budgets: Sequence[int], count: int) -> Path:
+    """Measure a model's rows at stored places, and the even ones beside them, into the table of both models.
+
+    Raises:
+        ConfigError: if the even ones are not what they were: the rows that stay would be of another state.
+    """
+    path, name = FOLDER / "places", settings.backend.name
+    check(path.with_suffix(".csv").is_file(), "part", f"must come after the page (no {path}.csv)", "placed")
+    before = {tuple(row[:5]): row for row in rows_of(path.with_suffix(".csv"))}
+    every = list(cases(settings, budgets))
+    kinds = {(case.budget, case.scope, case.title) for case in every if case.where == "placed"}
+    wanted = [c for c in every if c.where in ("even", "placed") and (c.budget, c.scope, c.title) in kinds]
+    made = {tuple(row[:5]): row for row in rows_of(study(settings, wanted, count).with_suffix(".csv"))}
+    for key, row in made.items():
+        same = key[4] != "even" or before.get(key, row) == row
+        check(same, "part", f"must measure all rows anew: {' '.join(key[2:])} was another number before", "placed")
+    order = [(name, str(c.budget), c.scope, c.title, c.where) for c in every]
+    own = [found for key in order if (found := made.get(key, before.get(key))) is not None]
+    rest = {key: row for key, row in before.items() if key not in order}
+    first = name == MODELS[0]
+    rows = [*own, *rest.values()] if first else [*rest.values(), *own]
+    write_rows(path, "Where full steps belong", NOTE.format(count), COLUMNS, rows)
+    plot(path.with_suffix(".png"), rows)
+    return path
+
+
+def rows_of(path: Path) -> list[list[str]]:
+    """The rows of a written table."""
+    with open(path, newline="") as handle:
+        return list(csv.reader(handle))[1:]
 
 
 def even_of(tried: Mapping[Case, list[float]], case: Case) -> list[float] | None:
@@ -136,8 +169,7 @@ def write_page() -> None:
     for name in MODELS:
         path = FOLDER / f"places_{name}.csv"
         check(path.is_file(), "part", f"must come after the rows of both models (no {path})", "page")
-        with open(path, newline="") as handle:
-            rows += list(csv.reader(handle))[1:]
+        rows += rows_of(path)
         count = (path.with_suffix(".md")).read_text().split("mean over ")[1].split(" ")[0]
     write_rows(FOLDER / "places", "Where full steps belong", NOTE.format(count), COLUMNS, rows)
     plot(FOLDER / "places.png", rows)
@@ -175,7 +207,7 @@ def main(arguments: Sequence[str]) -> None:
     """The command line."""
     own, overrides = split_arguments(arguments, ("part", "study_items", "budgets"))
     part = own.get("part", "rows")
-    check(part in ("rows", "page"), "part", "must be rows or page", part)
+    check(part in ("rows", "placed", "page"), "part", "must be rows, placed or page", part)
     try:
         count = int(own.get("study_items", "16"))
         budgets = [int(text) for text in own.get("budgets", "8").split(",")]
@@ -186,7 +218,12 @@ def main(arguments: Sequence[str]) -> None:
         write_page()
         return
     settings = resolve(compose(["method=hicache", *overrides]))
-    print(f"written: {study(settings, budgets, count)}.csv")
+    made = (
+        study_placed(settings, budgets, count)
+        if part == "placed"
+        else study(settings, [*cases(settings, budgets)], count)
+    )
+    print(f"written: {made}.csv")
 
 
 if __name__ == "__main__":
