@@ -172,7 +172,7 @@ class Executor:
             self._idle.update((name, branch.memory) for name, branch in branches.items())
         driver = clock if clock is not None and clock.counts else None
         generation = Generation(self.method.name, num_steps)
-        if self.caches and self.fused is None:
+        if self.caches and self.fused is None and (self._tapped is None or self._tapped.gated is None):
             kind = type(self.model).__name__
             generation.report.path, generation.report.reason = "tapped", f"no adapter of {kind} has the scope"
         self._last = Session(generation, driver, self.separate, announced=num_steps is not None)
@@ -376,7 +376,6 @@ class Executor:
         reason = "" if self.adapter is None or not branch.fused else self.adapter.reaches(call)
         if reason and self.method.scope != "output":
             branch.fused, branch.proven, branch.why = False, True, reason
-            self.report.path, self.report.reason = "tapped", reason
 
     def _prove(self, branch: Branch, call: Call, result: Any, own: Callable[[], Any]) -> None:
         """Leave the fused path where it does not reproduce what the model has just computed."""
@@ -385,7 +384,6 @@ class Executor:
         if not branch.why:
             return
         branch.fused = False
-        self.report.path, self.report.reason = "tapped", branch.why
         if not self.setup.by_module:
             branch.forecaster.reset(branch.clock.num_steps, branch.first)
             self.tapped.compute(branch, own)

@@ -133,6 +133,8 @@ class Generation:
         clock, report = branch.clock, self.report
         if action is not Action.MIXED:
             clock.error = None
+        if branch.why:
+            report.path, report.reason = "tapped", branch.why
         first = clock.branch == next(iter(self.branches))
         full = report.branches.setdefault(clock.branch, [])
         if action is Action.COMPUTE:
@@ -146,7 +148,7 @@ class Generation:
             (report.mixed_times if mixed else report.estimated_times).append(watch)
             if first:
                 (report.mixed_steps if mixed else report.estimated_steps).append(clock.step)
-        report.kernel = branch.forecaster.kernel
+        report.kernel = branch.forecaster.kernel or branch.memory.frames.kernel
         if action is not Action.ESTIMATE or clock.step == clock.anchors[-1] + 1:
             report.cache_bytes = sum(b.bytes for b in self.branches.values())
 

@@ -13,6 +13,7 @@ which no count of FLOPs includes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from hicache.steps.setup import Setup
 from hicache.tree import Site
 from hicache.typed import vector_norm
 
-__all__ = ["disprove", "distance"]
+__all__ = ["agreed", "disprove", "distance"]
 
 
 @torch.no_grad()
@@ -45,13 +46,27 @@ def disprove(setup: Setup, branch: Branch, call: Call, result: Any) -> str:
     try:
         hidden = rebuilt(setup, branch, call)
         found = setup.adapter.output(call, setup.adapter.wrap(call, setup.adapter.head(call, hidden)))
-        error = distance(found, wanted)
     except Exception as error:  # whatever stands in the way of re-enacting the model
         return (
             f"it cannot be re-enacted ({type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''})"
         )
-    dtype = setup.method.knobs.history_dtype
-    eps = max(torch.finfo(wanted.dtype).eps, torch.finfo(torch.bfloat16).eps if dtype == "bf16" else 0.0)
+    return agreed([found], [wanted], setup.method.knobs.history_dtype)
+
+
+def agreed(found: Sequence[Tensor], wanted: Sequence[Tensor], dtype: str | None) -> str:
+    """How far results are from those that a model computed; "" where they are the same to rounding.
+
+    Args:
+        found: tensors of a result that was put together from its parts.
+        wanted: those that the model computed.
+        dtype: in which the parts were kept.
+    """
+    pairs = list(zip(found, wanted, strict=True))
+    if any(a.shape != b.shape for a, b in pairs):
+        return "its result has another shape"
+    error = max((distance(a, b) for a, b in pairs), default=0.0)
+    kept = torch.finfo(torch.bfloat16).eps if dtype == "bf16" else 0.0
+    eps = max([kept, *(torch.finfo(each.dtype).eps for each in wanted)])
     return "" if error <= max(1e-4, 4 * eps) else f"its parts do not add up to its result (off by {error:.1e})"
 
 

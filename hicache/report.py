@@ -69,7 +69,8 @@ class Report:
         skipped_steps: steps whose unconditional prediction was not made (adaptive guidance).
         exempt_steps: those of them that the plan wanted computed.
         cache_bytes: memory of all histories.
-        path: how steps were estimated: `fused`, or `tapped` = the model's own forward with stand-ins for its blocks.
+        path: how steps were estimated: `fused` = without blocks, at scope modules in one sum over all sites; `tapped` =
+            the model's own forward with stand-ins for its blocks or their modules.
         reason: why it is tapped.
         errors: at computed steps of the first branch, how wrong the forecast would have been: the 10 %, 50 % and 90 %
             quantiles over the sites of |forecast - computed| / |computed|; empty unless asked for.

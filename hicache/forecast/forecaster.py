@@ -101,8 +101,8 @@ class Forecaster:
         found = self.history.coefficients(step, self.sigma.at(step, k, self.num_steps))
         return [w.to(self._device, non_blocking=True) if isinstance(w, Tensor) else w for w in found]
 
-    def predict(self, step: int, site: int | None = None) -> Tensor:
-        """The forecast at `step`, in the dtype of the observed values; of one site only, if `site` is given."""
+    def predict(self, step: int, site: int | slice | None = None) -> Tensor:
+        """The forecast at `step`, in the dtype of the observed values; of some sites only, if `site` is given."""
         weights, frames = self.coefficients(step), self.history.frames
         if site is not None:
             weights = [w[site] if isinstance(w, Tensor) else w for w in weights]
@@ -121,7 +121,9 @@ class Forecaster:
         """The newest value of a site, to be changed in place: what a forecast starts from (the ladder's `D_0`)."""
         return self.history.newest[site]
 
-    def gated_predict(self, step: int, base: Tensor, gates: Tensor, rows: slice | None = None) -> Tensor:
+    def gated_predict(
+        self, step: int, base: Tensor, gates: Tensor, rows: slice | None = None, sites: slice | None = None
+    ) -> Tensor:
         """`base + sum_site gate_site * forecast_site` at `step`, for frames of many sites.
 
         Args:
@@ -129,13 +131,17 @@ class Forecaster:
             base: hidden state before the first block, `[B, N, D]`.
             gates: gate of each site, `[S, B, D]`.
             rows: the tokens of the frames that belong to `base`; all of them by default.
+            sites: which sites of the frames; all of them by default.
         """
         rows = rows or slice(None)
         if self.numerics == "reference":
-            for gate, value in zip(gates, self.predict(step), strict=True):
+            for gate, value in zip(gates, self.predict(step, sites), strict=True):
                 base = gate[:, None] * value[:, rows] + base
             return base
         weights, frames = self.coefficients(step), [frame[:, :, rows] for frame in self.history.frames]
+        if sites is not None:
+            weights = [w[sites] if isinstance(w, Tensor) and w.dim() else w for w in weights]
+            frames = [frame[sites] for frame in frames]
         self.kernel = kernel_for(base, frames)
         return fast_gated_sum(base, gates, weights, frames)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hicache.forecast.forecaster import Forecaster
 
-__all__ = ["FeatureForecaster"]
+__all__ = ["Ahead", "FeatureForecaster"]
 
 Kind = tuple[torch.Size, torch.dtype]
 
@@ -37,6 +37,11 @@ class FeatureForecaster:
     def bytes(self) -> int:
         """Memory of all histories."""
         return sum(forecaster.bytes for forecaster in self.forecasters.values())
+
+    @property
+    def kernel(self) -> str:
+        """What reduced the last sum of forecasts; "" where there was none."""
+        return next((forecaster.kernel for forecaster in self.forecasters.values() if forecaster.kernel), "")
 
     def reset(self, num_steps: int | None, offset: int = 0) -> None:
         """Forget the last generation; `offset` as in `Forecaster.reset`."""
@@ -70,3 +75,36 @@ class FeatureForecaster:
         """The forecast of all features, in their order."""
         found = {kind: iter(forecaster.predict(step)) for kind, forecaster in self.forecasters.items()}
         return [next(found[kind]) for kind in self.kinds]
+
+    def ahead(self, step: int) -> Ahead:
+        """The forecasts at a step, each made when it is asked for."""
+        return Ahead(self, step)
+
+
+class Ahead:
+    """Forecasts of features at a step; a weighted sum of many is one reduction over the histories."""
+
+    def __init__(self, frames: FeatureForecaster, step: int) -> None:
+        self.frames, self.step = frames, step
+
+    def of(self, index: int) -> Tensor:
+        """The forecast of one feature."""
+        kind = self.frames.kinds[index]
+        return self.frames.forecasters[kind].predict(self.step, self.frames.kinds[:index].count(kind))
+
+    def add(self, base: Tensor, first: int, gates: Tensor) -> Tensor:
+        """`base + sum_i gates[i] * forecast of feature first + i`.
+
+        Args:
+            base: a hidden state, `[B, N, D]`.
+            first: the first of the features, which follow on one another and have the shape of `base`.
+            gates: theirs, `[S, B, D]`.
+        """
+        kinds = self.frames.kinds
+        used = kinds[first : first + len(gates)]
+        for kind in dict.fromkeys(used):
+            start = kinds[:first].count(kind)
+            own = gates if len(set(used)) == 1 else gates[[i for i, other in enumerate(used) if other == kind]]
+            sites = slice(start, start + len(own))
+            base = self.frames.forecasters[kind].gated_predict(self.step, base, own, sites=sites)
+        return base

@@ -46,10 +46,14 @@ class BlockCall:
 
 @dataclass(frozen=True)
 class Layout:
-    """The calls of one forward in their order; for scope output the form of the result."""
+    """The calls of one forward in their order; for scope output the form of the result.
+
+    `sites` are those of gated modules, in their order: the position of the block's call, and the module's index.
+    """
 
     calls: tuple[Any, ...]
     form: Form | None = None
+    sites: tuple[tuple[int, int], ...] = ()
 
     @property
     def how(self) -> dict[str, int]:

@@ -91,10 +91,13 @@ class Recorder:
         self.entries: list[Tensor | None] = []
         self.taken: list[Tensor] | None = None
         self.before: tuple[Passed, list[Tensor | None]] | None = None
+        self.ins: dict[str, Tensor] = {}
+        self.begun = 0
 
     def __call__(self, index: int, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         ins = self.tap.binders[index](args, kwargs)
         self.settle(Passed(index, ins, ()))
+        self.ins, self.begun = ins, self.begun + 1
         result = run(*args, **kwargs)
         if self.tap.part(index) is not None:
             outs, self.form = flatten(result)
@@ -125,12 +128,13 @@ class Recorder:
         outs = call.outs if self.taken is None else self.taken
         for i, (out, entry) in enumerate(zip(outs, entries, strict=True)):
             if made.feature(i):
-                if entry is None or tap.scope == "final_hidden":
-                    self.features.append(out.detach().clone())
-                else:
-                    self.features.append(out.detach() - entry.detach())
+                self.take(out, None if tap.scope == "final_hidden" else entry)
         self.calls.append(made)
         self.before = (call, entries) if on and tap.scope != "blocks" else None
+
+    def take(self, out: Tensor, entry: Tensor | None) -> None:
+        """A result of a block, less the stream that entered its segment, is a feature."""
+        self.features.append(out.detach().clone() if entry is None else out.detach() - entry.detach())
 
     def origins(self, call: Passed, streams: Streams) -> list[Tensor | None]:
         """For each result the tensor that its stream had when it entered the segment."""
@@ -185,23 +189,31 @@ class Player:
             raise TapError(f"block {index}: runs at this step and did not when its features were computed")
         self.left -= 1
         call = self.layout.calls[position]
-        ins, given = self.tap.binders[index](args, kwargs), iter(self.given[position])
-        outs = [self.result(call, i, ins, given) for i in range(len(call.streams))]
-        return unflatten(outs, call.form)
+        return unflatten(self.outs(position, call, self.tap.binders[index](args, kwargs)), call.form)
+
+    def outs(self, position: int, call: BlockCall, ins: dict[str, Tensor]) -> list[Tensor]:
+        """The tensors that a block returns."""
+        given = iter(self.given[position])
+        return [self.result(call, i, ins, given) for i in range(len(call.streams))]
 
     def result(self, call: BlockCall, i: int, ins: dict[str, Tensor], given: Iterator[Tensor]) -> Tensor:
         """Tensor `i` of what a block returns."""
-        name, (shape, dtype) = call.streams[i], call.kinds[i]
-        if name is None:
+        if call.streams[i] is None:
             return next(given)
+        entry = self.entry(call, i, ins)
+        if not call.closes:
+            return entry
+        feature = next(given)
+        return feature if self.tap.scope == "final_hidden" else (entry + feature).to(call.kinds[i][1])
+
+    def entry(self, call: BlockCall, i: int, ins: dict[str, Tensor]) -> Tensor:
+        """The stream that tensor `i` of what a block returns continues."""
+        name, shape = call.streams[i] or "", call.kinds[i][0]
         entry = ins.get(name)
         if entry is None or entry.shape != shape:
             got = None if entry is None else list(entry.shape)
             raise TapError(f"block {call.block}: {name} must have the shape {list(shape)} of the anchor, got {got}")
-        if not call.closes:
-            return entry
-        feature = next(given)
-        return feature if self.tap.scope == "final_hidden" else (entry + feature).to(dtype)
+        return entry
 
     def finish(self) -> None:
         """All blocks whose features were given must have been called."""

@@ -4,6 +4,7 @@
 transformer: WanTransformer3DModel
   30 in blocks, WanTransformerBlock: registry
   scopes: output, final_hidden, stack, blocks, span, front_back, modules
+  modules: declared
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from hicache.adapters import find_adapter
 from hicache.generic.blocks import block_lists, flat_blocks, of_registry, registered
+from hicache.generic.gated import GatedTap
 from hicache.generic.table import row_of
 from hicache.generic.tap import Tap, scopes_of
 
@@ -42,14 +45,24 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Structure:
-    """One model."""
+    """One model.
+
+    Attributes:
+        model: name of its class.
+        lists: of its blocks.
+        scopes: that it has.
+        modules: how scope modules is estimated: by an `adapter` or `declared` gates in one sum, without the blocks; or
+            `found`: the blocks run with stand-ins for the modules that were found in them; "" without the scope.
+    """
 
     model: str
     lists: tuple[Blocks, ...]
     scopes: tuple[str, ...]
+    modules: str = ""
 
     def __str__(self) -> str:
         lines = [self.model, *(f"  {blocks}" for blocks in self.lists), f"  scopes: {', '.join(self.scopes)}"]
+        lines += [f"  modules: {self.modules}"] if self.modules else []
         return "\n".join(lines)
 
 
@@ -99,7 +112,15 @@ def structure_of(model: nn.Module, example: Mapping[str, Any] | None) -> Structu
         Blocks(name, len(blocks), {type(each).__name__: seen.get(type(each)) or before(inner, each) for each in blocks})
         for name, blocks in block_lists(inner).items()
     )
-    return Structure(type(inner).__name__, lists, known)
+    return Structure(type(inner).__name__, lists, known, of_modules(inner) if "modules" in known else "")
+
+
+def of_modules(model: nn.Module) -> str:
+    """How scope `modules` is estimated; every generation puts what is not found to the proof."""
+    adapter = find_adapter(model)
+    if adapter is not None and "modules" in adapter.scopes:
+        return "adapter"
+    return "declared" if GatedTap.has(model) else "found"
 
 
 def before(model: nn.Module, block: nn.Module) -> str:

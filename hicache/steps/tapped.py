@@ -1,4 +1,9 @@
-"""Steps of a model of which nothing is known: its own forward runs, stand-ins give forecasts (`hicache.generic`)."""
+"""Steps of a model without an adapter: its own forward runs, stand-ins give forecasts (`hicache.generic`).
+
+At scope `modules`, blocks whose gates are declared are left out as a whole (`hicache.generic.gated`). The first
+computed step of a branch puts that to the proof: played back from its own values it must give the model's own
+result; where it does not, the branch goes on module by module.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from hicache.generation import Branch
-from hicache.generic import Tap
+from hicache.generic import Tap, TapError
 from hicache.generic.blocks import flat_blocks
+from hicache.generic.gated import Features, GatedTap
+from hicache.generic.layout import Layout
+from hicache.generic.leaves import flatten
 from hicache.methods import CacheMethod
+from hicache.proof import agreed
 from hicache.report import PlanError
 from hicache.tree import Action
 
@@ -37,20 +46,44 @@ class TappedSteps:
         knobs = method.knobs
         span = {"front": knobs.front, "back": knobs.back} if method.scope == "span" else {}
         self.tap = Tap(model, method.scope, **span, depth=knobs.depth if method.scope == "deep" else 0)
+        self.gated = GatedTap(model) if method.scope == "modules" and GatedTap.has(model) else None
+        self.dtype = knobs.history_dtype
 
     def compute(self, branch: Branch, run: Run) -> Any:
         """The model's result; its features become an anchor."""
+        if self.gated is not None and not branch.why:
+            try:
+                result, features, layout = self.gated.compute(run)
+                branch.why = "" if branch.proven else self.disprove(run, result, features, layout)
+            except TapError as error:
+                branch.why = f"it cannot be re-enacted ({error})"
+            branch.proven = True
+            if not branch.why:
+                self.remember(branch, features, layout)
+                return result
         result, features = self.tap.compute(run)
-        self.remember(branch, features)
+        self.remember(branch, features, self.tap.layout)
         return result
 
-    def remember(self, branch: Branch, features: Sequence[Tensor]) -> None:
+    def disprove(self, run: Run, result: Any, features: Sequence[Tensor], layout: Layout) -> str:
+        """Why blocks cannot be left out; "" where a computed step, played back from its values, gives its result."""
+        assert self.gated is not None
+        wanted, form = flatten(result)
+        if wanted and wanted[0].is_meta:
+            return ""
+        try:
+            found, other = flatten(self.gated.replay(run, Features(features), layout))
+        except Exception as error:  # whatever stands in the way of re-enacting the model
+            return f"it cannot be re-enacted ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:80]})"
+        return agreed(found, wanted, self.dtype) if form == other else "its result has another form"
+
+    def remember(self, branch: Branch, features: Sequence[Tensor], layout: Layout | None) -> None:
         """The features of this step become an anchor; of another layout than the last ones, the only one."""
         frames = branch.memory.frames
-        if branch.layout is not None and branch.layout != self.tap.layout:
+        if branch.layout is not None and branch.layout != layout:
             frames.reset(frames.num_steps, frames.offset)
         frames.observe(branch.clock.step, features)
-        branch.layout = self.tap.layout
+        branch.layout = layout
 
     def estimate(self, branch: Branch, run: Run) -> Any:
         """The estimated result.
@@ -61,6 +94,9 @@ class TappedSteps:
         clock, frames = branch.clock, branch.memory.frames
         if not frames.ready:
             raise PlanError(f"branch {clock.branch!r}: step {clock.step} is to be estimated before any full step")
+        if self.gated is not None and not branch.why:
+            assert branch.layout is not None
+            return self.gated.replay(run, frames.ahead(clock.step), branch.layout)
         with torch.no_grad():
             features = frames.predict(clock.step)
         return self.tap.replay(run, features, branch.layout, branch.policy.stage(clock))
@@ -79,7 +115,7 @@ class TappedSteps:
         result, features = self.tap.decide(run, choose, branch.layout)
         if features is None:
             return Action.ESTIMATE, result
-        self.remember(branch, features)
+        self.remember(branch, features, self.tap.layout)
         return Action.COMPUTE, result
 
     def entry(self, run: Run) -> Tensor:

@@ -22,8 +22,8 @@ BLOCKS = "stack"
 
 
 @cache
-def found() -> dict[str, tuple[tuple[str, ...], str]]:
-    """Class -> its scopes, and how the streams of its blocks are known before a call."""
+def found() -> dict[str, tuple[tuple[str, ...], str, str]]:
+    """Class -> its scopes, how the streams of its blocks are known before a call, and how its modules are."""
     known = {}
     for name in TABLE:
         if "-" in name:
@@ -31,7 +31,7 @@ def found() -> dict[str, tuple[tuple[str, ...], str]]:
         with torch.device("meta"):
             structure = scopes(kind_of(name)(**TABLE[name]["init"]))["model"]
         how = {how for blocks in structure.lists for how in blocks.how.values()}
-        known[name] = structure.scopes, ", ".join(sorted(how))
+        known[name] = structure.scopes, ", ".join(sorted(how)), structure.modules
     return known
 
 
@@ -67,7 +67,7 @@ def counts() -> list[list[str]]:
     known, taking = found(), pipelines()
     rows = []
     for scope in SCOPES:
-        classes = {name for name, (have, _) in known.items() if scope in have}
+        classes = {name for name, (have, *_) in known.items() if scope in have}
         users = sum(bool(asked & classes) for asked in taking.values())
         rows.append([f"`{scope}`", str(len(classes)), str(users)])
     prefixes = tuple(cache_dit())
@@ -95,14 +95,20 @@ def markdown() -> str:
         f"diffusers {diffusers.__version__} has {len(pipelines())} pipelines that name a denoiser's class; "
         f"{len(found())} such classes are built here. cache-dit {cache_dit.__version__}."
     )
-    rows = [[f"`{name}`", ", ".join(have), how or "–"] for name, (have, how) in sorted(found().items())]
+    rows = [
+        [f"`{name}`", ", ".join(have), how or "–", modules or "–"]
+        for name, (have, how, modules) in sorted(found().items())
+    ]
     own = (
         "A module of your own that keeps its blocks in a `ModuleList` has the same scopes: `hicache.scopes(model)` says "
         "which, and how the streams between its blocks are known: *declared* in `hicache/generic/table.py`, by diffusers' "
-        "*registry*, or found at the first call from the identity or the shapes of tensors."
+        "*registry*, or found at the first call from the identity or the shapes of tensors. An estimate at scope `modules` runs no block where the model has an "
+        "*adapter* or the gates of its blocks are *declared* in `hicache/generic/gates.py`: all modules are added up at "
+        "once, if the first computed step of the generation proves that this gives the model's own result. Elsewhere, and "
+        "where it does not, the blocks run with stand-ins for the modules that are *found* in them."
     )
     parts = ["# Models", said, "## Counted", counted, table(["scope", "classes", "pipelines"], counts())]
-    parts += ["## Classes", own, table(["class", "scopes", "streams"], rows)]
+    parts += ["## Classes", own, table(["class", "scopes", "streams", "modules"], rows)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -6,7 +6,9 @@ from diffusers import FluxControlNetModel, FluxControlNetPipeline
 
 import hicache
 from hicache.adapters import adapter_for
+from hicache.generic.gated import GatedTap
 
+from . import denoisers
 from .models import build, denoise, inputs
 from .models import method as of_model
 from .pipelines import PICTURE, flux, method, quiet, run
@@ -131,6 +133,50 @@ def test_the_paths_agree(name, monkeypatch):
                 assert (cache.report.path, cache.report.reason) == ("tapped", "asked for")
         for step, (a, b) in enumerate(zip(fused, tapped)):
             assert (a - b).abs().max() <= 1e-4 * a.abs().max(), (scope, step)
+
+
+DECLARED = [
+    "ChromaTransformer2DModel",
+    "CogVideoXTransformer3DModel",
+    "Flux2Transformer2DModel",
+    "HunyuanVideo15Transformer3DModel",
+    "LTXVideoTransformer3DModel",
+    "PixArtTransformer2DModel",
+    "SD3Transformer2DModel",
+    "SD3Transformer2DModel-2",
+    "SanaTransformer2DModel",
+    "WanTransformer3DModel",
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", DECLARED)
+def test_declared_gates(name, monkeypatch):
+    """Where gates are declared no block runs at an estimate, and the result is that of the modules one by one."""
+    model = denoisers.build(name)
+    assert hicache.scopes(model)["model"].modules == "declared"
+    chosen, found, ran = of_model(interval=3, warmup_steps=1), {}, []
+    blocks = GatedTap(model).stack.blocks
+    for path in ("fused", "tapped"):
+        if path == "tapped":
+            monkeypatch.setattr("hicache.steps.tapped.agreed", lambda *args: "asked for")
+        with hicache.cached(model, chosen) as cache:
+            cache.begin(8)
+            found[path] = []
+            for step in range(8):
+                hooks = [block.register_forward_hook(lambda *_: ran.append(1)) for block in blocks]
+                ran.clear()
+                found[path].append(denoisers.tensors_of(model(**denoisers.inputs_of(name, step))))
+                if path == "fused" and step not in (0, 3, 6):
+                    assert not ran
+                for hook in hooks:
+                    hook.remove()
+                cache.step()
+            cache.finish()
+            assert (cache.report.path, cache.report.reason) == (path, "" if path == "fused" else "asked for")
+    for step, pair in enumerate(zip(found["fused"], found["tapped"], strict=True)):
+        for a, b in zip(*pair, strict=True):
+            assert (a - b).abs().max() <= 1e-5 * b.abs().max(), step
 
 
 def test_interval_1_and_none_are_never_refused():
