@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from hicache.generic.blocks import flat_blocks
-from hicache.generic.gates import Part, gate_of, gated_row
+from hicache.generic.gates import Gated, Part, gate_of, gated_row
 from hicache.generic.layout import BlockCall, Layout, TapError
 from hicache.generic.leaves import flatten
 from hicache.generic.stack import BlocksTap, Player, Recorder
@@ -65,7 +65,7 @@ class GatedTap:
 
     def __init__(self, model: nn.Module) -> None:
         self.stack = BlocksTap(model, "stack")
-        self.rows = [row for block in self.stack.blocks if (row := gated_row(block)) is not None]
+        self.rows: list[Gated] = [row for block in self.stack.blocks if (row := gated_row(block)) is not None]
         self.modules: list[nn.Module] = []
         self.parts: list[Part] = []
         for block, row in zip(self.stack.blocks, self.rows, strict=True):
@@ -84,7 +84,9 @@ class GatedTap:
         Raises:
             TapError: if the streams of its blocks are not what the rows say.
         """
-        recorder, values, sites = Watcher(self.stack), [], []
+        recorder = Watcher(self.stack)
+        values: list[Tensor] = []
+        sites: list[tuple[int, int]] = []
 
         def record(index: int, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             result = run(*args, **kwargs)
@@ -97,8 +99,10 @@ class GatedTap:
             result = call()
         _, layout = recorder.finish()
         for made in layout.calls:
-            if None in made.streams or self.rows[made.block].stream not in made.streams:
-                raise TapError(f"block {made.block}: {self.rows[made.block].stream} is not handed on")
+            index: int = made.block
+            stream = self.rows[index].stream
+            if None in made.streams or stream not in made.streams:
+                raise TapError(f"block {made.block}: {stream} is not handed on")
         return result, values, replace(layout, sites=tuple(sites))
 
     def replay(self, call: Call, values: Values, layout: Layout) -> Any:
@@ -133,7 +137,8 @@ class Summing(Player):
         self.sites: dict[int, list[int]] = {}
         for index, (position, _) in enumerate(layout.sites):
             self.sites.setdefault(position, []).append(index)
-        self.first, self.gates = 0, []
+        self.first = 0
+        self.gates: list[Tensor | None] = []
 
     def shares(self, features: Sequence[Tensor]) -> list[list[Tensor]]:
         """The values are given otherwise."""

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hicache.typed import named_modules
+
 __all__ = ["GATED", "Gated", "Part", "gate_of", "gated_row"]
 
 Take = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
@@ -119,7 +121,7 @@ def gated_row(block: nn.Module) -> Gated | None:
     if row is None:
         return None
     parts = {name: part for name, part in row.parts.items() if getattr(block, name, None) is not None}
-    there = {name for name, _ in block.named_modules()} | {name for name, _ in block.named_parameters()}
+    there = {name for name, _ in named_modules(block)} | {name for name, _ in block.named_parameters()}
     known = all(name in there for part in parts.values() for name in (part.layer, part.table) if name)
     return Gated(parts=parts, stream=row.stream) if parts and known else None
 
@@ -147,7 +149,8 @@ def gate_of(part: Part, block: nn.Module, ins: Mapping[str, Tensor], width: int)
 def rows_of(layer: nn.Module, condition: Tensor, chunk: int, width: int) -> Tensor:
     """One chunk of what a linear layer returns; of a layer with hooks, or a wrapped one, which is called as a whole."""
     rows = slice(chunk * width, (chunk + 1) * width)
-    hooked = layer._forward_hooks or layer._forward_pre_hooks
+    hooked = bool(vars(layer)["_forward_hooks"] or vars(layer)["_forward_pre_hooks"])
     if type(layer) is not nn.Linear or hooked or "forward" in vars(layer):
         return layer(condition)[:, rows]
-    return F.linear(condition, layer.weight[rows], None if layer.bias is None else layer.bias[rows])
+    bias: Tensor | None = getattr(layer, "bias", None)
+    return F.linear(condition, layer.weight[rows], None if bias is None else bias[rows])

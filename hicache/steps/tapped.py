@@ -54,13 +54,15 @@ class TappedSteps:
         if self.gated is not None and not branch.why:
             try:
                 result, features, layout = self.gated.compute(run)
-                branch.why = "" if branch.proven else self.disprove(run, result, features, layout)
             except TapError as error:
                 branch.why = f"it cannot be re-enacted ({error})"
+            else:
+                branch.why = "" if branch.proven else self.disprove(run, result, features, layout)
+                if not branch.why:
+                    branch.proven = True
+                    self.remember(branch, features, layout)
+                    return result
             branch.proven = True
-            if not branch.why:
-                self.remember(branch, features, layout)
-                return result
         result, features = self.tap.compute(run)
         self.remember(branch, features, self.tap.layout)
         return result
