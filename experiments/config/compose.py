@@ -34,6 +34,7 @@ from experiments.errors import ConfigError, check, choose, nearest
 
 __all__ = [
     "CONF",
+    "Shared",
     "check_override",
     "compose",
     "composed",
@@ -148,15 +149,50 @@ def check_override(word: str) -> None:
         raise ConfigError(refusal(name, str(value), options(name)))
 
 
-def compose(overrides: list[str], row: bool = False) -> RunConfig:
-    """The run that a command line with these overrides means; of a `row` of a preset, without the preset."""
+Shared = dict[tuple[tuple[str, ...], bool], RunConfig]
+"""What rows have in common that differ in numbers alone, by their other overrides."""
+
+
+def compose(overrides: list[str], row: bool = False, shared: Shared | None = None) -> RunConfig:
+    """The run that a command line with these overrides means; of a `row` of a preset, without the preset.
+
+    With `shared`, runs that differ in numbers alone are composed once and have their groups in common, to be read only.
+    """
     for override in overrides:
         check_override(override)
     try:
-        typed = to_dataclass(merged(overrides, row))
+        if shared is None:
+            return typed_of(overrides, row)
+        common = tuple(override for override in overrides if not is_number(override))
+        if (common, row) not in shared:
+            shared[common, row] = typed_of(list(common), row)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error)) from error
+    numbers = {key(override): parsed(override).value() for override in overrides if is_number(override)}
+    refuse_infinite(numbers)
+    return dataclasses.replace(shared[common, row], **numbers)
+
+
+def typed_of(overrides: list[str], row: bool) -> RunConfig:
+    """As `compose`, from the beginning."""
+    typed = to_dataclass(merged(overrides, row))
     return dataclasses.replace(typed, preset=None) if row else typed
+
+
+NUMBERS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(
+        ("interval", "budget", "warmup_steps", "num_steps", "num_items", "batch_size", "seed", "progress_every"), (int,)
+    ),
+    **dict.fromkeys(("order", "sigma"), (int, float)),
+}
+"""Keys that no other key of `conf/` reads, and the values that OmegaConf takes as they are."""
+
+
+@cache
+def is_number(override: str) -> bool:
+    """Whether it sets one of `NUMBERS` to a number, which a typed configuration takes without being composed again."""
+    name, _, value = override.partition("=")
+    return name in NUMBERS and "," not in value and type(parsed(override).value()) in NUMBERS[name]
 
 
 def composed(overrides: list[str]) -> DictConfig:
@@ -202,7 +238,13 @@ def merged(overrides: list[str], row: bool = False) -> DictConfig:
 
 def options(group: str) -> list[str]:
     """The names that a group of conf/ offers."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    return list(stems(CONF / group))
+
+
+@cache
+def stems(folder: Path) -> list[str]:
+    """The names of the files of a group."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 def key(override: str) -> str:

@@ -157,7 +157,8 @@ def fill(config: RunConfig) -> Settings:
     rule = f"must be an integer from 1 to {MOST_STEPS}"
     check(filled["num_steps"] >= 1, "backend.recommended.num_steps", rule, filled["num_steps"])
     parts = {"policy": config.policy, "basis": config.forecaster, "patch": config.patch}
-    method = dataclasses.replace(config.method, **{key: part for key, part in parts.items() if part is not None})
+    given = {key: part for key, part in parts.items() if part is not None}
+    method = dataclasses.replace(config.method, **given) if given else config.method
     if config.scope is not None and "scope" not in method.reads():
         method = dataclasses.replace(method, scope=config.scope)
     if config.budget is not None:

@@ -5,6 +5,7 @@ The timed runs are all un-cached ones of the results folder, whichever plan or c
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,18 +58,22 @@ class Forecast:
 
 
 def forecast(plan: Plan) -> Forecast:
-    """The cost of what is left of a plan; rows that were begun count as a whole."""
+    """The cost of what is left of a plan; rows that were begun count as a whole, those of other seeds as the first."""
     found, speeds = Forecast(), speeds_of(plan)
+    costs: dict[str, tuple[Settings, int, Cost | None, Cost | None]] = {}
     for row in plan.rows:
         if state_of(plan.results, row.run).state is State.DONE:
             found.done += 1
             continue
-        settings = row.settings(plan.results)
-        steps = sampling_of(settings).num_steps
-        cost = cost_of(settings)
-        if cost is None:
+        alike = json.dumps({name: value for name, value in row.frozen.items() if name != "seed"})
+        if alike not in costs:
+            settings = row.settings(plan.results)
+            steps = sampling_of(settings).num_steps
+            planned = cost_of(settings)
+            costs[alike] = settings, steps, planned, planned or cost_of(settings, full_steps=steps)
+        settings, steps, planned, cost = costs[alike]
+        if planned is None:
             found.unknown.append(row.label)
-            cost = cost_of(settings, full_steps=steps)
         if cost is None:
             found.uncounted.add(settings.backend.name)
             cost = Cost(full=0, estimated=0, overhead=0, full_steps=steps, num_steps=steps, cache_bytes=0)

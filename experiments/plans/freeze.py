@@ -7,6 +7,7 @@ Each group of settings is written with the name of its schema class. The classes
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from experiments.config.register import GROUPS, schema_of
 from experiments.config.run import Settings, Shard
 from experiments.errors import ConfigError
 
-__all__ = ["FROZEN_GROUPS", "freeze_settings", "restore_settings"]
+__all__ = ["FROZEN_GROUPS", "freeze_group", "freeze_settings", "restore_settings"]
 
 NOT_FROZEN = ("results", "shard", "cluster")
 """Where and on what a row runs is decided when it runs."""
@@ -25,13 +26,18 @@ FROZEN_GROUPS = tuple(f.name for f in dataclasses.fields(Settings) if f.name in 
 """Those with a schema; one that a plan lacks because it is older than it has its default."""
 
 
-def freeze_settings(settings: Settings) -> dict[str, Any]:
-    """Settings as plain data, with the schema class of each group."""
+def freeze_group(group: Any) -> dict[str, Any]:
+    """A group as plain data, with its schema class."""
+    return {"schema": type(group).__name__, **dataclasses.asdict(group)}
+
+
+def freeze_settings(settings: Settings, group: Callable[[Any], dict[str, Any]] = freeze_group) -> dict[str, Any]:
+    """Settings as plain data, with the schema class of each group; `group` may remember those that rows share."""
     frozen: dict[str, Any] = {}
     for f in dataclasses.fields(settings):
         value = getattr(settings, f.name)
         if f.name in FROZEN_GROUPS:
-            frozen[f.name] = {"schema": type(value).__name__, **dataclasses.asdict(value)}
+            frozen[f.name] = group(value)
         elif f.name not in NOT_FROZEN:
             frozen[f.name] = value
     return frozen

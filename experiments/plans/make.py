@@ -11,10 +11,12 @@ weights need not be here.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,14 @@ from hydra.errors import HydraException
 
 from experiments.backends import backend_of
 from experiments.cli import Exit
-from experiments.config.compose import compose, parsed
+from experiments.config.backend import BackendConfig
+from experiments.config.compose import Shared, compose, parsed
 from experiments.config.preset import RowConfig
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
 from experiments.files import ensure_writable, sweep, write_json, write_text
 from experiments.plans.estimate import Forecast, forecast
-from experiments.plans.freeze import freeze_settings
+from experiments.plans.freeze import freeze_group, freeze_settings
 from experiments.plans.manifest import Plan, PlanRow, lines_of, plan_name
 from experiments.plans.revision import revision
 from experiments.settings.checks import check_method
@@ -65,11 +68,11 @@ def values_of(override: Override, word: str) -> list[str]:
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
-def planned(line: list[str]) -> tuple[Rows, Absent]:
+def planned(line: list[str], shared: Shared) -> tuple[Rows, Absent]:
     """The rows of one command line: those of its preset, or itself; and those that cannot be run."""
-    config = compose(line)
+    config = compose(line, shared=shared)
     if config.preset is not None:
-        return split_rows(config, line)
+        return split_rows(config, line, shared)
     return [(RowConfig(label="", paper=None), config)], []
 
 
@@ -79,12 +82,16 @@ def make_plan(words: list[str], results: Path, title: str | None = None) -> tupl
     swept = {word.partition("=")[0] for line in zip(*lines, strict=True) if len(set(line)) > 1 for word in line}
     rows: dict[str, dict[str, Any]] = {}
     absent: dict[str, None] = {}
+    shared: Shared = {}
+    checked: dict[tuple[Any, ...], Settings] = {}
     for line in lines:
-        made, left_out = planned(line)
+        made, left_out = planned(line, shared)
         absent |= {f"{row.label} ({reason})": None for row, reason in left_out}
         for row, config in made:
             settings = resolve(config)
-            check_method(settings, backend_of(settings.backend), method_of(settings))
+            if (alike := computation(settings)) not in checked:
+                check_method(settings, backend_of(settings.backend), method_of(settings))
+                checked[alike] = settings
             label = row.label or describe_method(settings)
             extra = [word for word in line if word.partition("=")[0] in swept & {"seed", "num_items", "num_steps"}]
             entry = {"label": ", ".join([label, *extra]), "block": row.block, "paper": row.paper, "settings": settings}
@@ -98,6 +105,32 @@ def make_plan(words: list[str], results: Path, title: str | None = None) -> tupl
     return Plan(folder), list(absent)
 
 
+class Once:
+    """A function of a group of settings, called once for each group that rows share."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.function = function
+        self.found: dict[int, tuple[Any, Any]] = {}
+        """Groups stay here, so that no other gets the number of one."""
+
+    def __call__(self, group: Any) -> Any:
+        if id(group) not in self.found:
+            self.found[id(group)] = group, self.function(group)
+        return self.found[id(group)][1]
+
+
+def backend(entry: dict[str, Any]) -> BackendConfig:
+    """That of a row."""
+    return entry["settings"].backend
+
+
+def computation(settings: Settings) -> tuple[Any, ...]:
+    """What rows that differ in seeds and items alone have in common; groups as they are kept, not by their values."""
+    values = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
+    kept = {name: value for name, value in values.items() if name not in ("seed", "num_items", "chosen")}
+    return tuple(id(v) if dataclasses.is_dataclass(v) and name != "shard" else v for name, v in kept.items())
+
+
 def in_order(rows: dict[str, dict[str, Any]]) -> list[PlanRow]:
     """References first, then rows; each part by backend, so that a model is loaded once."""
     references: dict[str, dict[str, Any]] = {}
@@ -109,13 +142,14 @@ def in_order(rows: dict[str, dict[str, Any]]) -> list[PlanRow]:
         entry["reference"] = None if own else shared_run
         shared = {"label": "reference", "block": "", "paper": None, "settings": reference, "reference": None}
         references[shared_run] = entry if own else references.get(shared_run, shared)
-    backends = list(dict.fromkeys(repr(entry["settings"].backend) for entry in rows.values()))
+    named = Once(repr)
+    backends = {name: place for place, name in enumerate(dict.fromkeys(map(named, map(backend, rows.values()))))}
 
     def by_backend(part: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
-        return sorted(part.items(), key=lambda pair: backends.index(repr(pair[1]["settings"].backend)))
+        return sorted(part.items(), key=lambda pair: backends[named(backend(pair[1]))])
 
     others = {identity: entry for identity, entry in rows.items() if identity not in references}
-    found = [*by_backend(references), *by_backend(others)]
+    found, frozen = [*by_backend(references), *by_backend(others)], Once(freeze_group)
     return [
         PlanRow(
             index=index,
@@ -124,7 +158,7 @@ def in_order(rows: dict[str, dict[str, Any]]) -> list[PlanRow]:
             reference=entry["reference"],
             block=entry["block"],
             paper=entry["paper"],
-            frozen=freeze_settings(entry["settings"]),
+            frozen=freeze_settings(entry["settings"], frozen),
         )
         for index, (identity, entry) in enumerate(found)
     ]

@@ -3,6 +3,7 @@
     python -m experiments status PLAN              a table; exit code 0 = all done, 1 = some failed, 3 = not finished
     python -m experiments status PLAN --watch      the same, live, until nothing runs or waits
     python -m experiments status PLAN --failed     only what failed
+    python -m experiments status PLAN --page 2     of a plan of more than 200 rows, the next 200
 
 The state is read from the files of the runs alone: no daemon, no scheduler is asked. A run that says it runs on this
 machine does so if its lock is held, whatever process has its number by now; one on another machine if it gave a sign
@@ -12,6 +13,7 @@ within a quarter of an hour, either way by its clock. Otherwise it counts as int
 from __future__ import annotations
 
 import enum
+import math
 import os
 import socket
 import sys
@@ -34,6 +36,9 @@ from experiments.runs.folder import is_held, read_status
 __all__ = ["RunState", "State", "main", "state_of", "states_of"]
 
 SILENT_SECONDS = 900
+
+PAGE = 200
+"""Rows that are shown at once."""
 
 
 class State(enum.Enum):
@@ -133,15 +138,18 @@ def counts(states: list[RunState]) -> dict[State, int]:
     return {state: sum(s.state is state for s in states) for state in State}
 
 
-def table(plan: Plan, states: list[RunState], only: set[State]) -> Group:
-    """The rows and a line that counts them."""
-    shown = Table(title=Text(plan.folder.name))
+def table(plan: Plan, states: list[RunState], only: set[State], page: int = 1) -> Group:
+    """A page of the rows, the last one where there are fewer, and a line that counts all of them."""
+    listed = [(row, state) for row, state in zip(plan.rows, states, strict=True) if state.state in only]
+    pages = max(1, math.ceil(len(listed) / PAGE))
+    page = min(page, pages)
+    of = f", page {page} of {pages}" if pages > 1 else ""
+    shown = Table(title=Text(plan.folder.name + of))
     for head in ("row", "label", "state", "run", ""):
         shown.add_column(head, overflow="fold")
-    for row, state in zip(plan.rows, states, strict=True):
-        if state.state in only:
-            named = Text(state.state.value, style=COLOURS[state.state])
-            shown.add_row(str(row.index), Text(plain(row.label)), named, row.run, Text(plain(state.detail)))
+    for row, state in listed[(page - 1) * PAGE : page * PAGE]:
+        named = Text(state.state.value, style=COLOURS[state.state])
+        shown.add_row(str(row.index), Text(plain(row.label)), named, row.run, Text(plain(state.detail)))
     return Group(shown, summary(states))
 
 
@@ -161,19 +169,21 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("plan")
     parser.add_argument("--watch", action="store_true", help="redraw until nothing runs or waits")
     parser.add_argument("--failed", action="store_true", help="only rows that failed")
+    parser.add_argument("--page", type=int, default=1, help=f"which {PAGE} rows are shown")
     given = parser.parse_args(arguments)
+    check(given.page >= 1, "--page", "must be an integer >= 1", given.page)
     plan = Plan.open(given.plan)
     only = {State.FAILED} if given.failed else set(State)
     console = Console(width=None if sys.stdout.isatty() else 160)
     states = states_of(plan)
     if given.watch:
-        with Live(table(plan, states, only), console=console) as live:
+        with Live(table(plan, states, only, given.page), console=console) as live:
             while counts(states)[State.RUNNING] + counts(states)[State.WAITING]:
                 time.sleep(2)
                 states = states_of(plan)
-                live.update(table(plan, states, only))
+                live.update(table(plan, states, only, given.page))
     else:
-        console.print(table(plan, states, only))
+        console.print(table(plan, states, only, given.page))
     if counts(states)[State.DONE] == len(states):
         return 0
     return 1 if counts(states)[State.FAILED] else 3

@@ -13,7 +13,7 @@ from experiments.artefacts.plans import maker as plan_maker
 from experiments.artefacts.plans import path_of as plan_path
 from experiments.artefacts.weights import maker as weights_maker
 from experiments.artefacts.weights import path_of as weights_path
-from experiments.config.compose import compose, key, options
+from experiments.config.compose import Shared, compose, key, options
 from experiments.config.method import CalibratedConfig, LearnedConfig, SmoothCacheConfig
 from experiments.config.preset import PresetConfig, RowConfig
 from experiments.config.run import RunConfig
@@ -47,10 +47,10 @@ Rows = list[tuple[RowConfig, RunConfig]]
 Absent = list[tuple[RowConfig, str]]
 
 
-def split_rows(config: RunConfig, overrides: list[str]) -> tuple[Rows, Absent]:
+def split_rows(config: RunConfig, overrides: list[str], shared: Shared | None = None) -> tuple[Rows, Absent]:
     """The rows of the composed preset: those that can be run, and those that cannot, each with the reason.
 
-    The configuration of a row is built on the command line's `overrides`.
+    The configuration of a row is built on the command line's `overrides`; `shared` is `compose`'s.
     """
     if config.preset is None:
         raise ConfigError("experiment: must name a preset, got None")
@@ -64,7 +64,7 @@ def split_rows(config: RunConfig, overrides: list[str]) -> tuple[Rows, Absent]:
         if clash:
             rule = f"must be left to the rows of preset {config.preset.name}"
             raise ConfigError(f"{clash[0]}: {rule}, got it on the command line")
-        made = compose([*overrides, *row.set], row=True)
+        made = compose([*overrides, *row.set], row=True, shared=shared)
         if reason := missing(made):
             absent.append((row, reason))
         else:

@@ -10,6 +10,7 @@ from plans import planned
 
 from experiments.backends import ALIASES, PRESETS
 from experiments.config.compose import compose, composed, key, options, to_dataclass
+from experiments.errors import ConfigError
 from experiments.files import write_json
 from experiments.plans.estimate import speeds_of
 from experiments.plans.freeze import freeze_settings, restore_settings
@@ -76,6 +77,9 @@ def test_rows_composed_together_are_those_composed_alone(preset):
         alone = to_dataclass(composed([*line, *row.set]))
         alone.preset = None
         assert compose([*line, *row.set], row=True) == alone, row.label
+        words, shared = [word for word in [*line, *row.set] if not word.startswith(("seed", "sigma"))], {}
+        compose([*words, "seed=5", "sigma=9"], row=True, shared=shared)
+        assert compose([*line, *row.set], row=True, shared=shared) == alone, row.label
 
 
 def test_the_plan_is_the_same_twice_and_conf_cannot_change_it(small, monkeypatch, tmp_path):
@@ -187,12 +191,32 @@ def test_a_thousand_rows_are_composed_once_each(small, tmp_path, capsys, monkeyp
     sigmas = ",".join(f"{0.3 + index / 1000:.3f}" for index in range(100))
     plan, _ = make_plan([*words, "method=hicache", f"sigma={sigmas}", "seed=range(0,10)"], tmp_path / "results")
     assert len(plan.rows) == 1010 and len(made) <= 4
+    for row in (plan.rows[9], plan.rows[10], plan.rows[-1]):
+        sigma, seed = row.frozen["sigma"], row.frozen["seed"]
+        method = "none" if row.reference is None else "hicache"
+        alone = resolve(compose([*words, f"method={method}", f"sigma={sigma}", f"seed={seed}"]))
+        assert run_id(alone) == row.run
+        if row.reference is not None:
+            assert freeze_settings(alone) == row.frozen
     for row in plan.rows:
         folder = plan.run(row)
         folder.path.mkdir(parents=True)
         write_json(folder.path / "status.json", {"state": "done", "pid": 1, "host": "x", "heartbeat": 0.0})
     states_of(plan)
     assert status([str(plan.folder), "--failed"]) == 0
+
+
+def test_numbers_of_rows_that_share_a_composition_are_checked(tiny):
+    """Each refusal is the one of a run that is composed alone."""
+    shared = {}
+    compose([f"backend.path={tiny}", "seed=1"], shared=shared)
+    for word in ("seed=-1", "order=99", "sigma=0", f"num_items={1 << 63}", "seed=true", "interval=2.5", "seed=[1]"):
+        refused = []
+        for given in (None, shared):
+            with pytest.raises(ConfigError) as error:
+                compose([f"backend.path={tiny}", word], shared=given)
+            refused.append(str(error.value))
+        assert refused[0] == refused[1] and word.partition("=")[0] in refused[0]
 
 
 def test_composing_leaves_what_is_kept_alone(tiny):

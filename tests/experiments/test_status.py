@@ -31,6 +31,19 @@ def shown(plan: Plan, capsys) -> str:
     return capsys.readouterr().out
 
 
+def test_many_rows_are_shown_a_page_at_a_time(plan, capsys):
+    line = json.loads((plan.folder / "manifest.jsonl").read_text())
+    rows = [json.dumps(line | {"index": index, "label": f"row-{index}."}) for index in range(2 * status.PAGE + 1)]
+    (plan.folder / "manifest.jsonl").write_text("\n".join(rows) + "\n")
+    for given, first, number in (("1", 0, status.PAGE), ("2", status.PAGE, status.PAGE), ("9", 2 * status.PAGE, 1)):
+        capsys.readouterr()
+        assert status.main([str(plan.folder), "--page", given]) == 3
+        said = capsys.readouterr().out
+        assert said.count("row-") == number and f"row-{first}." in said and f"{len(rows)} waiting" in said
+    with pytest.raises(ConfigError, match="--page: must be an integer >= 1, got 0"):
+        status.main([str(plan.folder), "--page", "0"])
+
+
 @pytest.mark.parametrize("words", ["[dev] split", "odd [/2] and [bold", "back\\[slash]"])
 def test_labels_and_reasons_are_shown_as_they_are(words, plan, capsys):
     plan.rows[0] = dataclasses.replace(plan.rows[0], label=words)

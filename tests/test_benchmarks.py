@@ -1,0 +1,38 @@
+"""`python -m benchmarks`: what it lists is what there is, and what it runs."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks import __main__ as front
+from experiments.errors import ConfigError
+
+
+def test_every_benchmark_is_listed_with_its_help(capsys):
+    programs = {p.stem for p in Path(front.__file__).parent.glob("*.py") if "if __name__" in p.read_text()}
+    assert set(front.NAMES) == programs - {"__main__"}
+    assert front.main([]) == 0
+    listed = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[-len(front.NAMES) :]]
+    assert [name for name, _ in listed] == list(front.NAMES) and all(len(line) > 30 for _, line in listed)
+
+
+def test_those_named_run_in_turn_and_a_failure_is_said(monkeypatch, capsys):
+    ran = []
+
+    def run(words, check):
+        ran.append(words[2:])
+        return SimpleNamespace(returncode=int("benchmarks.host" in words))
+
+    monkeypatch.setattr(front, "subprocess", SimpleNamespace(run=run))
+    assert front.main(["host", "digits", "repeats=1"]) == 1
+    assert ran == [["benchmarks.host", "repeats=1"], ["benchmarks.digits", "repeats=1"]]
+    said = capsys.readouterr()
+    assert said.err == "failed: host\n" and "load" in said.out.splitlines()[0]
+    ran.clear()
+    assert front.main(["all"]) == 1 and [words[0] for words in ran] == [f"benchmarks.{name}" for name in front.NAMES]
+
+
+def test_a_name_that_is_none_runs_nothing():
+    with pytest.raises(ConfigError, match="got 'hosts'"):
+        front.main(["digits", "hosts"])
