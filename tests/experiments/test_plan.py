@@ -183,10 +183,10 @@ def test_two_plans_at_once_write_one_good_manifest(small, tmp_path):
 
 
 def test_a_thousand_rows_are_composed_once_each(small, tmp_path, capsys, monkeypatch):
-    from experiments.config import compose
+    from experiments.config import compose as module
 
-    made, plain = [], compose.hydra_compose
-    monkeypatch.setattr(compose, "hydra_compose", lambda *given, **named: made.append(1) or plain(*given, **named))
+    made, plain = [], module.hydra_compose
+    monkeypatch.setattr(module, "hydra_compose", lambda *given, **named: made.append(1) or plain(*given, **named))
     words = [word for word in small if not word.startswith("results=")]
     sigmas = ",".join(f"{0.3 + index / 1000:.3f}" for index in range(100))
     plan, _ = make_plan([*words, "method=hicache", f"sigma={sigmas}", "seed=range(0,10)"], tmp_path / "results")
