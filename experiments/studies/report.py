@@ -76,6 +76,7 @@ def plot_lines(path: Path, title: str, label: str, rows: Sequence[tuple[str, flo
         places = sorted({row[1] for row in rows})
         if len(places) <= TICKS and all(float(place).is_integer() for place in places):
             axis.set_xticks(places)
+        axis.autoscale_view()  # names are placed by the final limits
         end_labels(axis, ends, 0.8 * HEIGHT)
         save(figure, path)
 
