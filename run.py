@@ -59,7 +59,7 @@ def start() -> None:
         sys.argv[1:] = words
         main()
     else:
-        sweep().run(compose(words), words, outcome)
+        sweep().run(compose(words), words, outcome, alone=True)
 
 
 if __name__ == "__main__":

@@ -86,6 +86,12 @@ class Exit:
                 raise
             self.report(one_line(said), 1)
 
+    def end(self, job: Callable[[], int]) -> NoReturn:
+        """Do a job and leave the program with the code that it returns, or with that of what went wrong."""
+        found: list[int] = []
+        self.guard(lambda: found.append(job()))
+        sys.exit(self.code or sum(found))
+
     def hand_over(self) -> None:
         """In a process that a launcher started, the code is lost unless it is raised."""
         if self.code and os.getpid() != self.process:

@@ -34,6 +34,7 @@ __all__ = [
     "digest_of",
     "keys_of",
     "read_stored",
+    "stored_json",
 ]
 
 

@@ -7,13 +7,13 @@ is refused with the command that makes its own.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.artefacts.base import artefacts, check_keys, command, compact, digest_of, keys_of, read_stored
+from experiments.artefacts.base import artefacts, check_keys, command, compact, digest_of, keys_of, stored_json
+from experiments.config.backend import semantic
 from experiments.config.run import Settings
 from experiments.errors import ConfigError
 from experiments.files import sweep, write_text
@@ -40,21 +40,22 @@ def is_placed(settings: Settings) -> bool:
 
 def places_keys(settings: Settings) -> dict[str, Any]:
     """What places are valid for."""
-    method, read = settings.method, settings.method.reads()
-    parts = {name: getattr(method, name) for name in ("basis", "patch") if getattr(method, name) is not None}
+    read, method = settings.method.reads(), semantic(settings.method)
+    own = {name: value for name, value in method.items() if name not in ("policy", "policy_options")}
     values = {name: getattr(settings, name) for name in ("scope", *SHORT) if name in read}
-    if "sigma_schedule" in read and settings.sigma_schedule.name != "constant":
-        values["sigma_schedule"] = dataclasses.asdict(settings.sigma_schedule)
-    return keys_of(settings) | {"method": method.name, **parts, **values}
+    schedule = semantic(settings.sigma_schedule)
+    if "sigma_schedule" in read and schedule != {"name": "constant"}:
+        values["sigma_schedule"] = schedule
+    return keys_of(settings) | {"method": own, **values}
 
 
 def places_path(settings: Settings) -> Path:
     """Where the places of such a run are kept."""
     keys = places_keys(settings)
-    parts = [keys[name] for name in ("method", "basis", "patch", "scope") if name in keys]
+    method, schedule = keys["method"], keys.get("sigma_schedule", {})
+    parts = [method["name"], method.get("basis"), method.get("patch"), keys.get("scope"), schedule.get("name")]
     numbers = "".join(f"{short}{keys[name]}" for name, short in SHORT.items() if name in keys)
-    schedule = settings.sigma_schedule.name if "sigma_schedule" in keys else None
-    name = "-".join([*parts, *filter(None, [schedule]), f"{keys['solver']}{keys['num_steps']}", numbers])
+    name = "-".join([*filter(None, parts), f"{keys['solver']}{keys['num_steps']}", numbers])
     return artefacts(settings.backend) / "places" / f"{name}-g{keys['guidance'] or 0:g}.json"
 
 
@@ -62,9 +63,20 @@ def maker(settings: Settings) -> str:
     """The command that makes the run's places."""
     keys = places_keys(settings)
     words = {name: keys[name] for name in ("scope", "budget", "order", "sigma", "time") if name in keys}
-    words |= {"forecaster": keys.get("basis"), "patch": keys.get("patch")}
-    words["sigma_schedule"] = settings.sigma_schedule.name if "sigma_schedule" in keys else None
-    return command(settings, "calibrate", method=keys["method"], policy="placed", **words)
+    groups = {"method": keys["method"], "sigma_schedule": keys.get("sigma_schedule", {})}
+    for group, values in groups.items():
+        words |= {f"{group}.{name}": worded(value) for name, value in values.items() if name != "name"}
+    words["sigma_schedule"] = groups["sigma_schedule"].get("name")
+    return command(settings, "calibrate", method=keys["method"]["name"], policy="placed", **words)
+
+
+def worded(value: Any) -> Any:
+    """A value as the command line takes it."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{name}:{worded(each)}" for name, each in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(str(worded(each)) for each in value) + "]"
+    return value
 
 
 def load_places(settings: Settings) -> list[int]:
@@ -77,7 +89,7 @@ def load_places(settings: Settings) -> list[int]:
     if not path.is_file():
         raise ConfigError(f"policy: placed must have been calibrated ({maker(settings)}), got no {path.name}")
     try:
-        data = json.loads(read_stored(path))
+        data = stored_json(path)
         found, places = dict(data["keys"]), [int(step) for step in data["places"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"policy: {path} must be a file of experiments calibrate ({error})") from error

@@ -7,7 +7,7 @@ or devices are checked later, by the backend.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from omegaconf import MISSING
@@ -38,6 +38,16 @@ SOLVERS = ("ddim", "dpmpp", "unipc")
 def execution(default: Any) -> Any:
     """A field that is not part of a run's identity."""
     return field(default=default, metadata={"semantic": False})
+
+
+def semantic(group: Any) -> dict[str, Any]:
+    """The group's name and its semantic fields that differ from their defaults."""
+    kept: dict[str, Any] = {}
+    for f in fields(group):
+        value = getattr(group, f.name)
+        if f.metadata.get("semantic", True) and (f.name == "name" or value != f.default):
+            kept[f.name] = value
+    return kept
 
 
 @dataclass(kw_only=True)

@@ -236,7 +236,4 @@ class Local:
 
 
 if __name__ == "__main__":
-    outcome = Exit()
-    result: list[int] = []
-    outcome.guard(lambda: result.append(main(sys.argv[1:])))
-    sys.exit(outcome.code or (result or [0])[0])
+    Exit().end(lambda: main(sys.argv[1:]))

@@ -57,14 +57,20 @@ class Sweep:
     objective: float | None = None
     """That of the last job's last run; None where it failed."""
 
-    def run(self, config: RunConfig, overrides: list[str], outcome: Exit) -> None:
-        """The runs of one composed configuration, in turn; one that this command did already is not done again."""
-        for run in runs_of(config, overrides):
+    def run(self, config: RunConfig, overrides: list[str], outcome: Exit, alone: bool = False) -> None:
+        """The runs of one composed configuration, in turn; one that this command did already is not done again.
+
+        Keys without effect are said here where the configuration stands `alone`; those of a sweep, by its ranking.
+        """
+        runs = runs_of(config, overrides)
+        given = {key(word) for word in overrides} if alone else set[str]()
+        for line in dict.fromkeys(without_effect(run.settings, given) for run in runs):
+            if line is not None:
+                print(line, flush=True)
+        for run in runs:
             if not self.knows(run.id, overrides):
-                given = {key(word) for word in overrides}
-                for line in (announcement(run), without_effect(run.settings, given)):
-                    if line is not None:
-                        print(line, flush=True)
+                if (line := announcement(run)) is not None:
+                    print(line, flush=True)
                 outcome.guard(lambda run=run: self.execute(run, overrides))
             self.objective = self.objectives.get(run.id)
 

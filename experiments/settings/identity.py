@@ -12,7 +12,6 @@ as a whole.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from typing import Any
@@ -22,6 +21,7 @@ from experiments.artefacts.curves import curve_digest
 from experiments.artefacts.places import places_digest
 from experiments.artefacts.plans import contents
 from experiments.artefacts.weights import contents as learned_contents
+from experiments.config.backend import semantic
 from experiments.config.method import StepsConfig
 from experiments.config.run import Settings
 from hicache.policy import POLICIES
@@ -48,16 +48,6 @@ def editions(settings: Settings) -> dict[str, int]:
     parts = [(part, getattr(method, part) or fixed.get(part)) for part in ("policy", "patch")]
     found = {name: EDITIONS[part, name] for part, name in parts if name and (part, name) in EDITIONS}
     return {name: edition for name, (edition, where) in found.items() if not where or backend in where}
-
-
-def semantic(group: Any) -> dict[str, Any]:
-    """The group's name and its semantic fields that differ from their defaults."""
-    kept: dict[str, Any] = {}
-    for f in dataclasses.fields(group):
-        value = getattr(group, f.name)
-        if f.metadata.get("semantic", True) and (f.name == "name" or value != f.default):
-            kept[f.name] = value
-    return kept
 
 
 def canonical(settings: Settings) -> dict[str, Any]:

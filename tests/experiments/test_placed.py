@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hicache
-from experiments.artefacts.places import maker, places_path
+from experiments.artefacts.places import maker, places_keys, places_path
 from experiments.calibration import places
 from experiments.calibration.calibrate import main
 from experiments.config.compose import compose
@@ -102,9 +102,18 @@ def test_other_settings_are_refused_with_their_command(words, tiny):
     path.write_text(json.dumps({"keys": {}, "made": {}, "places": [0, 1, 2]}))
     with pytest.raises(ConfigError, match=f"policy: {path.name} is valid for backend=None, got 'digits'"):
         execute(of)
-    path.write_text("{")
-    with pytest.raises(ConfigError, match="policy: .* must be a file of experiments calibrate"):
-        execute(of)
+    for torn in ("{", "[" * 100_000):
+        path.write_text(torn)
+        with pytest.raises(ConfigError, match="policy: .* must be a file of experiments calibrate"):
+            execute(of)
+
+
+def test_places_belong_to_the_options_of_their_method():
+    line = ["method=hicache_adaptive", "method.alpha=1.5", "policy=placed", "budget=8", "forecaster=chebyshev"]
+    of = settings(*line, "method.basis_options={degree:3}")
+    assert places_keys(of) != places_keys(settings(*line)) != places_keys(settings(line[0], *line[2:]))
+    words = maker(of).replace("'", "").split()[4:]  # behind `python -m experiments calibrate`
+    assert places_keys(settings(*words)) == places_keys(of)
 
 
 @pytest.mark.parametrize(
