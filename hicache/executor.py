@@ -92,7 +92,7 @@ class Executor:
         self.separate = separate
         self.clocks: list[SamplerClock] = []
         self.key = ""
-        self.errors = False
+        self.errors, self.proves = False, True
         self.lock = threading.RLock()
         self.caches = not computes_all(method)
         self.bind: Callable[..., Call] = binder(self.model) if adapter is None else adapter.bind
@@ -285,7 +285,7 @@ class Executor:
         if patch is not None and self.adapter is not None:
             patch.prepare(*self.family(), self.adapter.featured_block + 1)
         made = Clock(branch=place.branch, num_steps=num_steps)
-        return Branch(made, memory, policy, patch, first=first, fused=self.fused is not None)
+        return Branch(made, memory, policy, patch, first=first, fused=self.fused is not None, proven=not self.proves)
 
     def family(self) -> tuple[str, int]:
         """The name of the model's family and the number of its blocks."""

@@ -178,6 +178,7 @@ class Meter:
         scripted = replace(method, policy=Scripted(method.policy), knobs=any_step(method.knobs))
         adapter = adapter_for(model) if published else find_adapter(model) if declared else None
         self.executor = Executor(adapter, scripted, model.forward, model)
+        self.executor.proves = False
         vars(self.executor)["_timestep"] = untimed
         self._known: dict[Any, float] = {}
 

@@ -258,6 +258,30 @@ def test_forwards_that_read_values_are_counted_where_the_example_is():
         hicache.cost.measure(model, hicache.method("deepcache"), 20, example=example)
 
 
+GATED = ["Chroma", "CogVideoX", "Flux2", "HunyuanVideo15", "LTXVideo", "PixArt", "SD3", "Sana", "Wan"]
+
+
+@pytest.mark.parametrize("family", GATED)
+def test_a_count_is_of_what_runs_where_gates_are_declared(family):
+    """Full and estimated steps; not the proof at the first one, whether the call is made on the meta device or not."""
+    name = next(each for each in denoisers.TABLE if each.startswith(f"{family}Transformer"))
+    model, example, chosen = denoisers.build(name), denoisers.inputs_of(name), hicache.method("hicache", warmup_steps=1)
+    counted = []
+    with hicache.cached(model, chosen) as cache, torch.no_grad():
+        cache.begin(4)
+        for step in range(3):
+            with FlopCounterMode(display=False) as counter:
+                model(**denoisers.inputs_of(name, step))
+            counted.append(counter.get_total_flops())
+            cache.step()
+    assert cache.report.path == "fused"
+    cost = hicache.cost.measure(model, chosen, 20, example=example)
+    assert (cost.estimated, cost.full + cost.estimated) == (counted[2], counted[0]) and counted[1] == counted[2]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(**example)
+    assert cost.full == counter.get_total_flops()
+
+
 def test_a_module_without_a_configuration():
     """Counted on a copy without values, tensors in plain attributes too."""
     model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 8))
