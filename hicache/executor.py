@@ -192,7 +192,8 @@ class Executor:
 
     def advance(self) -> None:
         """A step of an own loop is over."""
-        self.session().advance()
+        with self.lock:
+            self.session().advance()
 
     def own(self, clock: SamplerClock | None = None) -> Generation:
         """The generation of this thread's loop around the model, which `clock` drives."""
