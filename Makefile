@@ -37,10 +37,10 @@ demo: $(READY) ## HiCache on the embedded model, with a table and a picture
 test: $(READY) ## the tests; those that need a GPU, Slurm or a browser skip with a reason where it is missing
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
-test-slow: $(READY) ## the exhaustive ones: every backend with every method and scope, every preset, fault injection
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
+test-slow: $(READY) ## the exhaustive ones: every backend, method and scope, every preset, faults; PART=2/4: a part of them
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow $(if $(PART),--part $(PART))
 
-test-all: test test-slow ## everything that CI runs
+test-all: test test-slow ## all of them
 
 mirrors: $(READY) ## the paper's Tables 2, 3, 4, 7, 8 on the embedded model, from nothing to results/embedded
 	$(BIN)/python -m experiments plan experiment=$(MIRRORS) title=mirrors

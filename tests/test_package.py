@@ -71,6 +71,7 @@ def test_wheel_holds_the_library_alone(wheel):
     assert wheel.stat().st_size < 2**20
 
 
+@pytest.mark.slow
 def test_library_needs_torch_alone(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as opened:
         opened.extractall(tmp_path / "ours")

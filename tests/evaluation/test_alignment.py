@@ -306,6 +306,7 @@ def test_incomplete_clip_folders_are_refused(clip_folder, tmp_path):
         load_transformers(tmp_path, "cpu")
 
 
+@pytest.mark.slow
 def test_open_clip_models_by_name(tmp_path, monkeypatch):
     import open_clip
 

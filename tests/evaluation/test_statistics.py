@@ -35,6 +35,7 @@ def test_bootstrap_agrees_with_scipy_at_the_expanded_level():
     assert high - low > plain.high - plain.low
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(("name", "n"), [("normal", 20), ("normal", 80), ("exponential", 80)])
 def test_bootstrap_covers_the_mean_as_often_as_it_says(name, n):
     rng = np.random.default_rng(7)

@@ -43,6 +43,7 @@ def test_the_energy_test_keeps_its_size():
     assert sum(found) / len(found) == pytest.approx(0.5, abs=0.05)
 
 
+@pytest.mark.slow
 def test_the_energy_test_keeps_its_size_as_it_is_used():
     """400 rows in 8 dimensions with the default draws, whose critical value all tests of that size share."""
     generator = torch.Generator().manual_seed(5)
@@ -105,6 +106,7 @@ def test_the_bound_by_hand():
     assert all(bound(h + 1, 3, 0.5) > bound(h, 3, 0.5) for h in range(1, 6))
 
 
+@pytest.mark.slow
 def test_the_command_leaves_a_figure_and_a_table_per_part(small, tmp_path, capsys):
     run = [o for o in small if not o.startswith(("num_items", "num_steps", "interval"))]
     main([*run, "num_steps=26", "interval=4", "items=4", "tokens=8", f"folder={tmp_path / 'out'}"])

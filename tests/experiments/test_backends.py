@@ -348,6 +348,7 @@ def test_videos_have_all_frames_and_the_mp4_always_exists(lossless, tmp_path):
     assert float((back - ramp).abs().max()) < (0.5 / 255 + 1e-6 if lossless else 0.03)
 
 
+@pytest.mark.slow
 def test_evaluation_reads_a_runs_videos_and_agrees_with_its_metrics(tmp_path):
     tiny = ["backend=hunyuan_video", "backend.size=tiny", "backend.lossless=false", "num_items=2", "num_steps=4"]
     brief = [

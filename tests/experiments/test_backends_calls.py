@@ -90,6 +90,7 @@ def test_the_diffusers_sampler_is_diffusers_own_pipeline(tmp_path):
     torch.testing.assert_close(torch.stack(ours), expected, atol=1e-6, rtol=0)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("solver", ["ddim", "dpmpp", "unipc"])
 def test_dit_has_fewer_steps_with_every_solver(solver, tmp_path):
     brief = ["backend=dit", "backend.size=tiny", "num_items=1", "metrics.latency_repeats=1", "num_steps=8"]
@@ -108,6 +109,7 @@ def test_classes_are_independent_of_how_many_there_are_or_cycle_through_a_list()
 # Calls
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     ("backend", "more", "calls"),
     [
@@ -179,6 +181,7 @@ def test_a_cache_sees_inside_blocks_that_were_compiled_without_it(tmp_path, monk
     torch.testing.assert_close(*media, atol=3 / 255, rtol=0)
 
 
+@pytest.mark.slow
 def test_one_run_from_the_command_line(tmp_path):
     words = ["backend=hunyuan_video", "backend.size=tiny", "num_items=1", "num_steps=4", "interval=2"]
     words.append(f"results={tmp_path}")

@@ -227,6 +227,7 @@ def test_a_plan_is_refused_elsewhere(settings, tmp_path, small):
         used()
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     ("method", "overrides"),
     [

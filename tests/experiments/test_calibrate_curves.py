@@ -61,6 +61,7 @@ def test_the_polynomial_fits_better_than_its_mean(settings):
     assert 0 <= found["r_squared"] <= 1 and 0 < found["range"][0] < found["range"][1]
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("backend", ["flux", "hunyuan_video", "qwen_image"])
 def test_every_kind_of_a_backend_has_a_curve(backend, tmp_path):
     tiny = [f"backend={backend}", "backend.size=tiny", "backend.weights=random", "num_steps=4", "batch_size=1"]
@@ -74,6 +75,7 @@ def test_every_kind_of_a_backend_has_a_curve(backend, tmp_path):
     assert len(polynomial(loaded, settings, items)["coefficients"]) == 5
 
 
+@pytest.mark.slow
 def test_curves_are_made_beside_other_weights_used_and_refused_elsewhere(small, tiny, tmp_path):
     def run(*overrides):
         return resolve(compose([*small, "num_items=2", *overrides]))

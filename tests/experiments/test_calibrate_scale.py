@@ -25,6 +25,7 @@ def settings_of(*overrides):
     return resolve(compose([*overrides]))
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("method", ["hicache", "hi_taylor"])
 @pytest.mark.parametrize("scope", ["output", "stack", "modules"])
 def test_the_shipped_moments_choose_for_every_schedule(method, scope):

@@ -70,6 +70,7 @@ def test_it_is_no_worse_than_the_plan_on_held_out_items(solver):
     assert fit.held_out[1] >= fit.held_out[0] and len(by) == len(solver.layout)
 
 
+@pytest.mark.slow
 def test_the_study_writes_what_it_measured_and_keeps_other_backends(small, tmp_path, monkeypatch):
     monkeypatch.setattr(ceiling, "PATH", tmp_path / "ceiling")
     other = ["FoCa, even", "emoji", "8", *["1.0"] * 6, ""]

@@ -18,6 +18,7 @@ def composed(line):
     return resolve(compose([f"backend={line.backend}", "backend.size=tiny", *line.overrides]))
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("line", LINES, ids=lambda line: line.peer)
 def test_a_line_is_the_method_that_was_compared(line):
     settings = composed(line)

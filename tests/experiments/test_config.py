@@ -22,6 +22,7 @@ def test_without_arguments_it_is_hicache_on_digits_as_recommended():
         assert getattr(settings, field.name) == getattr(config.backend.recommended, field.name)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("group", ["backend", "method", "sigma_schedule", "cluster", "logger"])
 def test_every_option_of_a_group_composes_under_its_own_name(group):
     for name in options(group):

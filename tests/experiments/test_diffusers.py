@@ -31,6 +31,7 @@ def media_of(of, items=None):
     return runner.generate_batch(load_backend(of.backend), of, items_of(of) if items is None else items)
 
 
+@pytest.mark.slow
 def test_every_preset_has_a_file_and_a_recipe():
     assert set(PRESETS) <= set(options("backend"))
     for name in NAMED:
@@ -75,6 +76,7 @@ def of_class(name, *words, **more):
     return settings(f"backend={backend}", *CLASSES[name], *metrics, *words, **more)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", CLASSES)
 def test_noise_is_the_item_s_own(name):
     """Alone, in a batch, in another order, in a process that made others: the same up to rounding."""
@@ -92,6 +94,7 @@ def test_noise_is_the_item_s_own(name):
     assert backend.media == {"wan": "video", "stable_audio": "audio"}.get(name, "image")
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", CLASSES)
 def test_interval_1_is_the_pipeline_and_a_plan_is_kept(name):
     steps = 3 if name == "img2img" else STEPS
@@ -108,6 +111,7 @@ def test_interval_1_is_the_pipeline_and_a_plan_is_kept(name):
         assert "forward" not in vars(getattr(backend.pipe, model))
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_and_measured_later(tmp_path):
     """What was made is kept, the rest is the same as in one go; a process that makes nothing still counts FLOPs."""
     of = of_class("stable_audio", "method=hicache", *BRIEF, results=tmp_path)
@@ -226,6 +230,7 @@ def made(*words):
     return of, media[0], facts
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("scope", ["output", "stack", "modules"])
 def test_plans_are_calibrated(scope, assets):
     """The plan is nearer to the model than reuse at as many full steps is."""
@@ -239,6 +244,7 @@ def test_plans_are_calibrated(scope, assets):
     assert (calibrated - plain).norm() < (reused - plain).norm()
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     ("name", "more"),
     [("smoothcache", ["method.alpha=0.9"]), ("teacache", ["method.policy_options={threshold: 0.5}"]), ("magcache", [])],

@@ -203,6 +203,7 @@ def test_guidance_one_is_one_prediction_and_noise_can_be_given(weights):
         pipe("flat fox on blue", latents=noise)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("scope", ["modules", "stack", "output"])
 def test_interval_one_is_the_plain_model(scope, small):
     plain, cached = (
@@ -285,6 +286,7 @@ def right_pictures(number):
     return torch.stack([draw(scene, rng) for item in items if (scene := parse(item.title))])
 
 
+@pytest.mark.slow
 def test_too_few_items_give_no_value_and_a_reason(weights, tmp_path):
     evidence = evidence_of(right_pictures(6), tmp_path, [f"backend.path={weights}"])
     found = RUN_METRICS["emoji_frechet"].value(evidence)
@@ -317,6 +319,7 @@ def test_the_shipped_judge_knows_real_pictures_and_small():
     assert found["object"] >= 0.9 and min(found[name] for name in ("colour", "count", "style")) >= 0.97
 
 
+@pytest.mark.slow
 def test_its_scores_fall_with_blur_noise_and_wrong_captions():
     scenes, images = real_pictures(4322, 150, held=True)
     for name, points in ladder(load_judge(SHIPPED / "judge.safetensors"), scenes, images).items():
@@ -325,6 +328,7 @@ def test_its_scores_fall_with_blur_noise_and_wrong_captions():
         assert scores[0] - scores[-1] > 0.1, name
 
 
+@pytest.mark.slow
 def test_metrics_of_right_pictures_are_better_than_of_others(tmp_path):
     images = right_pictures(80)
     right = evidence_of(images, tmp_path)

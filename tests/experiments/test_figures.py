@@ -22,6 +22,7 @@ def test_the_front_is_what_none_beats():
     assert front([(1.0, 1.0), (1.0, 1.0)], 1) == [0, 1]
 
 
+@pytest.mark.slow
 def test_figures_of_a_plan(small, monkeypatch, capsys):
     monkeypatch.setattr(runner, "draw_comparison", lambda *args: None)
     kept = [word for word in small if word != "metrics=none"]
@@ -81,6 +82,7 @@ def test_a_table_without_a_quality_has_no_plot(tmp_path, capsys):
     assert capsys.readouterr().out == "table6: none of its rows was run\n"
 
 
+@pytest.mark.slow
 def test_a_backend_alone_means_its_analyses(small, tmp_path):
     run = [o for o in small if not o.startswith(("num_items", "num_steps", "interval"))]
     main(["backend=digits", *run, "num_steps=26", "interval=4", "tokens=8", f"folder={tmp_path / 'out'}"])

@@ -73,6 +73,7 @@ def test_wrong_settings_are_one_line(line):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_only_backends_with_two_predictions_accept_it(backend, monkeypatch):
     """Said before a model is loaded; a missing file of weights is another matter."""
@@ -107,6 +108,7 @@ def test_records_and_flops_without_a_cache(small):
     assert "skipped_steps" not in record and "uncond_full_steps" not in record
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", ["hicache", "dmd", "teacache", "toca"])
 def test_flops_with_a_cache_are_those_of_the_executed_steps(small, name):
     of = settings(*small, *SOON, f"method={name}", "num_items=3")

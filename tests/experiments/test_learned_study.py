@@ -33,6 +33,7 @@ def table(path):
         return list(csv.DictReader(handle))
 
 
+@pytest.mark.slow
 def test_every_part_writes_its_table_and_figure(small, folder, tmp_path):
     path = tmp_path / "lesa.safetensors"
     options = [f"{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in QUICK.items()]

@@ -20,6 +20,7 @@ def page():
     return markdown()
 
 
+@pytest.mark.slow
 def test_the_committed_page_is_what_the_code_makes(page):
     assert PAGE.read_text() == page, "python -m experiments methods --markdown"
 

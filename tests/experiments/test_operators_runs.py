@@ -80,6 +80,7 @@ def test_the_groups_are_the_release_s_and_small_on_a_tiny_model():
     assert describe_method(settings("backend=flux_chipmunk", "interval=5")) == "Chipmunk + HiCache (N=5, m=2, σ=0.5)"
 
 
+@pytest.mark.slow
 def test_presets_have_all_their_rows():
     for table in ("table3", "table9"):
         line = [f"experiment={table}"]

@@ -20,6 +20,7 @@ def test_a_launcher_that_is_not_installed_names_those_that_are(small, run_py, ca
     assert error.count("\n") == 1 and "hydra/launcher: must be one of basic" in error and "got 'slumr'" in error
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("optuna"), reason="needs hydra-optuna-sweeper: pip install .[optuna]")
 def test_optuna_finds_the_best_of_its_trials(small, run_py, capsys, tmp_path):
     few = [word for word in small if word not in ("metrics=none", "num_items=9")] + [

@@ -57,6 +57,7 @@ def test_every_solver_starts_at_pure_noise_and_makes_one_call_per_step(pipe, nam
     assert int(pipe.scheduler.timesteps[0]) == 999
 
 
+@pytest.mark.slow
 def test_solvers_agree_in_the_limit_of_many_steps(pipe):
     images = {}
     for name in SCHEDULERS:

@@ -68,6 +68,7 @@ def test_freezing_keeps_every_setting(backend, tmp_path):
     assert run_id(back) == run_id(made) and back.results == tmp_path
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("preset", options("experiment"))
 def test_rows_composed_together_are_those_composed_alone(preset):
     line = [f"experiment={preset}", "seed=3", "num_items=2"]

@@ -221,6 +221,7 @@ def test_values_come_from_the_evaluation_too(tmp_path):
     assert values_of(tmp_path / "r", "clip") == {"00001": 1.0} and values_of(tmp_path / "x", "clip") == {}
 
 
+@pytest.mark.slow
 def test_tables_of_two_thousand_runs_read_each_file_once(small, tmp_path, monkeypatch):
     plan = planned(small, "method=hicache")
     line = json.loads((plan.folder / "manifest.jsonl").read_text().splitlines()[1])

@@ -66,6 +66,7 @@ def test_a_run_and_its_reference_are_each_interpreted_once(small, monkeypatch):
     assert outcome.metrics["run"] == run.id == outcome.folder.id
 
 
+@pytest.mark.slow
 def test_a_calibrated_run_reads_its_plan_once(small, tmp_path, monkeypatch):
     line = ["backend=digits", "method=calibrated", "num_items=2", "batch_size=2", f"results={tmp_path}"]
     settings = resolve(compose([*line, "metrics.latency_repeats=1", "metrics.latency_batch=1"]))

@@ -83,6 +83,7 @@ def test_a_run_leaves_what_it_promises(small, run_py, capsys):
     assert json.loads((folder / "status.json").read_text())["state"] == "done"
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", NAMES)
 def test_every_method_runs_and_executes_its_plan(name, small, count):
     of = settings(*small, f"method={name}", "num_items=3")
@@ -109,6 +110,7 @@ def test_even_steps_are_what_ran(small, count, scope):
     assert folder_of(of).id.startswith("digits-hicache-k4o4s0.70-")
 
 
+@pytest.mark.slow
 def test_a_sweep_says_that_even_steps_have_no_interval(small, run_py, capsys):
     given = [o for o in small if not o.startswith("interval")]
     assert run_py("-m", *given, "policy=even", "budget=3,4", "interval=3,4", "num_items=1", "batch_size=1") == 0
@@ -136,6 +138,7 @@ def test_interval_one_equals_no_cache(small, count):
     assert digests(of) == digests(of.reference())
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", ["none", "hicache", "hicache_adaptive", "dmd", "toca", "clusca", "duca"])
 def test_shards_and_batches_cannot_be_seen_in_the_images(name, small, count, tmp_path):
     """One method of each way in which the samples of a batch meet; tests/hicache compares batches of all methods."""
@@ -154,6 +157,7 @@ def test_shards_and_batches_cannot_be_seen_in_the_images(name, small, count, tmp
         torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=0)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     "name", ["hicache", "toca", "duca", "clusca", "hi_clusca", "speca", "pab", "teacache", "dbcache"]
 )
@@ -217,6 +221,7 @@ def test_a_metric_asked_for_later_is_computed_from_what_is_there(small, count):
     assert "psnr" in metrics and count == []
 
 
+@pytest.mark.slow
 def test_a_sweep_over_what_a_method_does_not_read_is_one_run(small, run_py, tmp_path, capsys):
     assert run_py("-m", *small, "num_items=3", "method=taylorseer,fora", "sigma=0.3,0.5") == 0
     runs = sorted(path.name.rsplit("-", 1)[0] for path in (tmp_path / "results" / "runs").iterdir())

@@ -29,6 +29,7 @@ PUBLISHED = {  # billions of parameters of the transformer; 1e12 FLOPs of a step
 }
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", FULL)
 def test_full_size_has_the_published_parameters_and_flops(name):
     """Built without memory; the FLOPs are those that a run at the default settings reports."""

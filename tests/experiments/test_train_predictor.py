@@ -45,6 +45,7 @@ def waves(rows, seed):
     return torch.exp(-steps / 30) * torch.sin(steps * torch.tensor([0.2, 0.3, 0.4, 0.5]) + phase)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("temporal", ["kan", "mlp"])
 def test_training_learns_to_forecast(tmp_path, temporal):
     torch.manual_seed(0)

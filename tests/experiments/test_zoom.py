@@ -25,6 +25,7 @@ def runs(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_it_shows_what_was_run_beside_truth_and_bicubic(runs, capsys):
     truth, found = zoom.panels("small_table5", runs, "00_chelsea")
     assert [label for label, _ in found] == ["high resolution", "bicubic", "none", "hicache"]
@@ -41,6 +42,7 @@ def test_the_window_is_where_the_detail_is():
     assert 110 - zoom.WINDOW - 4 <= top <= 72 and 60 - zoom.WINDOW - 4 <= left <= 22
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     ("argument", "message"),
     [

@@ -96,6 +96,7 @@ def one_line(error: Exception, key: str) -> None:
     assert "\n" not in str(error).strip() and key.rpartition(".")[2] in str(error), error
 
 
+@pytest.mark.slow
 def test_generated_settings_are_refused_by_key():
     tried, wrong = 0, []
     for words, key in generated():

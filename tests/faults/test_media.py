@@ -59,12 +59,14 @@ def damaged(request, plan, row):
     return plan
 
 
+@pytest.mark.matrix
 def test_execute_makes_them_again(damaged, made, call):
     assert call(execute, str(damaged.folder), "--devices", "cpu").code == 0
     assert media(damaged.results) == media(made) and measured(damaged.results) == measured(made)
     assert call(verify, str(damaged.folder)).code == 0
 
 
+@pytest.mark.matrix
 def test_the_run_s_own_command_makes_them_again(damaged, made):
     runner.execute(damaged.rows[1].settings(damaged.results))
     assert media(damaged.results) == media(made) and measured(damaged.results) == measured(made)

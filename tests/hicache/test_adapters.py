@@ -18,6 +18,7 @@ SCOPES = [scope for scope in tree.SCOPES if scope != "deep"]  # which is for U-N
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -34,6 +35,7 @@ def test_interval_one_is_the_model_itself(name, scope, dtype):
     assert all(torch.equal(a, b) for a, b in zip(denoise(model, call, 4)[0], plain, strict=True))
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("name", MODELS)
 def test_a_sample_does_not_depend_on_its_batch_nor_on_the_past(name, scope):
@@ -241,6 +243,7 @@ def test_compiled_blocks_are_not_recompiled_as_the_horizon_grows(scope):
     torch._dynamo.reset()
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("scope", SCOPES)
 def test_sequential_offload(scope):
     """Weights that are fetched when a layer is called; the method may be enabled before or after."""
@@ -286,6 +289,7 @@ def test_zero_cond_t_has_module_scope_in_its_own_forward():
         assert cache.report.path == "tapped" and cache.executor.fused is None
 
 
+@pytest.mark.slow
 def test_the_triton_kernel_agrees_with_the_reference():
     """Run by Triton's interpreter where there is no GPU."""
     pytest.importorskip("triton")

@@ -32,6 +32,7 @@ def test_auto_is_never_worse_than_the_better_arm():
         assert measure(scenario, AUTO, 4, 20) == measure(scenario, DMD, 4, 20)
 
 
+@pytest.mark.slow
 def test_the_command_writes_its_files(tmp_path, capsys):
     main(["--out", str(tmp_path), "--seeds", "2"])
     assert {path.name for path in tmp_path.iterdir()} == {"forecasters.md", "forecasters.csv", "forecasters.png"}

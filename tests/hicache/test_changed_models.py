@@ -114,6 +114,7 @@ def twice(model, scope, given, between=lambda model: None):
     return model(**given)[0], computed, estimated
 
 
+@pytest.mark.matrix
 @torch.no_grad()
 @pytest.mark.parametrize("change", CHANGES)
 def test_an_estimate_for_the_same_inputs_is_the_models_own_result(change):

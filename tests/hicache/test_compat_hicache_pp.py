@@ -66,6 +66,7 @@ def distance(a, b):
     return float((a - b).norm() / b.norm())
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("backend", ["hermite", "dmd", "auto"])
 @pytest.mark.parametrize("noise", [0.0, 1e-3, 1e-2])
 @pytest.mark.parametrize(

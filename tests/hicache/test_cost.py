@@ -25,6 +25,7 @@ def dit_xl():
         )  # fmt: skip
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(("interval", "tera"), [(6, 4.76), (8, 3.82), (9, 3.34)])
 def test_published_dit_xl(dit_xl, interval, tera):
     method = hicache.method("hicache", interval=interval, order=4, sigma=0.75, warmup_steps=2)
@@ -155,6 +156,7 @@ def true_size():
     return get
 
 
+@pytest.mark.slow
 def test_published_flops_of_toca_on_dit(dit_xl):
     """Table 4's last ToCa row, which takes the quirk of the published schedule; the others: tests of the tables."""
     knobs = {"policy": "modulated", "policy_options": {"per_layer": True}, "patch_options": {"fraction": 0.02}}
@@ -168,6 +170,7 @@ def test_dbcache_computes_what_the_table_implies():
     assert chosen.policy.plan(50) == [0, 1, 2, 3, 14, 25, 36, 47]
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(("name", "count"), [("flux", 15), ("hunyuan_video", 18), ("qwen_image", 37), ("dit", 12)])
 def test_the_plan_is_that_of_the_model_s_family(name, count):
     """MagCache's curve, limits and forced step are the family's: the cost has the steps that are executed."""
@@ -200,6 +203,7 @@ def both(model, chosen, steps):
     return hicache.cost.measure(model, chosen, steps), hicache.cost.measure(model, chosen, steps, example=example), bare
 
 
+@pytest.mark.slow
 def test_what_is_traced_is_what_is_declared(dit_xl):
     for scope in ("modules", "output"):
         declared, traced, bare = both(dit_xl, hicache.method("hicache", scope=scope, interval=6, warmup_steps=2), 50)
@@ -261,6 +265,7 @@ def test_forwards_that_read_values_are_counted_where_the_example_is():
 GATED = ["Chroma", "CogVideoX", "Flux2", "HunyuanVideo15", "LTXVideo", "PixArt", "SD3", "Sana", "Wan"]
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("family", GATED)
 def test_a_count_is_of_what_runs_where_gates_are_declared(family):
     """Full and estimated steps; not the proof at the first one, whether the call is made on the meta device or not."""

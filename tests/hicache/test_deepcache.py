@@ -114,6 +114,7 @@ def unet():
     return build("UNet2DConditionModel")
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     ("depth", "policy", "interval"),
     [(3, p, n) for p, n in uniform_and_not()] + [(depth, "power", 4) for depth in (0, 1, 2, 5, 8)],
@@ -180,6 +181,7 @@ def test_what_has_no_levels_and_a_depth_that_is_not_there():
         Tap(build("UNet2DConditionModel"), "stack")
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(("name", "knobs"), [("deepcache", {}), ("hicache", {"scope": "deep", "warmup_steps": 2})])
 def test_through_enable(name, knobs):
     """DeepCache, and its split with HiCache's basis: the inner levels run at full steps only."""

@@ -35,6 +35,7 @@ def plain(dit_pipeline):
     return generate(dit_pipeline)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(("name", "scope"), PAIRS)
 def test_identity_repeat_and_reset(dit_pipeline, plain, name, scope):
     """Interval 1 is bit-identical; two generations agree, also after an aborted one; a batch of one agrees."""

@@ -192,6 +192,7 @@ def state_of(pp, backend, holdout):
     return pp.hicache_init(60, interval=5, max_order=2, sigma=0.5, backend=backend, history=6, holdout=holdout)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize(("backend", "holdout"), [("dmd", "1step"), ("auto", "1step"), ("auto", "horizon")])

@@ -159,6 +159,7 @@ def check(name: str, model: nn.Module, scope: str, part: int = 0) -> None:
     assert not any("_compiled_call_impl" in vars(module) for module in model.modules())
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", CASES)
 def test_cell(name):
     model = build(name)
@@ -206,6 +207,7 @@ def generation(name: str, model: nn.Module, handle=None) -> list:
     return found
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", CASES)
 def test_through_enable(name):
     """Interval 1 is the model itself; interval 3 computes what is planned; afterwards the model is as it was."""

@@ -106,6 +106,7 @@ def test_a_model_compiled_as_a_whole_has_output_only():
     assert scopes_of(model) == ("output",)
 
 
+@pytest.mark.slow
 def test_compiled_blocks_are_not_entered_at_a_replay_and_not_compiled_again():
     torch._dynamo.reset()
     model = build("FluxTransformer2DModel")

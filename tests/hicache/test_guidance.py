@@ -81,6 +81,7 @@ def dit():
     return build("dit")
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", METHODS)
 def test_a_threshold_out_of_reach_changes_nothing(qwen, dit, name):
     """Bit-identical with two calls; a doubled batch is split, which moves the last digits."""
@@ -103,6 +104,7 @@ def test_a_threshold_out_of_reach_changes_nothing(qwen, dit, name):
         assert list(cache.report.branches) == ["cond", "uncond"]
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", METHODS)
 def test_all_between_warm_up_and_last_step_is_skipped(qwen, dit, name):
     """The conditional branch goes its own way, the last unconditional step is computed, and a repetition agrees."""

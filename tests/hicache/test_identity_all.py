@@ -51,6 +51,7 @@ def case(request):
     return model, call, BRANCHES[name], plain
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", CACHING)
 def test_a_method_that_computes_every_step_is_the_model(case, name):
     model, call, branches, plain = case

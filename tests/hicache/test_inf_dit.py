@@ -31,6 +31,7 @@ def inputs(model, batch=1, height=48, width=32):
     return {key: torch.randn(value.shape, generator=generator).to(value.dtype) for key, value in call.items()}
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_interval_one_is_the_model_itself(scope, dtype):
@@ -129,6 +130,7 @@ def test_estimates_call_no_layer_but_the_live_cross_attention():
     assert counts["transformer_blocks.0.cross"] == 10 + 1  # once in the proof of the first step
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("interval", PUBLISHED)
 def test_published_flops(interval):
     """Table 5: 40 calls, the first two full, FLOPs of one block of 64 pixels in a patch of 2 x 2."""

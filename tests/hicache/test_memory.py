@@ -43,6 +43,7 @@ def flux():
     gc.unfreeze()
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(("name", "knobs"), CASES)
 def test_the_report_counts_every_tensor_that_is_kept(flux, name, knobs):
     model, call = flux
@@ -89,6 +90,7 @@ class Peak(TorchDispatchMode):
             self.sizes.pop(place)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(("name", "knobs"), CASES)
 def test_an_anchor_is_made_in_place(monkeypatch, name, knobs):
     """At most 0.2 frames beside those that are kept."""

@@ -125,6 +125,7 @@ def test_arrows_point_one_way(package, forbidden):
     assert [(p.name, n) for p, n in imports(package) if n in forbidden] == []
 
 
+@pytest.mark.slow
 def test_import_needs_torch_only():
     code = (
         "import sys, torch, torch._dynamo, torch.utils.flop_counter; before = set(sys.modules); import hicache; "

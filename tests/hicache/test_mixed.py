@@ -26,6 +26,7 @@ def run(model, call, cache_method, steps=STEPS):
     return torch.stack(outputs), handle.report
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("model_name", MODELS)
 def test_no_rows_is_reuse_and_an_unbothered_draft_is_taylorseer(model_name):
     """Text streams, single blocks and all: the mixed path equals the path that runs no block."""
@@ -42,6 +43,7 @@ def test_no_rows_is_reuse_and_an_unbothered_draft_is_taylorseer(model_name):
     torch.testing.assert_close(speca, taylor, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", PATCHED)
 @pytest.mark.parametrize("model_name", MODELS)
 def test_patches_repeat_and_do_not_depend_on_the_batch(model_name, name):
@@ -338,6 +340,7 @@ def test_broadcast_computes_attention_only_now_and_then():
     assert count == [6, 10]
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("model_name", ["dit", "flux", "hunyuan_video"])
 def test_cost_of_patched_rows_is_what_runs(model_name, monkeypatch):
     """The cost model adds rows to a bare step; the executor under the FLOP counter agrees.

@@ -56,6 +56,7 @@ def test_without_a_cache_the_operators_are_enabled_too(model, call, alone):
     assert "chipmunk (reference): 16.7% of the keys, " in str(alone[1])
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("scope", SCOPES)
 def test_interval_one_is_chipmunk_alone(model, call, alone, scope):
     found, report = run(model, call, hermite(interval=1, scope=scope), SMALL)
@@ -63,6 +64,7 @@ def test_interval_one_is_chipmunk_alone(model, call, alone, scope):
     assert report.full_steps == list(range(STEPS))
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("scope", SCOPES)
 def test_density_one_is_the_cache_alone(model, call, scope):
     without, plan = run(model, call, hermite(scope=scope))
@@ -72,6 +74,7 @@ def test_density_one_is_the_cache_alone(model, call, scope):
     assert report.operators["executed"] == 6
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", ["pab", "delta_dit", "fbcache", "speca", "dbcache"])
 def test_density_one_under_methods_that_run_parts_of_a_step(model, call, name):
     """Modules count their own executions, so that a mask exists wherever it is wanted."""

@@ -15,6 +15,7 @@ def slow_if_long(names):
     return [pytest.param(name, marks=[pytest.mark.slow] if "T=50" in name else []) for name in names]
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", originals.settings("flux"))
 def test_flux_is_the_original(name):
     kind = originals.read(name)[0]
@@ -23,6 +24,7 @@ def test_flux_is_the_original(name):
     assert ours == theirs
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", slow_if_long(originals.settings("dit")))
 def test_dit_is_the_original(name):
     stored, kind = originals.golden("dit"), originals.read(name)[0]

@@ -54,6 +54,7 @@ def case(request):
     return model, call, plain, still, kept, tolerance
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", CACHING)
 def test_identity_determinism_shape_and_constants(case, name):
     model, call, plain, still, kept, tolerance = case
@@ -88,6 +89,7 @@ PADDED += [
 MASKS = {"hunyuan_video": "encoder_attention_mask", "qwen_image": "encoder_hidden_states_mask"}
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("model_name", MASKS)
 def test_padding_of_texts_cannot_be_seen(model_name, monkeypatch):
     """Whatever stands in the padded text tokens: not in scores, norms, measured errors nor weights."""
