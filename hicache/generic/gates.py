@@ -10,6 +10,11 @@ the stream and s the block's argument `source`, chunk c of
     neither      s                                     modulated outside of the block: Chroma, FLUX.2
 
 as the block computes it in its `forward`; or there is none, as for most cross-attention: the value is added as it is.
+Where a norm stands behind a module, `x += tanh(gate) * norm(module(norm(x)))`, as in Lumina 2 and Z-Image, that norm
+is what is forecast and added (`hicache.generic.table.MODULES` names it for the other path too). A norm that is called
+with the gate (Mochi), a modulation of more than one layer (Cosmos), one that is chosen token by token (Qwen-Image 2.1)
+and a feed-forward module that runs twice in a block (CogView 4) have no row: those models run with stand-ins for their
+modules.
 
 A row is a claim, and every generation puts it to the proof: the sum must give the model's own result.
 """
@@ -19,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,6 +33,7 @@ from hicache.typed import named_modules
 __all__ = ["GATED", "Gated", "Part", "gate_of", "gated_row"]
 
 Take = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
+Change = Callable[[Tensor], Tensor]
 
 
 def whole(value: Tensor, ins: Mapping[str, Tensor]) -> Tensor:
@@ -40,10 +47,31 @@ def behind_text(value: Tensor, ins: Mapping[str, Tensor]) -> Tensor:
     return value[:, ins["encoder_hidden_states"].shape[1] :]
 
 
+def before_text(value: Tensor, ins: Mapping[str, Tensor]) -> Tensor:
+    """The rows before those of the text."""
+    return value[:, : -ins["encoder_hidden_states"].shape[1]]
+
+
+def frames(value: Tensor, ins: Mapping[str, Tensor]) -> Tensor:
+    """The rows of a film, `[B, T, H, W, D]`."""
+    del ins
+    return value.flatten(1, 3)
+
+
 def pixels(value: Tensor, ins: Mapping[str, Tensor]) -> Tensor:
     """The rows of a convolution, `[B, D, H, W]`."""
     del ins
     return value.flatten(2).mT
+
+
+def same(value: Tensor) -> Tensor:
+    """Without a change."""
+    return value
+
+
+def clamped(value: Tensor) -> Tensor:
+    """The hyperbolic tangent of what lies within [-2, 2]."""
+    return value.clamp(-2, 2).tanh()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +84,8 @@ class Part:
         source: the argument of the block that carries the condition, or the modulation itself.
         layer: the linear layer behind the condition.
         table: the parameter that is added to the modulation.
+        before: what is done to the condition before the layer.
+        behind: what is done to the chunk.
         take: the stream's rows of what the module returns (of its first tensor), from it and the block's arguments.
     """
 
@@ -64,6 +94,8 @@ class Part:
     source: str = "temb"
     layer: str = ""
     table: str = ""
+    before: Change = F.silu
+    behind: Change = same
     take: Take = whole
 
 
@@ -71,46 +103,120 @@ class Part:
 class Gated:
     """One block class: its modules by name, and the stream that they are added to.
 
-    A module that a block lacks is left out; so is every module that does not act on the stream.
+    A module that a block lacks is left out; so is every module that does not act on the stream. Blocks whose
+    `modulation` is False (refiners of the text) have no gates.
     """
 
     parts: Mapping[str, Part]
     stream: str = "hidden_states"
 
 
-def from_table(ff: str, source: str, take: Take = whole) -> Gated:
+def from_table(
+    ff: str = "ffn", source: str = "temb", take: Take = whole, attention: tuple[str, str] = ("attn1", "attn2")
+) -> Gated:
     """AdaLN-single: self-attention, cross-attention without a gate, feed-forward."""
     table = "scale_shift_table"
     return Gated(
         parts={
-            "attn1": Part(chunk=2, source=source, table=table),
-            "attn2": Part(),
+            attention[0]: Part(chunk=2, source=source, table=table),
+            attention[1]: Part(),
             ff: Part(chunk=5, source=source, table=table, take=take),
         }
     )
 
 
-_DOUBLE = Gated(parts={"attn": Part(chunk=2, layer="norm1.linear"), "ff": Part(chunk=5, layer="norm1.linear")})
+def from_norm(attn: str = "attn", ff: Take = whole, source: str = "temb") -> Gated:
+    """AdaLN-zero with one layer for both modules."""
+    layer = "norm1.linear"
+    return Gated(
+        parts={
+            attn: Part(chunk=2, layer=layer, source=source),
+            "ff": Part(chunk=5, layer=layer, source=source, take=ff),
+        }
+    )
+
+
+def sandwiched(norms: tuple[str, str], layer: str, source: str, before: Change, stream: str = "hidden_states") -> Gated:
+    """Norms behind attention and feed-forward, and gates that are squashed."""
+    attention, ff = (
+        Part(chunk=chunk, parts=4, layer=layer, source=source, before=before, behind=torch.tanh) for chunk in (1, 3)
+    )
+    return Gated(parts={norms[0]: attention, norms[1]: ff}, stream=stream)
+
+
+_BESIDE = Part(chunk=2, layer="norm.linear", take=behind_text)
+_TWO_NORMS = Gated(
+    parts={
+        "attn1": Part(chunk=2, layer="norm1.linear"),
+        "ff": Part(chunk=2, layer="norm2.linear", take=behind_text),
+    }
+)
 
 GATED: dict[str, Gated] = {
+    "AceStepTransformerBlock": from_table("mlp", attention=("self_attn", "cross_attn")),
+    "AllegroTransformerBlock": from_table("ff"),
+    "AnyFlowTransformerBlock": from_table(),
+    "AuraFlowJointTransformerBlock": Gated(parts={"ff": Part(chunk=5, layer="norm1.linear")}),
+    "AuraFlowSingleTransformerBlock": Gated(parts={"ff": Part(chunk=5, layer="norm1.linear")}),
     "BasicTransformerBlock": from_table("ff", "timestep"),
+    "BriaFiboSingleTransformerBlock": Gated(parts={"proj_out": Part(chunk=2, layer="norm.linear")}),
+    "BriaFiboTransformerBlock": from_norm(),
+    "BriaSingleTransformerBlock": Gated(parts={"proj_out": _BESIDE}),
+    "BriaTransformerBlock": from_norm(),
     "ChromaSingleTransformerBlock": Gated(parts={"proj_out": Part(chunk=2, parts=3)}),
     "ChromaTransformerBlock": Gated(parts={"attn": Part(chunk=2, parts=12), "ff": Part(chunk=5, parts=12)}),
-    "CogVideoXBlock": Gated(
-        parts={
-            "attn1": Part(chunk=2, layer="norm1.linear"),
-            "ff": Part(chunk=2, layer="norm2.linear", take=behind_text),
-        }
-    ),
+    "CogVideoXBlock": _TWO_NORMS,
+    "CogView3PlusTransformerBlock": from_norm("attn1", behind_text, source="emb"),
+    "ConsisIDBlock": _TWO_NORMS,
     "Flux2SingleTransformerBlock": Gated(parts={"attn": Part(chunk=2, parts=3, source="temb_mod")}),
     "Flux2TransformerBlock": Gated(
         parts={"attn": Part(chunk=2, source="temb_mod_img"), "ff": Part(chunk=5, source="temb_mod_img")}
     ),
-    "HunyuanVideo15TransformerBlock": _DOUBLE,
-    "JointTransformerBlock": Gated(parts={**_DOUBLE.parts, "attn2": Part(chunk=8, layer="norm1.linear")}),
-    "LTXVideoTransformerBlock": from_table("ff", "temb"),
+    "HiDreamBlock": Gated(
+        parts={
+            "block.attn1": Part(chunk=2, layer="block.adaLN_modulation.1"),
+            "block.ff_i": Part(chunk=5, layer="block.adaLN_modulation.1"),
+        }
+    ),
+    "HunyuanImageSingleTransformerBlock": Gated(
+        parts={"proj_out": Part(chunk=2, layer="norm.linear", take=before_text)}
+    ),
+    "HunyuanImageTransformerBlock": from_norm(),
+    "HunyuanVideo15TransformerBlock": from_norm(),
+    "Ideogram4TransformerBlock": sandwiched(
+        ("attention_norm2", "ffn_norm2"), "adaln_modulation", "adaln_input", before=same
+    ),
+    "JointTransformerBlock": Gated(parts={**from_norm().parts, "attn2": Part(chunk=8, layer="norm1.linear")}),
+    "Kandinsky5TransformerDecoderBlock": Gated(
+        parts={
+            name: Part(chunk=chunk, source="time_embed", layer="visual_modulation.out_layer")
+            for name, chunk in (("self_attention", 2), ("cross_attention", 5), ("feed_forward", 8))
+        },
+        stream="visual_embed",
+    ),
+    "Krea2TransformerBlock": Gated(
+        parts={name: Part(chunk=chunk, table="scale_shift_table") for name, chunk in (("attn", 2), ("ff", 5))}
+    ),
+    "LTXVideoTransformerBlock": from_table("ff"),
+    "LongCatImageSingleTransformerBlock": Gated(parts={"proj_out": _BESIDE}),
+    "LongCatImageTransformerBlock": from_norm(),
+    "Lumina2TransformerBlock": sandwiched(("norm2", "ffn_norm2"), "norm1.linear", "temb", before=F.silu),
+    "MotifVideoSingleTransformerBlock": Gated(parts={"proj_out": Part(chunk=2, layer="norm.linear", take=before_text)}),
+    "MotifVideoTransformerBlock": Gated(parts={**from_norm().parts, "cross_attn": Part()}),
+    "NucleusMoEImageTransformerBlock": Gated(
+        parts={
+            name: Part(chunk=chunk, layer="img_mod.1", behind=clamped) for name, chunk in (("attn", 1), ("img_mlp", 3))
+        }
+    ),
+    "OvisImageSingleTransformerBlock": Gated(parts={"proj_out": _BESIDE}),
+    "OvisImageTransformerBlock": from_norm(),
     "SanaTransformerBlock": from_table("ff", "timestep", take=pixels),
-    "WanTransformerBlock": from_table("ffn", "temb"),
+    "SanaVideoTransformerBlock": from_table("ff", "timestep", take=frames),
+    "SkyReelsV2TransformerBlock": from_table(),
+    "WanTransformerBlock": from_table(),
+    "ZImageTransformerBlock": sandwiched(
+        ("attention_norm2", "ffn_norm2"), "adaLN_modulation.0", "adaln_input", before=same, stream="x"
+    ),
 }
 """Rows by the name of the block's class."""
 
@@ -120,8 +226,10 @@ def gated_row(block: nn.Module) -> Gated | None:
     row = next((GATED[kind.__name__] for kind in type(block).__mro__ if kind.__name__ in GATED), None)
     if row is None:
         return None
-    parts = {name: part for name, part in row.parts.items() if getattr(block, name, None) is not None}
     there = {name for name, _ in named_modules(block)} | {name for name, _ in block.named_parameters()}
+    parts = {name: part for name, part in row.parts.items() if name in there}
+    if getattr(block, "modulation", True) is False:
+        parts = {name: Part(take=part.take) for name, part in parts.items()}
     known = all(name in there for part in parts.values() for name in (part.layer, part.table) if name)
     return Gated(parts=parts, stream=row.stream) if parts and known else None
 
@@ -139,11 +247,12 @@ def gate_of(part: Part, block: nn.Module, ins: Mapping[str, Tensor], width: int)
         return None
     source = ins[part.source]
     if part.layer:
-        return rows_of(block.get_submodule(part.layer), F.silu(source), part.chunk, width)[:, None]
+        found = rows_of(block.get_submodule(part.layer), part.before(source), part.chunk, width)
+        return part.behind(found[:, None] if found.dim() == 2 else found)
     found = source.reshape(len(source), -1, part.parts, width)[:, :, part.chunk]
     if part.table:
         found = found + block.get_parameter(part.table).reshape(part.parts, width)[part.chunk].to(found.device)
-    return found
+    return part.behind(found)
 
 
 def rows_of(layer: nn.Module, condition: Tensor, chunk: int, width: int) -> Tensor:
@@ -151,6 +260,6 @@ def rows_of(layer: nn.Module, condition: Tensor, chunk: int, width: int) -> Tens
     rows = slice(chunk * width, (chunk + 1) * width)
     hooked = bool(vars(layer)["_forward_hooks"] or vars(layer)["_forward_pre_hooks"])
     if type(layer) is not nn.Linear or hooked or "forward" in vars(layer):
-        return layer(condition)[:, rows]
+        return layer(condition)[..., rows]
     bias: Tensor | None = getattr(layer, "bias", None)
     return F.linear(condition, layer.weight[rows], None if bias is None else bias[rows])

@@ -33,7 +33,7 @@ class ModelRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Modules:
-    """One block class; a module that a block lacks is left out.
+    """One block class; a module that a block lacks is left out. Where a norm stands behind a module, it is the site.
 
     Attributes:
         sites: the modules whose results are forecast.
@@ -44,6 +44,7 @@ class Modules:
     hollow: tuple[str, ...] = ()
 
 
+_NORMED = Modules(sites=("attention_norm2", "ffn_norm2"), hollow=("attention", "feed_forward"))
 _REFINED = ModelRow(lists=("noise_refiner", "context_refiner", "siglip_refiner", "layers"))
 
 ROWS: dict[str, ModelRow] = {
@@ -70,8 +71,9 @@ ROWS: dict[str, ModelRow] = {
 """Rows by the name of the model's class."""
 
 MODULES: dict[str, Modules] = {
-    "HiDreamBlock": Modules(sites=("block.attn1", "block.ff_i", "block.ff_t")),
     "DecoderLayer": Modules(sites=("layer.0.attention", "layer.1.attention", "layer.2.DenseReluDense")),
+    "HiDreamBlock": Modules(sites=("block.attn1", "block.ff_i", "block.ff_t")),
+    "Ideogram4TransformerBlock": _NORMED,
     "Kandinsky6FusedTransformerDecoderBlock": Modules(
         sites=tuple(
             f"{stream}_dec_block.{module}"
@@ -79,6 +81,8 @@ MODULES: dict[str, Modules] = {
             for module in ("self_attention", "cross_attention", "feed_forward")
         )
     ),
+    "Lumina2TransformerBlock": Modules(sites=("norm2", "ffn_norm2"), hollow=("attn", "feed_forward")),
+    "ZImageTransformerBlock": _NORMED,
 }
 """Modules by the name of the block's class."""
 

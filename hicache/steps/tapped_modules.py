@@ -53,9 +53,11 @@ class TappedModules:
         self.sites: list[Site] = []
         self.feeds: list[bool] = []
         for layer, block in enumerate(self.blocks):
-            for name, feeds in ModulesTap.named(block).items():
+            named = ModulesTap.named(block)
+            for name, feeds in named.items():
                 self.modules.append(block.get_submodule(name))
-                self.sites.append(Site(layer, "fused", "joint") if feeds else site_of(layer, name))
+                fused = feeds and "proj_out" in named
+                self.sites.append(Site(layer, "fused", "joint") if fused else site_of(layer, name))
                 self.feeds.append(feeds)
         if not self.modules:
             raise ValueError(f"scope: {kind} has no attention or feed-forward modules in blocks, got 'modules'")

@@ -29,6 +29,13 @@ def kind_of(name: str) -> type[nn.Module]:
     return getattr(importlib.import_module("diffusers"), name.split("-")[0])
 
 
+def declared() -> list[str]:
+    """The configurations of classes whose blocks have declared gates, by docs/models.md, which a test compares."""
+    rows = (Path(__file__).parents[2] / "docs" / "models.md").read_text().splitlines()
+    classes = {row.split("`")[1] for row in rows if row.startswith("| `") and row.endswith("| declared |")}
+    return [name for name in TABLE if name.split("-")[0] in classes]
+
+
 @functools.cache
 def build(name: str) -> nn.Module:
     """The model; parameters that start at nought or one get random values, so that every block matters."""

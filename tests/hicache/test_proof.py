@@ -135,22 +135,9 @@ def test_the_paths_agree(name, monkeypatch):
             assert (a - b).abs().max() <= 1e-4 * a.abs().max(), (scope, step)
 
 
-DECLARED = [
-    "ChromaTransformer2DModel",
-    "CogVideoXTransformer3DModel",
-    "Flux2Transformer2DModel",
-    "HunyuanVideo15Transformer3DModel",
-    "LTXVideoTransformer3DModel",
-    "PixArtTransformer2DModel",
-    "SD3Transformer2DModel",
-    "SD3Transformer2DModel-2",
-    "SanaTransformer2DModel",
-    "WanTransformer3DModel",
-]
-
-
 @torch.no_grad()
-@pytest.mark.parametrize("name", DECLARED)
+@pytest.mark.matrix
+@pytest.mark.parametrize("name", denoisers.declared())
 def test_declared_gates(name, monkeypatch):
     """Where gates are declared no block runs at an estimate, and the result is that of the modules one by one."""
     model = denoisers.build(name)
