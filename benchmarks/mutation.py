@@ -186,14 +186,14 @@ def _child(copy: Path, limit: int, words: list[str], reach: Path | None) -> int:
     sys.path[:] = [str(copy), *(path for path in sys.path if Path(path or ".").resolve() != ROOT)]
     os.environ["PYTHONPATH"] = str(copy)
     sys.dont_write_bytecode = reach is None
-    plugins = [Recorder(reach)] if reach else []
+    plugins = [LineRecorder(reach)] if reach else []
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     plugins_used = ("no:cacheprovider", "no:unraisableexception", "_hypothesis_pytestplugin", "pytest_timeout")
     common = ["-q", "--tb=line", "--no-showlocals", "--hypothesis-seed=0", *(f"-p{name}" for name in plugins_used)]
     return int(pytest.main([*common, *([] if reach else ["-x"]), *words], plugins=plugins))
 
 
-class Recorder:
+class LineRecorder:
     """A plugin of pytest that notes which lines of the mutated files each test that passes executes."""
 
     def __init__(self, record: Path) -> None:

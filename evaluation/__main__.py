@@ -13,14 +13,14 @@ from evaluation.cli import main
 STOPPED, INTERRUPTED = 85, 130
 
 
-class Stopped(KeyboardInterrupt):
+class StopSignal(KeyboardInterrupt):
     """A scheduler, or a person with kill, asked to stop."""
 
 
 def stop(number: int, frame: FrameType | None) -> None:
     """End in order, so that partial files are removed."""
     del frame
-    raise Stopped(signal.Signals(number).name)
+    raise StopSignal(signal.Signals(number).name)
 
 
 for request in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
@@ -28,6 +28,6 @@ for request in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
 try:
     code = main(sys.argv[1:])
 except KeyboardInterrupt as asked:
-    code, said = (STOPPED, "told to stop") if isinstance(asked, Stopped) else (INTERRUPTED, "interrupted")
+    code, said = (STOPPED, "told to stop") if isinstance(asked, StopSignal) else (INTERRUPTED, "interrupted")
     print(f"{said}; the same command continues", file=sys.stderr)
 sys.exit(code)

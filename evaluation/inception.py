@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from evaluation.pretrained import load_state
 
-__all__ = ["POOL", "SPATIAL", "CLASSES", "Features", "Inception"]
+__all__ = ["POOL", "SPATIAL", "CLASSES", "InceptionFeatures", "Inception"]
 
 POOL, SPATIAL, CLASSES = 2048, 17 * 17 * 7, 1008
 
 
-class Features(NamedTuple):
+class InceptionFeatures(NamedTuple):
     """Features of one batch: `[B, 2048]`, `[B, 2023]`, `[B, 1008]`."""
 
     pool: Tensor
@@ -49,10 +49,10 @@ class Inception:
         self._spatial = output
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor) -> Features:
+    def __call__(self, images: Tensor) -> InceptionFeatures:
         """Features of uint8 images `[B, 3, H, W]`."""
         pool, logits = self._network(images.to(self.device))
         if self._spatial is None:
             raise RuntimeError("Mixed_6d.branch1x1 was not called by the network")
         spatial = self._spatial[:, :7].permute(0, 2, 3, 1).flatten(1)
-        return Features(pool, spatial, logits.double().log_softmax(1))
+        return InceptionFeatures(pool, spatial, logits.double().log_softmax(1))

@@ -23,7 +23,7 @@ from evaluation import media_files, npz
 from evaluation.base import Context
 from evaluation.errors import EvaluationError
 from evaluation.frechet import RunningCovariance
-from evaluation.inception import CLASSES, POOL, SPATIAL, Features, Inception
+from evaluation.inception import CLASSES, POOL, SPATIAL, Inception, InceptionFeatures
 from evaluation.item_values import digest
 from evaluation.pretrained import fingerprint
 from evaluation.storage import replacing
@@ -91,7 +91,7 @@ class InceptionStatistics:
         """Images seen."""
         return self.pool.count
 
-    def add(self, features: Features, kept: Path | None) -> None:
+    def add(self, features: InceptionFeatures, kept: Path | None) -> None:
         """See one batch."""
         self.pool.add(features.pool.double())
         self.spatial.add(features.spatial.double())

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from evaluation.digests import Digest
 from evaluation.errors import EvaluationError
 
-__all__ = ["IDENTITY", "Line", "expected", "is_identity", "is_plain", "lines_of", "read_records"]
+__all__ = ["IDENTITY", "RecordLine", "expected", "is_identity", "is_plain", "lines_of", "read_records"]
 
 IDENTITY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 """Names of runs, which are names of folders."""
@@ -29,7 +29,7 @@ LARGEST = 1 << 32
 """Bytes of a file of records."""
 
 
-class Line(NamedTuple):
+class RecordLine(NamedTuple):
     """A record and where it stands."""
 
     path: Path
@@ -95,7 +95,7 @@ RULES: dict[str, tuple[Callable[[object], bool], str]] = {
 """Key of a record -> whether a value may stand there, and what is said of one that may not."""
 
 
-def lines_of(path: Path, required: Iterable[str] = ("item",)) -> list[Line]:
+def lines_of(path: Path, required: Iterable[str] = ("item",)) -> list[RecordLine]:
     """The records of a file, checked."""
     try:
         size = path.stat().st_size
@@ -104,7 +104,9 @@ def lines_of(path: Path, required: Iterable[str] = ("item",)) -> list[Line]:
         rows = path.read_bytes().split(b"\n")[:-1]
     except OSError as error:
         raise EvaluationError(f"{path}: must be a readable file of records, got {error.strerror}") from error
-    return [Line(path, number, _record(row, f"{path}:{number}", required)) for number, row in enumerate(rows, start=1)]
+    return [
+        RecordLine(path, number, _record(row, f"{path}:{number}", required)) for number, row in enumerate(rows, start=1)
+    ]
 
 
 def _record(row: bytes, where: str, required: Iterable[str]) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from evaluation.digests import Ledger
 from evaluation.errors import EvaluationError
 from evaluation.records import expected, is_identity, read_records
 
-__all__ = ["Run", "read_run", "read_values"]
+__all__ = ["EvaluatedRun", "read_run", "read_values"]
 
 
-class Run(NamedTuple):
+class EvaluatedRun(NamedTuple):
     """What evaluation needs to know of a run; a run that is itself a reference has none."""
 
     folder: Path
@@ -27,7 +27,7 @@ class Run(NamedTuple):
     """Items that were recorded before there were digests: their files are taken as they are."""
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> EvaluatedRun:
     """Open a run folder; unfinished media are an error."""
     if not folder.is_dir():
         raise EvaluationError(f"run: must be a run folder, got {folder}")
@@ -45,7 +45,7 @@ def read_run(folder: Path) -> Run:
     prompts = {name: text for name, text in texts.items() if isinstance(text, str)}
     complete = bool(records) and len(prompts) == len(records)
     unverified = sum("digests" not in record for record in records.values())
-    return Run(folder, images, reference, prompts if complete else None, unverified)
+    return EvaluatedRun(folder, images, reference, prompts if complete else None, unverified)
 
 
 def _check_files(folder: Path, records: dict[str, dict[str, Any]]) -> None:

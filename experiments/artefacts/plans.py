@@ -17,7 +17,7 @@ from experiments.config.method import CalibratedConfig, decibels_of
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
 from experiments.files import sweep, write_text
-from hicache.fitting.calibrate import Plan
+from hicache.fitting.calibrate import CalibratedPlan
 
 __all__ = [
     "contents",
@@ -77,7 +77,7 @@ def stored(settings: Settings, what: str) -> Path:
     return artefacts(settings.backend) / "plans" / f"{settings.scope}-{keys['solver']}{keys['num_steps']}-{guided}.json"
 
 
-def fewest_stored(settings: Settings) -> tuple[Path, Plan] | None:
+def fewest_stored(settings: Settings) -> tuple[Path, CalibratedPlan] | None:
     """Of the stored plans for the run's settings with `method.quality` on held-out items, that of fewest full steps."""
     config, pattern = settings.method, stored(settings, "b*")
     assert isinstance(config, CalibratedConfig) and config.quality is not None
@@ -90,7 +90,7 @@ def fewest_stored(settings: Settings) -> tuple[Path, Plan] | None:
     return min(found, key=lambda pair: len(pair[1].full_steps), default=None)
 
 
-def read_plan(path: Path) -> tuple[Plan, dict[str, Any]]:
+def read_plan(path: Path) -> tuple[CalibratedPlan, dict[str, Any]]:
     """A plan and what it is valid for.
 
     Raises:
@@ -98,7 +98,7 @@ def read_plan(path: Path) -> tuple[Plan, dict[str, Any]]:
     """
     try:
         data = stored_json(path)
-        return Plan.from_data(data["plan"]), dict(data["keys"])
+        return CalibratedPlan.from_data(data["plan"]), dict(data["keys"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ConfigError(f"method.plan: must be a plan file ({error}), got {str(path)!r}") from error
 
@@ -111,7 +111,7 @@ def contents(settings: Settings) -> dict[str, str]:
     return {"plan": digest_of(path)} if path.is_file() else {}
 
 
-def load_plan(settings: Settings) -> Plan:
+def load_plan(settings: Settings) -> CalibratedPlan:
     """The run's plan.
 
     Raises:
@@ -131,7 +131,7 @@ def load_plan(settings: Settings) -> Plan:
     return plan
 
 
-def save_plan(path: Path, plan: Plan, keys: dict[str, Any], made: dict[str, Any]) -> None:
+def save_plan(path: Path, plan: CalibratedPlan, keys: dict[str, Any], made: dict[str, Any]) -> None:
     """Write a plan with the keys that it is valid for and how it was made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent)

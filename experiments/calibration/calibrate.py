@@ -53,7 +53,7 @@ from experiments.artefacts.moments import Moments, moments_path, save_moments
 from experiments.artefacts.plans import path_of, save_plan
 from experiments.backends import load_backend
 from experiments.backends.base import Backend, Item, sampling_of
-from experiments.calibration.closed_loop import Loop, is_one_step, probe, psnr, refit
+from experiments.calibration.closed_loop import ClosedLoop, is_one_step, probe, psnr, refit
 from experiments.calibration.curves import CURVES
 from experiments.calibration.items import calibration_items
 from experiments.calibration.newton import Chain, Inside, Outside, newton, split
@@ -70,7 +70,7 @@ from experiments.settings.automatic import automatic
 from experiments.settings.method import method_of
 from experiments.settings.resolve import resolve
 from hicache import sampler
-from hicache.fitting.calibrate import Plan, build_plan, formula_rows, total_error
+from hicache.fitting.calibrate import CalibratedPlan, build_plan, formula_rows, total_error
 from hicache.fitting.gaussian import Gains, gaussian_gram, log_spectrum
 from hicache.fitting.gaussian import carry as carry_of
 
@@ -98,7 +98,7 @@ class Calibration:
     gram: Tensor
     size: Tensor
     gains: Gains
-    loop: Loop | None = None
+    loop: ClosedLoop | None = None
     clocks: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     carry: Tensor | None = None
     items: list[Item] = dataclasses.field(default_factory=list)
@@ -138,7 +138,7 @@ def measure(settings: Settings, options: Options, backend: Backend) -> Calibrati
     loop = None
     if scope == "output":
         shared: dict[str, Any] = {"items": items, "sampling": sampling, "gains": gains, "ridge": options.penalty}
-        loop = Loop(backend=backend, path=torch.cat(paths), **shared)
+        loop = ClosedLoop(backend=backend, path=torch.cat(paths), **shared)
     found: dict[str, Any] = {"gains": gains, "loop": loop, "items": items, "clocks": clocks, "carry": carry}
     return Calibration(gram=gram, size=output.diagonal(), finals=torch.cat(finals), **found)
 
@@ -209,12 +209,16 @@ def cost_of(found: Calibration, options: Options) -> Tensor:
     return found.gains.cost if options.cost == "sampler" else torch.ones_like(found.gains.cost)
 
 
-def make_plan(settings: Settings, options: Options, found: Calibration, budget: int, backend: Backend) -> Plan:
+def make_plan(
+    settings: Settings, options: Options, found: Calibration, budget: int, backend: Backend
+) -> CalibratedPlan:
     """The plan for so many full steps."""
     scope, options = settings.scope, settled(settings, options, backend)
     memory, cost = memory_of(scope, options), cost_of(found, options)
 
-    def built(budget: int | None = None, full_steps: Sequence[int] | None = None, gram: Tensor = found.gram) -> Plan:
+    def built(
+        budget: int | None = None, full_steps: Sequence[int] | None = None, gram: Tensor = found.gram
+    ) -> CalibratedPlan:
         chosen = {"budget": budget, "full_steps": full_steps, "place_memory": options.place_memory}
         return build_plan(gram, cost, scope, **chosen, memory=memory, ridge=options.penalty, size=found.size)
 
@@ -241,7 +245,7 @@ def make_plan(settings: Settings, options: Options, found: Calibration, budget: 
     return closed(found.loop, plan, options, memory, linear)
 
 
-def closed(loop: Loop, plan: Plan, options: Options, memory: int, linear: bool) -> Plan:
+def closed(loop: ClosedLoop, plan: CalibratedPlan, options: Options, memory: int, linear: bool) -> CalibratedPlan:
     """The plan at scope output with weights that were found under it; `linear` where the sampler's step is."""
     full = plan.full_steps
     if options.refine == "newton":
@@ -255,7 +259,7 @@ def closed(loop: Loop, plan: Plan, options: Options, memory: int, linear: bool) 
     return dataclasses.replace(plan, rows=rows, closed_loop_psnr=apart)
 
 
-def through_sampler(plan: Plan, chain: Chain, memory: int) -> Plan:
+def through_sampler(plan: CalibratedPlan, chain: Chain, memory: int) -> CalibratedPlan:
     """The plan with weights refined by Gauss-Newton; as it is where that does not help held-out items."""
     rows, fit = newton(chain, plan, memory, tell)
     (before, apart), (_, fitted) = fit.held_out, fit.trained
@@ -268,7 +272,9 @@ def tell(line: str) -> None:
     print(f"  {line}", flush=True)
 
 
-def by_formula(settings: Settings, options: Options, found: Calibration, plan: Plan, cost: Tensor) -> Plan:
+def by_formula(
+    settings: Settings, options: Options, found: Calibration, plan: CalibratedPlan, cost: Tensor
+) -> CalibratedPlan:
     """The plan's places with the weights of a basis; the predicted error is scaled to them."""
     assert options.basis is not None
     clock = found.clocks[options.time]
@@ -296,10 +302,10 @@ def calibrate(settings: Settings, options: Options, budgets: Sequence[int], qual
     found = gaussian(settings, backend) if options.data == "gaussian" else measure(settings, options, backend)
     print(f"{options.data}: {time.monotonic() - started:.1f} s", flush=True)
 
-    def made_for(budget: int) -> Plan:
+    def made_for(budget: int) -> CalibratedPlan:
         return make_plan(settings, options, found, budget, backend)
 
-    plans: Iterable[Plan] = map(made_for, budgets)
+    plans: Iterable[CalibratedPlan] = map(made_for, budgets)
     if quality is not None:
         assert found.loop is not None
         cost, memory = cost_of(found, options), memory_of(scope, options)

@@ -33,13 +33,13 @@ from torch import Tensor, nn
 
 import hicache
 from experiments.backends.base import Backend, Item, Sampling, sampling_of
-from experiments.calibration.trajectories import Recorder, grams
+from experiments.calibration.trajectories import TrajectoryRecorder, grams
 from experiments.config.run import Settings
-from hicache.fitting.calibrate import Plan, StepWeights, solve
+from hicache.fitting.calibrate import CalibratedPlan, StepWeights, solve
 from hicache.fitting.gaussian import Gains
 from hicache.forecast.combine import combine
 
-__all__ = ["Loop", "Rule", "by_rows", "is_one_step", "probe", "psnr", "refit"]
+__all__ = ["ClosedLoop", "Rule", "by_rows", "is_one_step", "probe", "psnr", "refit"]
 
 Rule = Callable[[int, Tensor, list[int], list[Tensor]], Tensor]
 """`(step, sample, anchors, values of the anchors) -> prediction` for an estimated step."""
@@ -99,7 +99,7 @@ def by_rows(rows: Mapping[int, StepWeights]) -> Rule:
 
 
 @dataclass
-class Loop:
+class ClosedLoop:
     """Runs plans on fixed items whose un-cached trajectory is known.
 
     Attributes:
@@ -174,7 +174,7 @@ class Loop:
             else:
                 vars(model)["forward"] = before
 
-    def part(self, chosen: Tensor) -> Loop:
+    def part(self, chosen: Tensor) -> ClosedLoop:
         """The same with some of the items."""
         items = [item for item, taken in zip(self.items, chosen.tolist(), strict=True) if taken]
         return dataclasses.replace(self, items=items, path=self.path[chosen], last=None)
@@ -241,7 +241,9 @@ class Loop:
         return best
 
 
-def refit(backend: Backend, settings: Settings, items: list[Item], plan: Plan, tokens: int | None = None) -> Tensor:
+def refit(
+    backend: Backend, settings: Settings, items: list[Item], plan: CalibratedPlan, tokens: int | None = None
+) -> Tensor:
     """Gram matrices `[sites, T, T]` of the model's own values along trajectories that follow `plan`.
 
     At an estimated step the un-cached forward runs first, for the observers alone; then the plan makes the step.
@@ -252,7 +254,7 @@ def refit(backend: Backend, settings: Settings, items: list[Item], plan: Plan, t
         batch = items[start : start + size]
         backend.prepare(sampling)
         with hicache.cached(backend.pipe, hicache.method("calibrated", **plan.knobs())):
-            recorder = Recorder(backend, (plan.scope,), tokens)
+            recorder = TrajectoryRecorder(backend, (plan.scope,), tokens)
             with recorder.watching(calls=False):
                 before = shadow(backend.transformer, recorder, plan.full_steps)
                 hook = backend.transformer.register_forward_pre_hook(before, with_kwargs=True)
@@ -266,7 +268,7 @@ def refit(backend: Backend, settings: Settings, items: list[Item], plan: Plan, t
     return torch.stack(list(sites.values()))
 
 
-def shadow(model: nn.Module, recorder: Recorder, full_steps: Sequence[int]) -> Callable[..., None]:
+def shadow(model: nn.Module, recorder: TrajectoryRecorder, full_steps: Sequence[int]) -> Callable[..., None]:
     """A hook before the forward of a model: at estimated steps its class's own forward runs too.
 
     Of a model without an adapter it runs at every step, because what the method does is not to be seen.

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from experiments.backends.base import Backend, Item, sampling_of
-from experiments.calibration.tapped import Features, first_tensor, fused_from, watch_modules
+from experiments.calibration.tapped import FeatureTaps, first_tensor, fused_from, watch_modules
 from experiments.config.run import Settings
 from experiments.errors import check
 from hicache.adapters import find_adapter
@@ -34,7 +34,7 @@ from hicache.adapters.hooks import attach_modules, attach_scope
 from hicache.generic.blocks import flat_blocks
 from hicache.policy.scheduled import kind_of
 
-__all__ = ["CURVES", "Watcher", "magnitudes", "polynomial", "smoothness"]
+__all__ = ["CURVES", "HistoryObserver", "magnitudes", "polynomial", "smoothness"]
 
 REACH = 3
 DEGREE = 4
@@ -43,7 +43,7 @@ Sink = Callable[[str, Tensor], None]
 """`(name, value)` of what is watched, call by call."""
 
 
-class Watcher:
+class HistoryObserver:
     """Tells a function, for every value that is watched, what it was up to `reach` steps before.
 
     `seen(name, step, value, past)` is called with the past values of the same call, newest first.
@@ -97,7 +97,7 @@ def void(_: object) -> None:
     """Drop a result."""
 
 
-def run(watcher: Watcher, settings: Settings, items: list[Item], hooks: Callable[[], list[Any]]) -> None:
+def run(watcher: HistoryObserver, settings: Settings, items: list[Item], hooks: Callable[[], list[Any]]) -> None:
     """Generate all items un-cached under the watcher, a batch at a time."""
     backend, sampling, size = watcher.backend, sampling_of(settings), settings.batch_size
     for start in range(0, len(items), size):
@@ -144,7 +144,7 @@ def smoothness(backend: Backend, settings: Settings, items: list[Item]) -> dict[
         for k, before in enumerate(past):
             mean.add((step, k), relative(value, before, value))
 
-    watcher, model = Watcher(backend, REACH, seen), backend.transformer
+    watcher, model = HistoryObserver(backend, REACH, seen), backend.transformer
     if watcher.adapter is None:
         run(watcher, settings, items, lambda: watch_modules(model, watcher.sink))
         rows = {kind: mean.values.tolist() for kind, mean in sorted(curves.items())}
@@ -175,7 +175,7 @@ def polynomial(backend: Backend, settings: Settings, items: list[Item]) -> dict[
         if past:
             pairs[name].append(relative(value, past[0], past[0]).double().cpu())
 
-    watcher = Watcher(backend, 1, seen)
+    watcher = HistoryObserver(backend, 1, seen)
     adapter, model = watcher.adapter, backend.transformer
 
     def enter(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -214,14 +214,14 @@ def magnitudes(backend: Backend, settings: Settings, items: list[Item]) -> dict[
         if past:
             mean.add(step, value.norm(dim=-1) / past[0].norm(dim=-1).clamp(min=1e-30))
 
-    watcher = Watcher(backend, 1, seen)
+    watcher = HistoryObserver(backend, 1, seen)
     if watcher.adapter is None:
 
         def image(name: str, value: Tensor) -> None:
             if name in ("stack", "0.stack"):
                 watcher.sink("stack", value)
 
-        features = Features(backend.transformer, ["stack"], image)
+        features = FeatureTaps(backend.transformer, ["stack"], image)
         with features.watching():
             run(watcher, settings, items, list)
         return {"curve": [1.0, *mean.values.tolist()[1:]]}

@@ -20,11 +20,11 @@ from torch import Tensor
 
 import hicache
 from experiments.backends.base import Backend, Item, sampling_of
-from experiments.calibration.closed_loop import Loop, by_rows
-from experiments.calibration.trajectories import Recorder
+from experiments.calibration.closed_loop import ClosedLoop, by_rows
+from experiments.calibration.trajectories import TrajectoryRecorder
 from experiments.config.run import Settings
 from hicache.adapters import adapter_for
-from hicache.fitting.calibrate import Plan, StepWeights
+from hicache.fitting.calibrate import CalibratedPlan, StepWeights
 from hicache.fitting.newton import Fit, levenberg
 from hicache.policy.scheduled import kind_of
 
@@ -104,7 +104,7 @@ class Chain(Protocol):
 class Outside:
     """At scope output."""
 
-    loop: Loop
+    loop: ClosedLoop
     full_steps: Sequence[int]
     known: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
@@ -151,7 +151,7 @@ class Inside:
 
     backend: Backend
     settings: Settings
-    plan: Plan
+    plan: CalibratedPlan
     items: list[Item]
     finals: Tensor
 
@@ -162,7 +162,7 @@ class Inside:
         for start in range(0, len(self.items), size):
             self.backend.prepare(sampling)
             with hicache.cached(self.backend.pipe, hicache.method("calibrated", **knobs)):
-                recorder = Recorder(self.backend, ())
+                recorder = TrajectoryRecorder(self.backend, ())
                 with recorder.watching():
                     self.backend.generate(self.items[start : start + size], sampling)
             found.append(recorder.final.detach().cpu().float())
@@ -201,7 +201,9 @@ def jacobian(chain: Chain, rows: Mapping[int, StepWeights], moves: Sequence[Move
     return torch.stack(columns, dim=-1)
 
 
-def newton(chain: Chain, plan: Plan, memory: int, report: Callable[[str], None]) -> tuple[dict[int, StepWeights], Fit]:
+def newton(
+    chain: Chain, plan: CalibratedPlan, memory: int, report: Callable[[str], None]
+) -> tuple[dict[int, StepWeights], Fit]:
     """Refined rows of a plan, and how well they do; its own where nothing was better on held-out items."""
     train = split(len(chain.items))
     fitted, moves = chain.part(train), moves_of(plan.full_steps, plan.num_steps, memory, chain.groups())

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.calibration.closed_loop import Loop, by_rows
+from experiments.calibration.closed_loop import ClosedLoop, by_rows
 from experiments.calibration.newton import split
-from hicache.fitting.calibrate import Plan
+from hicache.fitting.calibrate import CalibratedPlan
 from hicache.fitting.newton import Fit, levenberg
 
 __all__ = ["Solver", "fit_solver"]
@@ -38,8 +38,8 @@ class Solver:
         memory: how many calls a gap adds up.
     """
 
-    loop: Loop
-    plan: Plan
+    loop: ClosedLoop
+    plan: CalibratedPlan
     memory: int
     images: list[Tensor] = field(default_factory=list, repr=False)
     known: dict[int, Tensor] = field(default_factory=dict, repr=False)
@@ -122,7 +122,7 @@ class Solver:
 
 
 def fit_solver(
-    loop: Loop, plan: Plan, memory: int, report: Callable[[str], None] = lambda line: None
+    loop: ClosedLoop, plan: CalibratedPlan, memory: int, report: Callable[[str], None] = lambda line: None
 ) -> tuple[Tensor, Fit]:
     """The freedom of the least held-out error, beside a plan."""
     train: Tensor = split(len(loop.items))

@@ -15,13 +15,13 @@ from hicache.generic.modules import ModulesTap
 from hicache.policy.scheduled import kind_of
 from hicache.steps.tapped_modules import site_of
 
-__all__ = ["Features", "first_tensor", "fused_from", "watch_modules"]
+__all__ = ["FeatureTaps", "first_tensor", "fused_from", "watch_modules"]
 
 Keep = Callable[[str, Tensor], None]
 """`(site, value)` of what is seen."""
 
 
-class Features:
+class FeatureTaps:
     """Hands on the features of scopes, call by call; those of a scope with several have numbers before its name."""
 
     def __init__(self, model: nn.Module, scopes: Sequence[str], keep: Keep) -> None:

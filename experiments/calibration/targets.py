@@ -7,16 +7,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from experiments.calibration.closed_loop import Loop
+from experiments.calibration.closed_loop import ClosedLoop
 from experiments.calibration.newton import HELD_OUT, moves_of
 from experiments.calibration.options import Options
-from hicache.fitting.calibrate import Plan, place
+from hicache.fitting.calibrate import CalibratedPlan, place
 from hicache.fitting.newton import TRIES
 
 __all__ = ["cost_line", "fewest", "generations"]
 
 
-def fewest(loop: Loop, gram: Tensor, cost: Tensor, wanted: float, memory: int, made: Callable[[int], Plan]) -> Plan:
+def fewest(
+    loop: ClosedLoop, gram: Tensor, cost: Tensor, wanted: float, memory: int, made: Callable[[int], CalibratedPlan]
+) -> CalibratedPlan:
     """The plan of fewest full steps that has `wanted` dB on held-out items.
 
     A bisection over placed full steps with closed-loop weights finds where to look; from there plans are made with one
@@ -47,7 +49,7 @@ def fewest(loop: Loop, gram: Tensor, cost: Tensor, wanted: float, memory: int, m
     return best
 
 
-def reaches(plan: Plan, wanted: float) -> bool:
+def reaches(plan: CalibratedPlan, wanted: float) -> bool:
     """Whether a plan has so many dB; all steps in full have any."""
     whole = len(plan.full_steps) == plan.num_steps
     return whole or (plan.closed_loop_psnr is not None and plan.closed_loop_psnr >= wanted)

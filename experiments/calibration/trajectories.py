@@ -36,7 +36,7 @@ from experiments.artefacts.base import keys_of
 from experiments.backends import load_backend
 from experiments.backends.base import Backend, Item, sampling_of
 from experiments.calibration.recordings import damages, ledger_of, load, nearest_folder, read_manifest, shard_name
-from experiments.calibration.tapped import Features
+from experiments.calibration.tapped import FeatureTaps
 from experiments.cli import Exit
 from experiments.config.compose import compose
 from experiments.config.run import Settings
@@ -51,7 +51,7 @@ from hicache.adapters.base import Adapter
 from hicache.adapters.hooks import attach_scope
 from hicache.generic import scopes_of
 
-__all__ = ["Recorder", "Recording", "grams", "load", "record", "require_plain", "split_arguments", "watched"]
+__all__ = ["TrajectoryRecorder", "Recording", "grams", "load", "record", "require_plain", "split_arguments", "watched"]
 
 SAMPLER_SITES = ("output", "sample")
 KEEPS = ("tensors", "gram")
@@ -76,7 +76,7 @@ class Recording:
         check(finite, "reserve", "must be a finite number >= 0", self.reserve)
 
 
-class Recorder:
+class TrajectoryRecorder:
     """Collects the values of sites while a pipeline runs; `frames[site]` is a list over steps.
 
     The hooks stand on the modules themselves, so a recorder works beside a method that is enabled: it then sees the
@@ -95,11 +95,11 @@ class Recorder:
         self._adapter = find_adapter(backend.transformer)
         self._sampler = [site for site in sites if site in SAMPLER_SITES]
         self._inner = [site for site in sites if site not in SAMPLER_SITES]
-        self.features: Features | None = None
+        self.features: FeatureTaps | None = None
         """Of a model without an adapter."""
         if self._adapter is None and self._inner:
             check_scopes(backend.transformer, self._inner)
-            self.features = Features(backend.transformer, self._inner, self._keep)
+            self.features = FeatureTaps(backend.transformer, self._inner, self._keep)
 
     @contextlib.contextmanager
     def watching(self, calls: bool = True) -> Iterator[None]:
@@ -221,7 +221,7 @@ def grams(values: Tensor) -> Tensor:
     return flat @ flat.mT / flat.shape[-1]
 
 
-def reduced(recorder: Recorder, num_items: int, keep: str) -> dict[str, Tensor]:
+def reduced(recorder: TrajectoryRecorder, num_items: int, keep: str) -> dict[str, Tensor]:
     """What a shard holds; site by site, so that with `gram` one site at a time is there in float64."""
     found: dict[str, Tensor] = {}
     for site in list(recorder.frames):
@@ -235,11 +235,11 @@ def reduced(recorder: Recorder, num_items: int, keep: str) -> dict[str, Tensor]:
 
 def watched(
     backend: Backend, settings: Settings, batch: list[Item], sites: Sequence[str], tokens: int | None = None
-) -> Recorder:
+) -> TrajectoryRecorder:
     """A recorder that has seen a batch under the un-cached model."""
     sampling = sampling_of(settings)
     backend.prepare(sampling)
-    recorder = Recorder(backend, sites, tokens)
+    recorder = TrajectoryRecorder(backend, sites, tokens)
     with recorder.watching():
         backend.generate(batch, sampling)
     return recorder

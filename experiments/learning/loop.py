@@ -1,7 +1,7 @@
 """The training loop of the learned methods: phases of AdamW updates, seeded, with a held-out loss and checkpoints.
 
-A `Task` has parameters, phases and two losses. The loop owns the optimiser, the random generator and the curve; all of
-them are in the checkpoint, one safetensors file, so an interrupted training continues to the very same result.
+A `TrainingTask` has parameters, phases and two losses. The loop owns the optimiser, the random generator and the curve;
+all of them are in the checkpoint, one safetensors file, so an interrupted training continues to the very same result.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from experiments.artefacts.weights import read
 from experiments.errors import ConfigError, check
 from experiments.files import replacing, sweep, write_tensors
 
-__all__ = ["Phase", "Point", "Task", "train"]
+__all__ = ["Phase", "LossPoint", "TrainingTask", "train"]
 
 COLUMNS = ("phase", "update", "train", "held_out")
 
@@ -42,7 +42,7 @@ class Phase:
         check(0 < self.rate < math.inf, "rate", "must be a number > 0", self.rate)
 
 
-class Task(Protocol):
+class TrainingTask(Protocol):
     """What is trained."""
 
     @property
@@ -69,7 +69,7 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
+class LossPoint:
     """A point of the loss curve: mean training loss since the point before (none at the start), held-out loss."""
 
     phase: str
@@ -78,14 +78,14 @@ class Point:
     held_out: float
 
 
-class State:
+class TrainingState:
     """All that changes during a training."""
 
-    def __init__(self, task: Task, seed: int) -> None:
+    def __init__(self, task: TrainingTask, seed: int) -> None:
         self.task = task
         self.generator = torch.Generator().manual_seed(seed)
         self.index, self.update = 0, 0
-        self.curve: list[Point] = []
+        self.curve: list[LossPoint] = []
         self.losses: list[float] = []
         self.begin()
 
@@ -109,11 +109,11 @@ class State:
         self.update += 1
         self.losses.append(float(loss.detach()))
 
-    def note(self) -> Point:
+    def note(self) -> LossPoint:
         """Add a point to the curve."""
         mean = sum(self.losses) / len(self.losses) if self.losses else None
         held_out = self.task.held_out(self.phase.name)
-        self.curve.append(Point(phase=self.phase.name, update=self.update, train=mean, held_out=held_out))
+        self.curve.append(LossPoint(phase=self.phase.name, update=self.update, train=mean, held_out=held_out))
         self.losses = []
         return self.curve[-1]
 
@@ -132,7 +132,7 @@ class State:
         state = header["state"]
         self.index, self.update = int(state["index"]), int(state["update"])
         check(0 <= self.index < len(self.task.phases), "index", "must be that of a phase", self.index)
-        self.curve = [Point(**point) for point in state["curve"]]
+        self.curve = [LossPoint(**point) for point in state["curve"]]
         self.begin()
         module = {k.removeprefix("module/"): v for k, v in tensors.items() if k.startswith("module/")}
         self.task.module.load_state_dict(module)
@@ -146,13 +146,13 @@ class State:
         self.generator.set_state(tensors["generator"])
 
 
-def train(task: Task, folder: Path, seed: int, every: int) -> list[Point]:
+def train(task: TrainingTask, folder: Path, seed: int, every: int) -> list[LossPoint]:
     """Train, or continue; a checkpoint and a line every so many updates.
 
     Returns:
         The loss curve, which `folder/losses.csv` holds too.
     """
-    state, checkpoint, started = State(task, seed), folder / "checkpoint.safetensors", time.monotonic()
+    state, checkpoint, started = TrainingState(task, seed), folder / "checkpoint.safetensors", time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
     if checkpoint.is_file():
@@ -173,7 +173,7 @@ def train(task: Task, folder: Path, seed: int, every: int) -> list[Point]:
     return state.curve
 
 
-def points(state: State, every: int) -> Iterator[Point]:
+def points(state: TrainingState, every: int) -> Iterator[LossPoint]:
     """Make all updates that are left; yields the points of the curve."""
     while True:
         if not state.curve or state.curve[-1].phase != state.phase.name:
@@ -189,7 +189,7 @@ def points(state: State, every: int) -> Iterator[Point]:
         state.begin()
 
 
-def write_curve(path: Path, curve: list[Point]) -> None:
+def write_curve(path: Path, curve: list[LossPoint]) -> None:
     """`losses.csv`; a point without updates has no training loss."""
     with replacing(path) as partial, open(partial, "w", newline="") as handle:
         writer = csv.writer(handle)

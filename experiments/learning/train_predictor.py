@@ -33,7 +33,7 @@ from experiments.config.run import Settings
 from experiments.errors import ConfigError, check, choose
 from experiments.learning.l2c import RouterTask
 from experiments.learning.lesa import PredictorTask, rows_of
-from experiments.learning.loop import Phase, Point, train
+from experiments.learning.loop import LossPoint, Phase, train
 from experiments.learning.options import L2cOptions, LesaOptions, TrainOptions, parse
 from experiments.runs.runner import check as check_settings
 from experiments.settings.resolve import resolve
@@ -124,7 +124,7 @@ def l2c_task(settings: Settings, options: L2cOptions) -> RouterTask:
     return RouterTask(backend, sampling, options.penalty, options.images, options.items, options.held_out, phases)
 
 
-def train_predictor(settings: Settings, options: TrainOptions) -> tuple[Path, list[Point]]:
+def train_predictor(settings: Settings, options: TrainOptions) -> tuple[Path, list[LossPoint]]:
     """Train, write the artefact; returns it with the loss curve."""
     folder, config = folder_of(settings, options), settings.method
     assert isinstance(config, LearnedConfig)

@@ -41,7 +41,7 @@ PATCH, SCALE, SAVE_EVERY = 96, 4, 200
 
 
 @dataclass(frozen=True)
-class Scene:
+class ImageTriple:
     """A photograph at one size: the image and its enlarged low-resolution image `[3, H, W]`, and that one itself."""
 
     clean: Tensor
@@ -49,13 +49,13 @@ class Scene:
     low: Tensor
 
 
-def scene(image: Tensor) -> Scene:
+def scene(image: Tensor) -> ImageTriple:
     """The three images of `[1, 3, H, W]`."""
     low = reduced(image, SCALE)
-    return Scene(clean=image[0], up=enlarged(low, SCALE)[0], low=low[0])
+    return ImageTriple(clean=image[0], up=enlarged(low, SCALE)[0], low=low[0])
 
 
-def scenes(validation: bool = False) -> list[tuple[Scene, float]]:
+def scenes(validation: bool = False) -> list[tuple[ImageTriple, float]]:
     """What patches are drawn from, with weights: every photograph at two sizes, or its lowest rows."""
     found = []
     for name, weight in TRAIN.items():
@@ -69,7 +69,7 @@ def scenes(validation: bool = False) -> list[tuple[Scene, float]]:
     return found
 
 
-def patch(source: Scene, generator: torch.Generator) -> Scene:
+def patch(source: ImageTriple, generator: torch.Generator) -> ImageTriple:
     """A random patch, turned, mirrored, its channels permuted."""
     rows, columns = (side - PATCH // SCALE for side in source.low.shape[-2:])
     top = int(torch.randint(rows + 1, (1,), generator=generator))
@@ -83,15 +83,15 @@ def patch(source: Scene, generator: torch.Generator) -> Scene:
         part = torch.rot90(part, turns, (1, 2))
         return part.flip(2) if mirror else part
 
-    return Scene(clean=cut(source.clean, SCALE), up=cut(source.up, SCALE), low=cut(source.low, 1))
+    return ImageTriple(clean=cut(source.clean, SCALE), up=cut(source.up, SCALE), low=cut(source.low, 1))
 
 
-def batch_of(sources: list[tuple[Scene, float]], size: int, generator: torch.Generator) -> Scene:
+def batch_of(sources: list[tuple[ImageTriple, float]], size: int, generator: torch.Generator) -> ImageTriple:
     """Patches in batches `[B, 3, ...]`."""
     weights = torch.tensor([weight for _, weight in sources])
     chosen = torch.multinomial(weights, size, replacement=True, generator=generator)
     parts = [patch(sources[int(i)][0], generator) for i in chosen]
-    return Scene(**{key: torch.stack([getattr(part, key) for part in parts]) for key in ("clean", "up", "low")})
+    return ImageTriple(**{key: torch.stack([getattr(part, key) for part in parts]) for key in ("clean", "up", "low")})
 
 
 def noise_level(size: int, generator: torch.Generator) -> Tensor:
@@ -102,7 +102,7 @@ def noise_level(size: int, generator: torch.Generator) -> Tensor:
     return torch.where(wide, uniform, normal.clamp(math.log(0.002), math.log(40))).exp().view(-1, 1, 1, 1)
 
 
-def loss_of(model: Any, batch: Scene, generator: torch.Generator) -> Tensor:
+def loss_of(model: Any, batch: ImageTriple, generator: torch.Generator) -> Tensor:
     """The mean squared error of `F`."""
     edm = Preconditioning(SIGMA_DATA, residual=True)
     sigma = noise_level(len(batch.clean), generator)
@@ -113,7 +113,7 @@ def loss_of(model: Any, batch: Scene, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def validation_loss(model: Any, sources: list[tuple[Scene, float]]) -> float:
+def validation_loss(model: Any, sources: list[tuple[ImageTriple, float]]) -> float:
     """The loss on 64 fixed patches of the rows kept for it."""
     generator = torch.Generator().manual_seed(7)
     losses = [loss_of(model, batch_of(sources, 8, generator), generator).item() for _ in range(8)]

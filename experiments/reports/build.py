@@ -26,7 +26,7 @@ from experiments.settings.identity import run_id
 from experiments.settings.resolve import resolve
 from experiments.settings.rows import split_rows
 
-__all__ = ["COSTS", "PAPER", "Cell", "Row", "Table", "build", "build_plan", "preset_of", "published", "rows_of"]
+__all__ = ["COSTS", "PAPER", "Cell", "Row", "ResultTable", "build", "build_plan", "preset_of", "published", "rows_of"]
 
 PAPER = Path(__file__).parents[2] / "results" / "paper"
 
@@ -67,7 +67,7 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class ResultTable:
     """A preset with its rows."""
 
     preset: PresetConfig
@@ -122,7 +122,7 @@ def rows_of(preset: str, overrides: list[str]) -> tuple[PresetConfig, list[tuple
     return config.preset, [by_label[label] for label in order]
 
 
-def build(preset: str, overrides: list[str], results: Path) -> Table:
+def build(preset: str, overrides: list[str], results: Path) -> ResultTable:
     """The table of a preset, with the runs that `overrides` (seed, num_items, ...) single out."""
     config, found = rows_of(preset, overrides)
     theirs = published(config.paper) if config.paper else {}
@@ -138,10 +138,10 @@ def build(preset: str, overrides: list[str], results: Path) -> Table:
             ours = cells_of(results, run, settings.plain, names)
         common = {"block": row.block, "note": row.note, "preset": row}
         rows.append(Row(label=row.label, run=run, settings=known, ours=ours, paper=beside, **common))
-    return Table(preset=config, rows=rows)
+    return ResultTable(preset=config, rows=rows)
 
 
-def build_plan(plan: Plan) -> Table:
+def build_plan(plan: Plan) -> ResultTable:
     """The table of a plan: its rows as they were frozen, with every metric that they were planned with."""
     metrics = list(dict.fromkeys(name for row in plan.rows for name in row.frozen["metrics"]["names"]))
     config = PresetConfig(name=plan.folder.name, title=f"Plan {plan.folder.name}", columns=metrics)
@@ -150,7 +150,7 @@ def build_plan(plan: Plan) -> Table:
         settings = restore_settings(row.frozen, plan.results)
         ours = cells_of(plan.results, row.run, settings.plain, [*COSTS, *metrics])
         rows.append(Row(label=row.label, run=row.run, settings=settings, ours=ours, paper={}, block=row.block))
-    return Table(preset=config, rows=rows)
+    return ResultTable(preset=config, rows=rows)
 
 
 WHY = {

@@ -14,7 +14,7 @@ from experiments.config.preset import PresetConfig
 from experiments.config.run import Settings
 from experiments.plans.freeze import restore_settings
 from experiments.plans.manifest import Plan
-from experiments.reports.build import Cell, Row, Table, published, published_cells, rows_of
+from experiments.reports.build import Cell, ResultTable, Row, published, published_cells, rows_of
 from experiments.settings.cost import cost_of
 from experiments.settings.resolve import resolve
 
@@ -24,7 +24,7 @@ UNITS = {"flops_t": 1e12, "flops_g": 1e9}
 """Columns of FLOPs; a preset whose published FLOPs are in G is counted in G."""
 
 
-def build_costs(preset: str, overrides: list[str]) -> Table:
+def build_costs(preset: str, overrides: list[str]) -> ResultTable:
     """The FLOPs columns of a preset, beside the published ones."""
     config, found = rows_of(preset, overrides)
     paper = config.paper
@@ -44,7 +44,7 @@ def build_costs(preset: str, overrides: list[str]) -> Table:
             ours = cells(columns, known, base, row.full_steps)
         common = {"block": row.block, "note": row.note, "preset": row}
         rows.append(Row(label=row.label, run="", settings=known, ours=ours, paper=beside, **common))
-    return Table(preset=dataclasses.replace(config, columns=[], paper=paper), rows=rows)
+    return ResultTable(preset=dataclasses.replace(config, columns=[], paper=paper), rows=rows)
 
 
 def baseline(preset: str, overrides: list[str]) -> float | None:
@@ -54,7 +54,7 @@ def baseline(preset: str, overrides: list[str]) -> float | None:
     return None if cost is None else cost.total
 
 
-def build_plan_costs(plan: Plan) -> Table:
+def build_plan_costs(plan: Plan) -> ResultTable:
     """The FLOPs columns of a plan's rows, each beside its own un-cached run."""
     columns = ("flops_t", "flops_speedup")
     bases: dict[str, float | None] = {}
@@ -68,7 +68,7 @@ def build_plan_costs(plan: Plan) -> Table:
         ours = cells(columns, settings, bases[shared])
         rows.append(Row(label=row.label, run="", settings=settings, ours=ours, paper={}, block=row.block))
     config = PresetConfig(name=plan.folder.name, title=f"Plan {plan.folder.name}", columns=[])
-    return Table(preset=config, rows=rows)
+    return ResultTable(preset=config, rows=rows)
 
 
 def cells(

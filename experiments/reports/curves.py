@@ -13,10 +13,10 @@ import pandas
 import torch
 
 from experiments.backends import load_backend
-from experiments.calibration.trajectories import Recorder
+from experiments.calibration.trajectories import TrajectoryRecorder
 from experiments.config.run import Settings
 from experiments.files import write_text
-from experiments.reports.build import Row, Table
+from experiments.reports.build import ResultTable, Row
 from experiments.reports.columns import directions, head_of
 from experiments.reports.gallery import records_of
 from experiments.reports.plot import AXES, draw_panel, height_of, identity_of, is_plain, look_of_row
@@ -32,7 +32,7 @@ ROWS = 40
 """Rows of the strips of full steps."""
 
 
-def ablation(table: Table, key: str, quality: str, stem: Path) -> list[Path]:
+def ablation(table: ResultTable, key: str, quality: str, stem: Path) -> list[Path]:
     """Quality over one setting: of every method the largest set of runs that differ in nothing else."""
     groups: dict[str, dict[str, list[Row]]] = {}
     for row in table.rows:
@@ -59,7 +59,7 @@ def values_told(key: str) -> Any:
     return lambda rows: len({identity_of(row)[key] for row in rows})
 
 
-def full_steps(table: Table, results: Path, stem: Path) -> list[Path]:
+def full_steps(table: ResultTable, results: Path, stem: Path) -> list[Path]:
     """A strip per run: which steps are computed in full, grey where only some items do."""
     strips: dict[str, list[float]] = {}
     for row in table.rows:
@@ -92,7 +92,7 @@ def full_steps(table: Table, results: Path, stem: Path) -> list[Path]:
         return [save(figure, stem.with_name(f"{stem.name}_steps.png"), bbox_inches="tight", pad_inches=0.03)]
 
 
-def paired(table: Table, results: Path, quality: str, stem: Path) -> list[Path]:
+def paired(table: ResultTable, results: Path, quality: str, stem: Path) -> list[Path]:
     """Every item's value under a method against that under the baseline; the first run of each method."""
     values = {}
     for row in table.rows:
@@ -127,13 +127,13 @@ def paired(table: Table, results: Path, quality: str, stem: Path) -> list[Path]:
         return [save(figure, stem.with_name(f"{stem.name}_paired.png"), bbox_inches="tight", pad_inches=0.03)]
 
 
-def is_baseline(row: Row, table: Table) -> bool:
+def is_baseline(row: Row, table: ResultTable) -> bool:
     """Whether a row is of the method that the table's others are tested against (TaylorSeer where it names none)."""
     facts = identity_of(row)
     return facts.get("method.name") == (table.preset.baseline or "taylorseer")
 
 
-def step_errors(table: Table, count: int, stem: Path) -> list[Path]:
+def step_errors(table: ResultTable, count: int, stem: Path) -> list[Path]:
     """Relative error of the sampler's state before every step, from `count` items that are generated anew.
 
         e_t = sum |x_t - x_t^ref|^2 / sum |x_t^ref|^2
@@ -175,7 +175,7 @@ def states(backend: Any, settings: Settings, count: int) -> tuple[torch.Tensor, 
     """The sampler's states `[items, T, ...]` of the run's first items, and the full steps."""
     run = prepare(settings)
     batch = run.items[:count]
-    recorder = Recorder(backend, ["sample"])
+    recorder = TrajectoryRecorder(backend, ["sample"])
     with caching(backend, run) as handle, recorder.watching():
         backend.generate(batch, run.sampling)
         full = range(run.sampling.num_steps) if handle is None else handle.report.full_steps

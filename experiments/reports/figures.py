@@ -33,7 +33,7 @@ from experiments.cli import Exit
 from experiments.errors import check, choose
 from experiments.files import ensure_writable
 from experiments.plans.manifest import Plan
-from experiments.reports.build import Row, Table, build, build_plan
+from experiments.reports.build import ResultTable, Row, build, build_plan
 from experiments.reports.columns import directions
 from experiments.reports.curves import ablation, full_steps, paired, step_errors
 from experiments.reports.pictures import contact_sheet, frames, grid
@@ -63,7 +63,7 @@ def front(points: list[tuple[float, float]], direction: int) -> list[int]:
     return sorted((i for i, point in enumerate(points) if not beaten(point)), key=lambda i: points[i][0])
 
 
-def measured(table: Table, speed: str, quality: str) -> list[tuple[Row, float, float]]:
+def measured(table: ResultTable, speed: str, quality: str) -> list[tuple[Row, float, float]]:
     """The rows that have both numbers."""
     found = []
     for row in table.rows:
@@ -73,7 +73,7 @@ def measured(table: Table, speed: str, quality: str) -> list[tuple[Row, float, f
     return found
 
 
-def pareto(table: Table, speed: str, quality: str, stem: Path) -> list[Path]:
+def pareto(table: ResultTable, speed: str, quality: str, stem: Path) -> list[Path]:
     """Draw the plot; nothing if fewer than two rows have both numbers."""
     found = measured(table, speed, quality)
     if len(found) < 2:
@@ -93,7 +93,7 @@ def pareto(table: Table, speed: str, quality: str, stem: Path) -> list[Path]:
         return [save(figure, path, bbox_inches="tight", pad_inches=0.03) for path in paths]
 
 
-def quality_of(table: Table, wanted: str) -> str | None:
+def quality_of(table: ResultTable, wanted: str) -> str | None:
     """The quality on the vertical axis: as asked, or the table's first that is measured; None if it has no quality."""
     columns = [name for name in table.preset.columns if name in directions()]
     if not columns:
@@ -129,7 +129,7 @@ def main(arguments: list[str]) -> None:
     return None
 
 
-def tables_of(given: dict[str, str]) -> tuple[list[Table], Path, Path]:
+def tables_of(given: dict[str, str]) -> tuple[list[ResultTable], Path, Path]:
     """The tables that the arguments name, the results folder of their runs, and that of the figures."""
     names, plan, runs = given.pop("table", ""), given.pop("plan", ""), given.pop("runs", "")
     results = Path(given.pop("results", "results"))
@@ -146,7 +146,7 @@ def tables_of(given: dict[str, str]) -> tuple[list[Table], Path, Path]:
     return tables, roots[0].parent, results / "figures"
 
 
-def draw(table: Table, results: Path, stem: Path, asked: tuple[str, str | None, int, int]) -> list[Path]:
+def draw(table: ResultTable, results: Path, stem: Path, asked: tuple[str, str | None, int, int]) -> list[Path]:
     """All figures that the runs of a table are enough for; `asked`: speed, quality, items of the grid, of errors."""
     speed, quality, count, errors = asked
     written: list[Path] = []

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from evaluation.pictures import read_frames
-from experiments.reports.build import Table
+from experiments.reports.build import ResultTable
 from experiments.reports.gallery import read_still, records_of, varied
 from experiments.reports.plot import identity_of, is_plain
 from experiments.reports.ranks import values_of
@@ -34,7 +34,7 @@ FRAMES = 6
 Records = dict[str, dict[str, Any]]
 
 
-def shown_runs(table: Table, results: Path) -> dict[str, tuple[str, Records]]:
+def shown_runs(table: ResultTable, results: Path) -> dict[str, tuple[str, Records]]:
     """Run -> label and records of the table's runs that have pictures, in its order; the reference first."""
     found = {}
     for row in sorted(table.rows, key=lambda row: not is_plain(identity_of(row))):
@@ -71,7 +71,7 @@ def name_row(axis: Any, label: str) -> None:
     axis.set_ylabel(textwrap.fill(label, 22), rotation=0, ha="right", va="center", labelpad=4)
 
 
-def grid(table: Table, results: Path, count: int, stem: Path) -> list[Path]:
+def grid(table: ResultTable, results: Path, count: int, stem: Path) -> list[Path]:
     """The first `count` items that all runs have: a row per run, below it what differs from the first, and PSNR."""
     runs = shown_runs(table, results)
     if not runs:
@@ -113,7 +113,7 @@ def put_row(axes: Any, label: str, images: list[Any], numbers: list[str]) -> Non
     name_row(axes[0], label)
 
 
-def contact_sheet(table: Table, results: Path, stem: Path) -> list[Path]:
+def contact_sheet(table: ResultTable, results: Path, stem: Path) -> list[Path]:
     """All items of the table's best cached run that has pictures (`SHEET` at most), each with its PSNR."""
     runs = shown_runs(table, results)
     ranked = [row.run for row in table.rows if row.run in runs and not is_plain(identity_of(row))]
@@ -145,7 +145,7 @@ def mean(values: Mapping[str, float]) -> float:
     return sum(values.values()) / len(values) if values else -math.inf
 
 
-def frames(table: Table, results: Path, stem: Path) -> list[Path]:
+def frames(table: ResultTable, results: Path, stem: Path) -> list[Path]:
     """Of runs of videos: `FRAMES` frames of the first item that all have, a row per run."""
     runs = shown_runs(table, results)
     lists = [records for _, records in runs.values()]

@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 import hicache
 from experiments.config.method import StepsConfig
-from experiments.reports.build import Row, Table
+from experiments.reports.build import ResultTable, Row
 from experiments.reports.columns import head_of
 from experiments.runs.style import COLUMN, Look, end_labels, halo, look_of, save, styled
 from experiments.settings.identity import canonical
 
 __all__ = [
-    "Point",
+    "PlotPoint",
     "draw_panel",
     "height_of",
     "identified",
@@ -49,7 +49,7 @@ STEPS = {"method.steps": StepsConfig(name="steps").steps}
 """What the identity of a run with fewer steps leaves out."""
 
 
-class Point(NamedTuple):
+class PlotPoint(NamedTuple):
     """Position (None = the method has no such setting), value, the reach of its interval, and the run's settings."""
 
     x: float | None
@@ -65,7 +65,7 @@ def identity_of(row: Row) -> Mapping[str, Any]:
     return {**STEPS, **found} if found.get("method.name") == "steps" else found
 
 
-def identified(table: Table) -> Table:
+def identified(table: ResultTable) -> ResultTable:
     """The table whose rows know what they are, so that it is found out once."""
     return dataclasses.replace(table, rows=[dataclasses.replace(row, identity=identity_of(row)) for row in table.rows])
 
@@ -89,7 +89,7 @@ def look_of_row(row: Row) -> Look:
     return look._replace(title=" + ".join([look.title, *beside]))
 
 
-def series(table: Table) -> dict[str, list[Row]]:
+def series(table: ResultTable) -> dict[str, list[Row]]:
     """The rows of each method, by its name."""
     found: dict[str, list[Row]] = {}
     for row in table.rows:
@@ -97,20 +97,20 @@ def series(table: Table) -> dict[str, list[Row]]:
     return found
 
 
-def points(table: Table, name: str, axis: str | None = None) -> dict[str, list[Point]]:
+def points(table: ResultTable, name: str, axis: str | None = None) -> dict[str, list[PlotPoint]]:
     """The points of each method that have a number."""
     axis = axis or table.preset.axis
     return {title: [p for row in rows if (p := point(row, name, axis))] for title, rows in series(table).items()}
 
 
-def point(row: Row, name: str, axis: str) -> Point | None:
+def point(row: Row, name: str, axis: str) -> PlotPoint | None:
     """The point of a row."""
     cell = row.ours.get(name)
     if cell is None or cell.value is None:
         return None
     low = cell.value if cell.low is None else cell.low
     high = cell.value if cell.high is None else cell.high
-    return Point(position_of(row, axis), cell.value, cell.value - low, high - cell.value, identity_of(row))
+    return PlotPoint(position_of(row, axis), cell.value, cell.value - low, high - cell.value, identity_of(row))
 
 
 def position_of(row: Row, axis: str) -> float | None:
@@ -119,7 +119,7 @@ def position_of(row: Row, axis: str) -> float | None:
     return float(value) if isinstance(value, (int, float)) else None
 
 
-def telling(found: list[Point]) -> str | None:
+def telling(found: list[PlotPoint]) -> str | None:
     """The one setting in which points differ, with a number for each; None if there is none or several."""
     keys = dict.fromkeys(key for point in found for key in point.facts)
     differing = [key for key in keys if len({repr(point.facts.get(key)) for point in found}) > 1]
@@ -128,13 +128,13 @@ def telling(found: list[Point]) -> str | None:
     return differing[0]
 
 
-def tells(table: Table, name: str) -> bool:
+def tells(table: ResultTable, name: str) -> bool:
     """Whether a metric tells rows apart: not all of their intervals meet, or nobody knows them."""
     found = [point for of in points(table, name).values() for point in of]
     return max(p.value - p.below for p in found) > min(p.value + p.above for p in found)
 
 
-def plot(table: Table, path: Path) -> bool:
+def plot(table: ResultTable, path: Path) -> bool:
     """Draw the rows that have numbers; False if there are none."""
     table = identified(table)
     known = [name for name in QUALITY if any(points(table, name).values())]
@@ -172,7 +172,7 @@ def frame(figure: Any, total: float, heights: list[float]) -> None:
     figure.subplots_adjust(left=0.15, right=0.68, bottom=0.36 / total, top=1 - 0.3 / total, hspace=room)
 
 
-def drawn(table: Table, name: str) -> dict[str, list[Point]]:
+def drawn(table: ResultTable, name: str) -> dict[str, list[PlotPoint]]:
     """The methods that a panel shows; the un-cached run is no method."""
     return {title: of for title, of in points(table, name).items() if of and not is_reference(of)}
 
@@ -182,7 +182,7 @@ def is_plain(facts: Mapping[str, Any]) -> bool:
     return facts.get("method.name") == "none" and not {"operators.name", "guidance.name"} & facts.keys()
 
 
-def is_reference(found: list[Point]) -> bool:
+def is_reference(found: list[PlotPoint]) -> bool:
     """Whether these are points of the un-cached run alone."""
     return all(is_plain(point.facts) for point in found)
 
@@ -192,7 +192,7 @@ def height_of(count: int) -> float:
     return max(2.3, MARGIN + 0.105 * min(count, NAMED)) if count > LEGEND else 2.3
 
 
-def draw_panel(axis: Any, table: Table, name: str, over: str, inches: float) -> None:
+def draw_panel(axis: Any, table: ResultTable, name: str, over: str, inches: float) -> None:
     """One metric over one horizontal axis."""
     looks = {look.title: look for look in map(look_of_row, table.rows)}
     found = (
@@ -222,7 +222,7 @@ def draw_panel(axis: Any, table: Table, name: str, over: str, inches: float) -> 
     name_series(axis, ends, levels, looks, inches)
 
 
-def draw_series(axis: Any, look: Look, curve: list[Point], joined: bool) -> None:
+def draw_series(axis: Any, look: Look, curve: list[PlotPoint], joined: bool) -> None:
     """The points of one method."""
     x, y, below, above, _ = zip(*curve, strict=True)
     style = {**look.points, "linestyle": "-" if joined else "none", "label": look.title}
@@ -232,7 +232,7 @@ def draw_series(axis: Any, look: Look, curve: list[Point], joined: bool) -> None
         axis.errorbar(x, y, yerr=(below, above), elinewidth=0.6, **style)
 
 
-def mark(axis: Any, curve: list[Point], key: str, colour: str) -> None:
+def mark(axis: Any, curve: list[PlotPoint], key: str, colour: str) -> None:
     """The swept values at their points; a value that stands there already is not written again."""
     symbol = SYMBOLS.get(key, key.rpartition(".")[2])
     written = vars(axis).setdefault("_marks", [])
@@ -257,7 +257,7 @@ def mark(axis: Any, curve: list[Point], key: str, colour: str) -> None:
 def name_series(
     axis: Any,
     ends: list[tuple[str, str, float, float]],
-    levels: Mapping[str, list[Point]],
+    levels: Mapping[str, list[PlotPoint]],
     looks: Mapping[str, Look],
     inches: float,
 ) -> None:

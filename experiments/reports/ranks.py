@@ -23,14 +23,14 @@ from pathlib import Path
 import hicache
 from evaluation.statistics import tied_with_best, wilcoxon_holm
 from experiments.errors import ConfigError, choose
-from experiments.reports.build import Cell, Row, Table
+from experiments.reports.build import Cell, ResultTable, Row
 from experiments.reports.columns import EXACT, directions
 from experiments.runs.folder import read_values
 
 __all__ = ["differences", "in_order", "judged", "values_of"]
 
 
-def judged(table: Table, results: Path) -> Table:
+def judged(table: ResultTable, results: Path) -> ResultTable:
     """The table with ranks and tests in its cells."""
     rows = list(table.rows)
     if table.preset.baseline is not None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pandas
 
 import hicache
-from experiments.reports.build import Cell, Row, Table
+from experiments.reports.build import Cell, ResultTable, Row
 from experiments.reports.columns import decimals_of, head_of
 
 __all__ = ["to_csv", "to_latex", "to_markdown"]
@@ -55,7 +55,7 @@ def difference(name: str, ours: Cell, theirs: Cell) -> str:
     return f"{gap:+.{decimals_of(name)}f}"
 
 
-def line(table: Table, row: Row, style: Style) -> dict[str, str]:
+def line(table: ResultTable, row: Row, style: Style) -> dict[str, str]:
     """The readable cells of a row by column head."""
     beside = {theirs: ours for ours, theirs in table.preset.compare.items()}
     cells = {"method": style.plain(row.label)}
@@ -83,7 +83,7 @@ def in_cell(plain: str) -> str:
 MARKDOWN = Style(in_markdown, in_cell)
 
 
-def to_markdown(table: Table) -> str:
+def to_markdown(table: ResultTable) -> str:
     """Title, table, and what a reader must know to trust it."""
     lines = [line(table, row, MARKDOWN) for row in table.rows]
     heads = list(lines[0])
@@ -93,7 +93,7 @@ def to_markdown(table: Table) -> str:
     return "\n".join([f"# {table.preset.title}", "", *facts(table), "", *shown, ""])
 
 
-def facts(table: Table) -> list[str]:
+def facts(table: ResultTable) -> list[str]:
     """Conditions and reading aids."""
     said: list[str] = []
     first = table.settings
@@ -131,7 +131,7 @@ def facts(table: Table) -> list[str]:
     return "\n\n".join(said).split("\n")
 
 
-def to_csv(table: Table) -> str:
+def to_csv(table: ResultTable) -> str:
     """One line per row, numbers unrounded, reasons in columns of their own."""
     beside = {theirs: ours for ours, theirs in table.preset.compare.items()}
     lines: list[dict[str, object]] = []
@@ -210,7 +210,7 @@ def in_latex(shown: str, rank: int) -> str:
 IN_LATEX = Style(in_latex, escaped)
 
 
-def to_latex(table: Table) -> str:
+def to_latex(table: ResultTable) -> str:
     """A booktabs table; the run ids stand in comments, so that each number can still be traced."""
     frame = pandas.DataFrame([line(table, row, IN_LATEX) for row in table.rows])
     runs = [f"% {' '.join(row.label.split())}: {row.run}" for row in table.rows if row.run]

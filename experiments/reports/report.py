@@ -29,7 +29,7 @@ from experiments.environment import git
 from experiments.errors import ConfigError, check
 from experiments.files import ASSETS, sweep, write_text
 from experiments.plans.manifest import Plan
-from experiments.reports.build import Cell, Row, Table, build, build_plan
+from experiments.reports.build import Cell, ResultTable, Row, build, build_plan
 from experiments.reports.columns import decimals_of, directions, head_of
 from experiments.reports.costs import UNITS
 from experiments.reports.gallery import Gallery
@@ -72,7 +72,7 @@ def published(cell: Cell) -> dict[str, Any]:
     return {"text": published_text(cell), "sort": repr(cell.value), "rank": 0}
 
 
-def block_of(table: Table, gallery: Gallery, items: int) -> dict[str, Any]:
+def block_of(table: ResultTable, gallery: Gallery, items: int) -> dict[str, Any]:
     """A table of one backend and set of items: what the template shows, and what its script reads."""
     names, theirs = list(table.rows[0].ours), list(table.rows[0].paper)
     heads = {name: NAMES.get(name, head_of(name)) for name in names}
@@ -132,7 +132,7 @@ def look(row: Row) -> dict[str, str]:
     return {"title": found.title, "colour": found.colour, "fill": found.fill, "path": found.path}
 
 
-def parted(table: Table, results: Path) -> list[Table]:
+def parted(table: ResultTable, results: Path) -> list[ResultTable]:
     """The table by backend and set of items, ranked, each best first; rows that are no run stay with the first."""
     groups: dict[str, list[Row]] = {}
     for row in identified(table).rows:
@@ -162,7 +162,7 @@ LEAST = 96
 """Pixels that pictures are not made smaller than."""
 
 
-def page(tables: list[Table], roots: list[Path], title: str, items: int, side: int) -> str:
+def page(tables: list[ResultTable], roots: list[Path], title: str, items: int, side: int) -> str:
     """The page; `roots` are the folders that runs lie in."""
     parts = [part for table in tables for part in parted(table, roots[0].parent)]
     while True:

@@ -18,7 +18,7 @@ from evaluation.records import is_identity
 from experiments.config.preset import PresetConfig
 from experiments.errors import check, choose
 from experiments.files import read_config, read_json
-from experiments.reports.build import COSTS, Row, Table, cells_of
+from experiments.reports.build import COSTS, ResultTable, Row, cells_of
 from experiments.reports.columns import directions
 from experiments.reports.plot import STEPS, leaves
 from experiments.runs.folder import read_metrics
@@ -71,7 +71,7 @@ def listed(path: Path) -> list[str]:
     return names
 
 
-def build_runs(words: list[str], results: Path) -> tuple[list[Table], list[Path]]:
+def build_runs(words: list[str], results: Path) -> tuple[list[ResultTable], list[Path]]:
     """A table for the runs of each backend and set of items, and the folders that they lie in.
 
     What runs of one table share is not in their labels; a sweep's runs have the labels that it gave them.
@@ -99,7 +99,7 @@ def set_of(identity: Mapping[str, Any]) -> str:
     return f"{backend['name']}{revision}{f' ({more})' if more else ''}, {items}"
 
 
-def table_of(found: Mapping[str, Path], said: Mapping[str, Mapping[str, Any]], stem: str, group: str) -> Table:
+def table_of(found: Mapping[str, Path], said: Mapping[str, Mapping[str, Any]], stem: str, group: str) -> ResultTable:
     """The table of runs of one backend and set of items, best first."""
     metrics = {name: read_metrics(folder / "metrics.json") for name, folder in found.items()}
     columns = [name for name in directions() if name not in COSTS and any(name in of for of in metrics.values())]
@@ -114,7 +114,7 @@ def table_of(found: Mapping[str, Path], said: Mapping[str, Mapping[str, Any]], s
     sort = next(
         (name for name in columns if any((f / "values" / f"{name}.json").is_file() for f in found.values())), None
     )
-    return Table(preset=PresetConfig(name=stem, title=title, columns=columns, sort=sort), rows=rows)
+    return ResultTable(preset=PresetConfig(name=stem, title=title, columns=columns, sort=sort), rows=rows)
 
 
 def identity_of(folder: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from experiments.config.compose import key
 from experiments.config.preset import PresetConfig
 from experiments.config.run import RunConfig, Settings
 from experiments.files import write_json
-from experiments.reports.build import COSTS, Cell, Row, Table, cells_of
+from experiments.reports.build import COSTS, Cell, ResultTable, Row, cells_of
 from experiments.reports.columns import directions, head_of
 from experiments.reports.pictures import grid
 from experiments.reports.ranks import differences, judged, values_of
@@ -136,14 +136,14 @@ class Sweep:
         title = METHOD_TITLES.get(method, method)
         return f"{title} ({', '.join(details)})" if details else title
 
-    def table(self, results: Path) -> Table:
+    def table(self, results: Path) -> ResultTable:
         """The rows best first by the first metric that is kept per item, and the un-cached run."""
         runs = {**self.references, **self.settings}
         metrics = list(dict.fromkeys(name for of in runs.values() for name in of.metrics.names if name in directions()))
         rows = [self.row(results, run, settings, metrics) for run, settings in runs.items()]
         config = PresetConfig(name="sweep", title=f"Sweep of {len(self.settings)} runs", columns=metrics)
         objective = next((m for m in metrics if any(values_of(results / "runs" / r.run, m) for r in rows)), None)
-        made = judged(Table(preset=dataclasses.replace(config, sort=objective), rows=rows), results)
+        made = judged(ResultTable(preset=dataclasses.replace(config, sort=objective), rows=rows), results)
         return with_differences(made, objective, results) if objective else made
 
     def row(self, results: Path, run: str, settings: Settings, metrics: list[str]) -> Row:
@@ -177,7 +177,7 @@ def varied(jobs: list[list[str]]) -> list[str]:
     return [key for key in keys if len({job.get(key) for job in values}) > 1]
 
 
-def with_differences(table: Table, name: str, results: Path) -> Table:
+def with_differences(table: ResultTable, name: str, results: Path) -> ResultTable:
     """The table with columns of paired differences to the best row of the main block, their p and effect size."""
     mine = [row for row in table.rows if row.block == "" and row.run]
     values = {row.run: values_of(results / "runs" / row.run, name) for row in mine}

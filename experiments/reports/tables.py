@@ -29,7 +29,7 @@ from experiments.config.compose import options, parsed
 from experiments.errors import ConfigError, check
 from experiments.files import ensure_writable, sweep, write_text
 from experiments.plans.manifest import Plan
-from experiments.reports.build import Cell, Row, Table, build, build_plan, preset_of
+from experiments.reports.build import Cell, ResultTable, Row, build, build_plan, preset_of
 from experiments.reports.costs import build_costs, build_plan_costs
 from experiments.reports.ranks import judged
 from experiments.reports.render import to_csv, to_latex, to_markdown
@@ -83,7 +83,7 @@ def presets_of(names: str) -> list[str]:
     return options("experiment") if names == "all" else [preset_of(name) for name in names.split(",")]
 
 
-def joined(table: Table, extra: str) -> Table:
+def joined(table: ResultTable, extra: str) -> ResultTable:
     """The table with the rows of a csv file behind its own; they are shown, and neither ranked nor tested.
 
     Raises:
@@ -126,7 +126,7 @@ def numeric(path: str, number: int, text: str | None) -> float | None:
     return value
 
 
-def how_to_run(table: Table) -> str:
+def how_to_run(table: ResultTable) -> str:
     """Which command runs the rows that were never run, to be said behind something; nothing if all were."""
     waiting = [row for row in table.rows if row.run and any(cell.why == "not run" for cell in row.ours.values())]
     if not waiting:
@@ -136,7 +136,7 @@ def how_to_run(table: Table) -> str:
     return f"; {len(waiting)} of {len(table.rows)} wait: {command}"
 
 
-def show(table: Table, folders: list[Path], suffix: str = "") -> None:
+def show(table: ResultTable, folders: list[Path], suffix: str = "") -> None:
     """Print and write a table."""
     written = [path for folder in folders for path in write(table, folder, suffix)]
     print(to_markdown(table))
@@ -161,7 +161,7 @@ def parse(argument: str) -> tuple[str, str]:
     return key, value
 
 
-def write(table: Table, folder: Path, suffix: str) -> list[Path]:
+def write(table: ResultTable, folder: Path, suffix: str) -> list[Path]:
     """The table's files in a folder; the plot needs rows that were run."""
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)

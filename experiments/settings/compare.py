@@ -11,7 +11,7 @@ from pathlib import Path
 
 from experiments.cli import Exit
 from experiments.files import write_text
-from experiments.settings.compared import LINES, Line
+from experiments.settings.compared import LINES, PeerSetting
 from experiments.settings.zoo import compared_table, table
 
 __all__ = ["command", "main", "markdown"]
@@ -19,7 +19,7 @@ __all__ = ["command", "main", "markdown"]
 PAGE = Path(__file__).parents[2] / "docs" / "compare.md"
 
 
-def command(line: Line) -> str:
+def command(line: PeerSetting) -> str:
     """The command line of a comparison."""
     quoted = [f"'{word}'" if any(c in word for c in "{[") else word for word in line.overrides]
     return " ".join(["python run.py", f"backend={line.backend}", *quoted])

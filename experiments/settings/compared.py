@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["LINES", "METHODS", "Compared", "Line"]
+__all__ = ["LINES", "METHODS", "Compared", "PeerSetting"]
 
 ROUNDING = "equal to rounding"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class PeerSetting:
     """To compare with `peer`, set `overrides` on a command line with `backend`."""
 
     peer: str
@@ -38,28 +38,28 @@ class Compared:
 
 DIFFUSERS_STEPS = "method.mask=[0,1,2,4,9,14,19,24]"
 
-LINES: tuple[Line, ...] = (
-    Line(
+LINES: tuple[PeerSetting, ...] = (
+    PeerSetting(
         peer="DiT's own sampler",
         backend="dit",
         overrides=("method=none",),
         golden="dit|plain|T=50",
         note="`backend.sampler=official`, which is the default, sets `backend.time_embedding=published` too.",
     ),
-    Line(
+    PeerSetting(
         peer="TaylorSeer on DiT",
         backend="dit",
         overrides=("method=taylorseer", "interval=6", "order=4", "warmup_steps=2"),
         golden="dit|taylorseer|T=50|N=6|order=4",
     ),
-    Line(
+    PeerSetting(
         peer="TaylorSeer on FLUX (Cache4Diffusion)",
         backend="flux",
         overrides=("num_steps=50", "method=taylorseer", "interval=5", "order=2", "warmup_steps=3"),
         golden="flux|taylorseer|T=50|N=5|order=2|w=3",
         note="With bfloat16 features also `method.numerics=reference method.history=differences`: equal bit for bit.",
     ),
-    Line(
+    PeerSetting(
         peer="diffusers `TaylorSeerCacheConfig(use_lite_mode=True)`",
         backend="flux",
         overrides=("num_steps=28", "method=taylorseer", "scope=output", "policy=mask", DIFFUSERS_STEPS, "order=1")
@@ -68,14 +68,14 @@ LINES: tuple[Line, ...] = (
         note="Its full steps are 0..w-1 and w+1+jN. Differences from the first step on: at order 2 the published "
         "warm-up gate would move the outputs by .05 to .6.",
     ),
-    Line(
+    PeerSetting(
         peer="diffusers `TaylorSeerCacheConfig`",
         backend="flux",
         overrides=("num_steps=28", "method=taylorseer", "policy=mask", DIFFUSERS_STEPS, "order=1")
         + ("warmup_steps=3", "method.gate=false"),
         note="As in lite mode, at the modules.",
     ),
-    Line(
+    PeerSetting(
         peer="FORA on DiT",
         backend="dit",
         overrides=("method=fora", "policy=uniform", "interval=5"),
@@ -83,7 +83,7 @@ LINES: tuple[Line, ...] = (
         note="Full at step 0 and where the remaining steps are a multiple of N. The tables of HiCache's paper are of "
         "the interval with warm-up, the default.",
     ),
-    Line(
+    PeerSetting(
         peer="ToCa on DiT",
         backend="dit",
         overrides=("method=toca", "interval=3", "policy=modulated", "method.policy_options={per_layer:true}")
@@ -91,7 +91,7 @@ LINES: tuple[Line, ...] = (
         golden="dit|toca|T=50|N=3|fraction=0.07",
         note="The fraction is the default on DiT.",
     ),
-    Line(
+    PeerSetting(
         peer="DuCa on DiT",
         backend="dit",
         overrides=("method=duca", "interval=3", "method.policy_options={modulated:true,per_layer:true}")
@@ -99,32 +99,32 @@ LINES: tuple[Line, ...] = (
         golden="dit|duca|T=50|N=3|fraction=0.07",
         note="Its default fraction is 0.05.",
     ),
-    Line(
+    PeerSetting(
         peer="ClusCa on DiT",
         backend="dit",
         overrides=("method=clusca", "interval=6", "order=4", "warmup_steps=2", "method.patch_options={clusters:4}"),
         golden="dit|clusca|T=50|N=6|order=4|gamma=0.005|clusters=4",
         note="Equal as long as no cluster is empty and for the same random choices.",
     ),
-    Line(
+    PeerSetting(
         peer="SpeCa on DiT",
         backend="dit",
         overrides=("method=speca", "order=4", "warmup_steps=3"),
         note="Base, decay, floor, drafts and the compared state are the published ones of the family.",
     ),
-    Line(
+    PeerSetting(
         peer="SpeCa on FLUX",
         backend="flux",
         overrides=("num_steps=50", "method=speca", "order=2", "warmup_steps=3"),
         note="As on DiT; FLUX compares module outputs.",
     ),
-    Line(
+    PeerSetting(
         peer="TeaCache on FLUX",
         backend="flux",
         overrides=("num_steps=28", "method=teacache", "method.policy_options={threshold:0.4}"),
         golden="flux|teacache|T=28|threshold=0.4",
     ),
-    Line(
+    PeerSetting(
         peer="MagCache on FLUX",
         backend="flux",
         overrides=("num_steps=28", "method=magcache")
@@ -132,19 +132,19 @@ LINES: tuple[Line, ...] = (
         golden="flux|magcache|T=28|threshold=0.24|max_skips=5|retention=0.1",
         note="These are the defaults. diffusers' `MagCacheConfig` has no forced step: `forced:false`.",
     ),
-    Line(
+    PeerSetting(
         peer="MagCache on FLUX Kontext",
         backend="flux",
         overrides=("num_steps=28", "method=magcache", "method.policy_options={curve:flux_kontext}"),
         note="The curve brings its limits along; on HunyuanVideo at 720 lines `curve:hunyuan_video_720p`.",
     ),
-    Line(
+    PeerSetting(
         peer="diffusers `FirstBlockCacheConfig`, ParaAttention",
         backend="flux",
         overrides=("num_steps=28", "method=fbcache", "method.policy_options={threshold:0.2}"),
         golden="flux|fbcache|T=28|threshold=0.2",
     ),
-    Line(
+    PeerSetting(
         peer="cache-dit DBCache",
         backend="flux",
         overrides=("num_steps=28", "method=dbcache", "method.front=2", "method.back=3", "warmup_steps=3")
@@ -155,7 +155,7 @@ LINES: tuple[Line, ...] = (
         "computed while the other is not. Here F double blocks run in front of one span and B single ones behind it; "
         "no setting makes the two equal there.",
     ),
-    Line(
+    PeerSetting(
         peer="cache-dit DBCache with its TaylorSeer calibrator",
         backend="flux",
         overrides=("num_steps=28", "method=dbcache", "forecaster=taylor", "order=1", "method.gate=false"),
@@ -163,27 +163,27 @@ LINES: tuple[Line, ...] = (
         "late in the first generation, and its DMD calibrator takes a difference before it shifts the previous one: "
         "faults that are not adopted.",
     ),
-    Line(
+    PeerSetting(
         peer="cache-dit FoCa calibrator",
         backend="flux",
         overrides=("num_steps=28", "method=dbcache", "forecaster=foca", "method.basis_options={variant:anchored}"),
         note="All anchors are kept; a history of 6 truncates its recursion by 5.7e-3.",
     ),
-    Line(
+    PeerSetting(
         peer="diffusers `PyramidAttentionBroadcastConfig`",
         backend="flux",
         overrides=("num_steps=28", "method=pab", "method.policy_options={range:2,low:0.1,high:0.8}"),
         golden="flux|pab|T=28|range=2|window=100,800",
         note="These are the defaults.",
     ),
-    Line(
+    PeerSetting(
         peer="Spectrum on FLUX",
         backend="flux",
         overrides=("num_steps=50", "method=spectrum"),
         golden="flux|spectrum|T=50|w=1.0|M=4|lam=0.1|warmup=5|window=2|flex=0.75",
         note="Its fit is float32, its buffers bfloat16; ours are float64 and the features'.",
     ),
-    Line(
+    PeerSetting(
         peer="hicache-pp, DMD",
         backend="flux",
         overrides=("num_steps=28", "method=dmd", "scope=output", "interval=3", "order=2", "warmup_steps=2")
@@ -191,14 +191,14 @@ LINES: tuple[Line, ...] = (
         golden="flux|hicache_pp_dmd|T=28|N=3|order=2|w=2|sigma=0.5|history=5",
         note="It keeps 5 snapshots unless told otherwise; its state is the prediction after guidance.",
     ),
-    Line(
+    PeerSetting(
         peer="hicache-pp, auto",
         backend="flux",
         overrides=("num_steps=28", "method=auto", "scope=output", "interval=3", "order=2", "warmup_steps=2")
         + ("sigma=0.5", "method.basis_options={history:5,holdout:1step}"),
         golden="flux|hicache_pp_auto|T=28|N=3|order=2|w=2|sigma=0.5|history=5|holdout=1step",
     ),
-    Line(
+    PeerSetting(
         peer="hicache-pp, Hermite",
         backend="flux",
         overrides=("num_steps=28", "method=hicache", "scope=output", "interval=3", "order=2", "warmup_steps=2")

@@ -38,9 +38,9 @@ from experiments.config.run import Settings
 from experiments.errors import ConfigError, check, choose
 from experiments.runs.runner import items_of
 from experiments.settings.resolve import resolve
-from experiments.studies.report import Line, plot_budgets, write_table
+from experiments.studies.report import StudyRow, plot_budgets, write_table
 from hicache import CacheMethod
-from hicache.fitting.calibrate import Plan
+from hicache.fitting.calibrate import CalibratedPlan
 
 __all__ = ["Bench", "contenders", "intervals_for"]
 
@@ -85,7 +85,7 @@ class Bench:
         mean, low, high = bootstrap_mean(psnr(images, self.reference).double().tolist(), 0.95, 2000, 0)
         return mean, low, high
 
-    def plan_psnr(self, plan: Plan) -> tuple[float, float, float]:
+    def plan_psnr(self, plan: CalibratedPlan) -> tuple[float, float, float]:
         """The same under a plan, whatever it was calibrated for."""
         return self.psnr(hicache.method("calibrated", **plan.knobs()))
 
@@ -116,36 +116,36 @@ def contenders(num_steps: int, budget: int) -> Iterator[tuple[str, str, CacheMet
             yield title, where, hicache.method(name, order=2, sigma=0.6, **shared)
 
 
-def best_of_each(bench: Bench, budget: int) -> list[Line]:
+def best_of_each(bench: Bench, budget: int) -> list[StudyRow]:
     """A line per method: the best of its settings on all items, among those that were best on the first few."""
     screen, tried = bench.first(SCREEN), {}
     for title, setting, made in contenders(bench.settings.num_steps, budget):
         tried.setdefault(title, []).append((screen.psnr(made)[0], setting, made))
-    best: list[Line] = []
+    best: list[StudyRow] = []
     for title, settings in tried.items():
         finalists = sorted(settings, key=lambda entry: -entry[0])[:FINALISTS]
-        lines = [Line.of(title, budget, setting, bench.psnr(made)) for _, setting, made in finalists]
+        lines = [StudyRow.of(title, budget, setting, bench.psnr(made)) for _, setting, made in finalists]
         best.append(max(lines, key=lambda line: line.mean))
     for solver, title in (("unipc", "UniPC"), ("dpmpp", "DPM-Solver++")):
         fewer = Sampling(num_steps=budget, solver=solver)
-        best.append(Line.of(title, budget, f"{budget} steps", bench.psnr(None, fewer)))
+        best.append(StudyRow.of(title, budget, f"{budget} steps", bench.psnr(None, fewer)))
     return best
 
 
-def compare(bench: Bench, plans: dict[int, Plan], name: str, title: str, note: str) -> None:
+def compare(bench: Bench, plans: dict[int, CalibratedPlan], name: str, title: str, note: str) -> None:
     """Table and figure of all methods at every budget."""
-    lines: list[Line] = []
+    lines: list[StudyRow] = []
     for budget, plan in plans.items():
         best = best_of_each(bench, budget)
         others = max(line.mean for line in best)
-        ours = Line.of("calibrated plan (ours)", budget, plan.scope, bench.plan_psnr(plan))
+        ours = StudyRow.of("calibrated plan (ours)", budget, plan.scope, bench.plan_psnr(plan))
         lines += [ours, *sorted(best, key=lambda line: -line.mean)]
         print(f"{name}, {budget} full steps: {ours.mean:.2f} dB, best other {others:.2f} dB", flush=True)
         write_table(FOLDER / name, title, note, lines)
         plot_budgets(FOLDER / f"{name}.png", title, lines)
 
 
-def refined(settings: Settings, options: Options, budget: int) -> tuple[Plan, float]:
+def refined(settings: Settings, options: Options, budget: int) -> tuple[CalibratedPlan, float]:
     """A plan and the seconds that its calibration took."""
     started = time.monotonic()
     backend = load_backend(settings.backend)
@@ -155,11 +155,13 @@ def refined(settings: Settings, options: Options, budget: int) -> tuple[Plan, fl
 
 def robustness(settings: Settings, bench: Bench, budget: int, seconds: float) -> None:
     """What the plan depends on: one line per way of calibrating it."""
-    lines: list[Line] = []
+    lines: list[StudyRow] = []
     options = Options(seconds=seconds)
 
-    def add(label: str, setting: str, judge: Bench, made: tuple[Plan, float]) -> None:
-        lines.append(Line.of(label, len(made[0].full_steps), f"{setting} ({made[1]:.0f} s)", judge.plan_psnr(made[0])))
+    def add(label: str, setting: str, judge: Bench, made: tuple[CalibratedPlan, float]) -> None:
+        lines.append(
+            StudyRow.of(label, len(made[0].full_steps), f"{setting} ({made[1]:.0f} s)", judge.plan_psnr(made[0]))
+        )
         print(f"{label}, {setting}: {lines[-1].mean:.2f} dB", flush=True)
         title = f"What the calibrated plan depends on ({budget} full steps of {settings.num_steps} unless stated)"
         write_table(FOLDER / "calibrated_robustness", title, NOTE, lines)
@@ -193,7 +195,7 @@ def robustness(settings: Settings, bench: Bench, budget: int, seconds: float) ->
 
 def without_data(settings: Settings, bench: Bench) -> None:
     """Plans from the noise schedule alone: least-squares weights, and those of Newton's basis in three times."""
-    lines: list[Line] = []
+    lines: list[StudyRow] = []
     for budget in BUDGETS:
         plans = {"least squares": Options(data="gaussian", refine="none")}
         for variable in ("index", "sigma", "log_snr"):
@@ -201,7 +203,7 @@ def without_data(settings: Settings, bench: Bench) -> None:
             plans[f"Newton, order 2, time={variable}"] = free
         for setting, options in plans.items():
             plan, _ = refined(dataclasses.replace(settings, order=2), options, budget)
-            lines.append(Line.of("plan without data", budget, setting, bench.plan_psnr(plan)))
+            lines.append(StudyRow.of("plan without data", budget, setting, bench.plan_psnr(plan)))
             print(f"without data, {budget} full steps, {setting}: {lines[-1].mean:.2f} dB", flush=True)
     title = "Plans without calibration data: full steps placed by the Gaussian model of the noise schedule"
     write_table(FOLDER / "calibrated_free", title, FREE_NOTE, lines)

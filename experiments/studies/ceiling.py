@@ -42,7 +42,7 @@ from experiments.settings.resolve import resolve
 from experiments.studies.calibrated import FOLDER, Bench
 from experiments.studies.report import write_rows
 from hicache import CacheMethod
-from hicache.fitting.calibrate import Plan
+from hicache.fitting.calibrate import CalibratedPlan
 
 __all__ = ["COLUMNS", "Row", "draw", "merged"]
 
@@ -75,7 +75,7 @@ def decibels(images: Tensor, bench: Bench) -> Tensor:
     return psnr(images, bench.reference).clamp(max=120.0)
 
 
-class Table:
+class CeilingTable:
     """Lines of one backend, measured on the same items."""
 
     def __init__(self, bench: Bench) -> None:
@@ -100,7 +100,7 @@ class Table:
         for title, values in found.items():
             self.add(title, budget, values)
 
-    def plan(self, title: str, plan: Plan, seconds: float | None) -> None:
+    def plan(self, title: str, plan: CalibratedPlan, seconds: float | None) -> None:
         """The line of a plan."""
         self.add(title, len(plan.full_steps), self.of(hicache.method("calibrated", **plan.knobs())), seconds)
 
@@ -119,7 +119,7 @@ class Table:
         draw(rows)
 
 
-def started_from(settings: Settings, options: Options, found: Calibration, budget: int, bench: Bench) -> Plan:
+def started_from(settings: Settings, options: Options, found: Calibration, budget: int, bench: Bench) -> CalibratedPlan:
     """The plan that is refined: stored full steps where there are some, with weights of the fitted items."""
     assert found.loop is not None
     stored = of_budget(settings, budget)
@@ -131,7 +131,7 @@ def started_from(settings: Settings, options: Options, found: Calibration, budge
     return dataclasses.replace(plan, rows=rows)
 
 
-def refined_before(settings: Settings, budget: int) -> Plan | None:
+def refined_before(settings: Settings, budget: int) -> CalibratedPlan | None:
     """The stored plan, if its weights were refined through the whole sampler."""
     path = path_of(of_budget(settings, budget))
     known = path.is_file() and json.loads(path.read_text())["made"].get("refine") == "newton"
@@ -151,7 +151,7 @@ def judged(bench: Bench, solver: Solver, by: Tensor) -> Tensor:
 
 def study(settings: Settings, bench: Bench, budgets: Sequence[int], ceilings: Sequence[int], options: Options) -> None:
     """All lines of one backend."""
-    table, clock = Table(bench), time.process_time
+    table, clock = CeilingTable(bench), time.process_time
     begun = clock()
     found = measure(settings, options, bench.backend)
     assert found.loop is not None

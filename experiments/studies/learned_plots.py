@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.learning.loop import Point
+from experiments.learning.loop import LossPoint
 from experiments.runs.style import COLUMN, save, styled
 from experiments.studies.report import plot_lines
 
@@ -32,7 +32,7 @@ def lines(path: Path, rows: Sequence[Mapping[str, Any]], key: str, label: str, t
     plot_lines(path, title, label, [(method, x, mean, low, high) for method, x, mean, low, high in found])
 
 
-def plot_losses(path: Path, curves: Mapping[str, Sequence[Point]]) -> None:
+def plot_losses(path: Path, curves: Mapping[str, Sequence[LossPoint]]) -> None:
     """Held-out loss over the updates of each phase."""
     phases = list(dict.fromkeys(point.phase for curve in curves.values() for point in curve))
     with styled() as pyplot:

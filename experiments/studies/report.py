@@ -10,7 +10,7 @@ from pathlib import Path
 import hicache
 from experiments.runs.style import COLUMN, SOLVERS, Look, end_labels, look_of, save, styled
 
-__all__ = ["Line", "plot_budgets", "plot_lines", "write_rows", "write_table"]
+__all__ = ["StudyRow", "plot_budgets", "plot_lines", "write_rows", "write_table"]
 
 COLUMNS = ("method", "full steps", "setting", "PSNR (dB)", "low", "high")
 HEIGHT = 0.8 * COLUMN
@@ -20,7 +20,7 @@ TICKS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class StudyRow:
     """One measured row."""
 
     method: str
@@ -31,16 +31,16 @@ class Line:
     high: float
 
     @staticmethod
-    def of(method: str, budget: int, setting: str, found: tuple[float, float, float]) -> Line:
+    def of(method: str, budget: int, setting: str, found: tuple[float, float, float]) -> StudyRow:
         mean, low, high = found
-        return Line(method=method, budget=budget, setting=setting, mean=mean, low=low, high=high)
+        return StudyRow(method=method, budget=budget, setting=setting, mean=mean, low=low, high=high)
 
     def cells(self) -> list[str]:
         numbers = (f"{value:.2f}" for value in (self.mean, self.low, self.high))
         return [self.method, str(self.budget), self.setting, *numbers]
 
 
-def write_table(path: Path, title: str, note: str, lines: Sequence[Line]) -> None:
+def write_table(path: Path, title: str, note: str, lines: Sequence[StudyRow]) -> None:
     """`path.md` and `path.csv`."""
     write_rows(path, title, note, COLUMNS, [line.cells() for line in lines])
 
@@ -55,7 +55,7 @@ def write_rows(path: Path, title: str, note: str, columns: Sequence[str], rows: 
     path.with_suffix(".md").write_text(f"# {title}\n\n{note}\n\n{body}\n")
 
 
-def plot_budgets(path: Path, title: str, lines: Sequence[Line]) -> None:
+def plot_budgets(path: Path, title: str, lines: Sequence[StudyRow]) -> None:
     """PSNR over full steps, a line per method."""
     found = [(line.method, line.budget, line.mean, line.low, line.high) for line in lines]
     plot_lines(path, title, "full steps", found)

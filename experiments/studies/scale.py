@@ -24,7 +24,7 @@ from experiments.settings.automatic import automatic
 from experiments.settings.method import method_of
 from experiments.settings.resolve import resolve
 from experiments.studies.calibrated import FOLDER, Bench
-from experiments.studies.report import Line, write_table
+from experiments.studies.report import StudyRow, write_table
 from hicache.methods import TIMES
 
 __all__ = ["best_of_grid", "sigma_study", "time_study"]
@@ -38,10 +38,10 @@ NOTE = (
 )
 
 
-def line_of(bench: Bench, settings: Settings, label: str) -> Line:
+def line_of(bench: Bench, settings: Settings, label: str) -> StudyRow:
     """A table line of a run's method on the bench's items."""
     full = method_of(settings).policy.plan(settings.num_steps) or []
-    return Line.of(
+    return StudyRow.of(
         label, len(full), f"{settings.scope}, σ={settings.sigma:g}, m={settings.order}", measured(bench, settings)
     )
 
@@ -57,9 +57,9 @@ def best_of_grid(bench: Bench, settings: Settings) -> Settings:
     return max(grid, key=lambda candidate: measured(bench, candidate)[0])
 
 
-def sigma_study(settings: Settings, bench: Bench) -> list[Line]:
+def sigma_study(settings: Settings, bench: Bench) -> list[StudyRow]:
     """Automatic sigma and order beside others."""
-    lines: list[Line] = []
+    lines: list[StudyRow] = []
     for scope, interval in itertools.product(("output", "modules"), INTERVALS):
         run = dataclasses.replace(settings, scope=scope, interval=interval)
         chosen = automatic(run, ["sigma", "order"])
@@ -79,9 +79,9 @@ def sigma_study(settings: Settings, bench: Bench) -> list[Line]:
     return lines
 
 
-def time_study(settings: Settings, bench: Bench) -> list[Line]:
+def time_study(settings: Settings, bench: Bench) -> list[StudyRow]:
     """Forecasters in three time variables; HiCache at the automatic sigma of each."""
-    lines: list[Line] = []
+    lines: list[StudyRow] = []
     rows = [
         ("taylorseer", 1),
         ("taylorseer", 2),
@@ -97,7 +97,7 @@ def time_study(settings: Settings, bench: Bench) -> list[Line]:
         run = automatic(run, ["sigma", "order"]) if name == "hicache" else run
         detail = {"hicache": f", σ={run.sigma:g}, m={run.order}", "taylorseer": f", m={order}"}.get(name, "")
         full = method_of(run).policy.plan(run.num_steps) or []
-        lines.append(Line.of(name, len(full), f"{scope}{detail}, time={variable}", measured(bench, run)))
+        lines.append(StudyRow.of(name, len(full), f"{scope}{detail}, time={variable}", measured(bench, run)))
         print(f"{name}, {lines[-1].setting}: {lines[-1].mean:.2f} dB", flush=True)
         note = NOTE.format(len(bench.items)) + f"Interval {settings.interval}, {settings.warmup_steps} warm-up steps."
         write_table(FOLDER / "time", "The time variable of the forecast", note, lines)

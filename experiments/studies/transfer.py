@@ -29,7 +29,7 @@ from experiments.errors import ConfigError, check, choose
 from experiments.runs.runner import items_of
 from experiments.settings.resolve import resolve
 from experiments.studies.calibrated import FOLDER, WARMUP, Bench, intervals_for
-from experiments.studies.report import Line, write_table
+from experiments.studies.report import StudyRow, write_table
 from hicache import method
 
 __all__ = ["interpolation", "mapped"]
@@ -65,16 +65,16 @@ def mapped(found: Calibration, settings: Settings, other: Settings) -> Calibrati
     return Calibration(gram=gram, size=gram[0].diagonal(), gains=gains)
 
 
-def other_method(bench: Bench, label: str) -> Line:
+def other_method(bench: Bench, label: str) -> StudyRow:
     """The best of the other methods at equal full steps, at the best of its intervals."""
     lines = []
     for interval in intervals_for(bench.settings.num_steps, BUDGET, WARMUP):
         made = method("foca", interval=interval, warmup_steps=WARMUP, scope="output")
-        lines.append(Line.of("FoCa", BUDGET, f"{label}, N={interval}", bench.psnr(made)))
+        lines.append(StudyRow.of("FoCa", BUDGET, f"{label}, N={interval}", bench.psnr(made)))
     return max(lines, key=lambda line: line.mean)
 
 
-def steps_study(settings: Settings, count: int) -> list[Line]:
+def steps_study(settings: Settings, count: int) -> list[StudyRow]:
     """Other numbers of steps."""
     options, lines = Options(refine="none"), []
     backend = load_backend(settings.backend)
@@ -84,17 +84,17 @@ def steps_study(settings: Settings, count: int) -> list[Line]:
         bench = Bench(other, items_of(dataclasses.replace(other, num_items=count)))
         here = mapped(found, settings, other)
         plan = make_plan(other, options, here, BUDGET, backend)
-        lines.append(Line.of("mapped from 50 steps", BUDGET, f"{steps} steps, open loop", bench.plan_psnr(plan)))
+        lines.append(StudyRow.of("mapped from 50 steps", BUDGET, f"{steps} steps, open loop", bench.plan_psnr(plan)))
         plan = make_plan(other, options, measure(other, options, backend), BUDGET, backend)
-        lines.append(Line.of("calibrated there", BUDGET, f"{steps} steps, open loop", bench.plan_psnr(plan)))
+        lines.append(StudyRow.of("calibrated there", BUDGET, f"{steps} steps, open loop", bench.plan_psnr(plan)))
         lines.append(other_method(bench, f"{steps} steps"))
         report(lines, 3)
     return lines
 
 
-def size_study(settings: Settings, count: int) -> list[Line]:
+def size_study(settings: Settings, count: int) -> list[StudyRow]:
     """Other image sizes."""
-    lines: list[Line] = []
+    lines: list[StudyRow] = []
     shipped = load_plan(settings)
     backend = load_backend(settings.backend)
     trained = backend.pipe.transformer.config.sample_size
@@ -103,10 +103,10 @@ def size_study(settings: Settings, count: int) -> list[Line]:
             backend.pipe.transformer.register_to_config(sample_size=size)
             bench = Bench(settings, items_of(dataclasses.replace(settings, num_items=count)))
             label = f"{size} x {size}"
-            lines.append(Line.of(f"calibrated at {trained}", BUDGET, label, bench.plan_psnr(shipped)))
+            lines.append(StudyRow.of(f"calibrated at {trained}", BUDGET, label, bench.plan_psnr(shipped)))
             options = Options(refine="loop")
             plan = make_plan(settings, options, measure(settings, options, backend), BUDGET, backend)
-            lines.append(Line.of("calibrated there, loop", BUDGET, label, bench.plan_psnr(plan)))
+            lines.append(StudyRow.of("calibrated there, loop", BUDGET, label, bench.plan_psnr(plan)))
             lines.append(other_method(bench, label))
             report(lines, 3)
     finally:
@@ -114,7 +114,7 @@ def size_study(settings: Settings, count: int) -> list[Line]:
     return lines
 
 
-def report(lines: Sequence[Line], last: int) -> None:
+def report(lines: Sequence[StudyRow], last: int) -> None:
     """Print the last lines."""
     print(*(f"{line.method}, {line.setting}: {line.mean:.2f} dB" for line in lines[-last:]), sep="\n", flush=True)
 

@@ -32,7 +32,7 @@ from hicache.forecast import BASES, ElementwiseBasis
 from hicache.forecast.table import StepWeights
 
 __all__ = [
-    "Plan",
+    "CalibratedPlan",
     "best_scale",
     "build_plan",
     "error_of",
@@ -48,7 +48,7 @@ RIDGE = 1e-8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class CalibratedPlan:
     """What is computed and how the rest is estimated.
 
     Attributes:
@@ -96,13 +96,13 @@ class Plan:
         }
 
     @staticmethod
-    def from_data(data: Mapping[str, Any]) -> Plan:
+    def from_data(data: Mapping[str, Any]) -> CalibratedPlan:
         """The inverse of `as_data`."""
         rows = {
             int(step): StepWeights(anchors=tuple(row["anchors"]), weights=tuple(tuple(w) for w in row["weights"]))
             for step, row in data["rows"].items()
         }
-        return Plan(
+        return CalibratedPlan(
             num_steps=int(data["num_steps"]),
             scope=str(data["scope"]),
             full_steps=tuple(data["full_steps"]),
@@ -221,7 +221,7 @@ def build_plan(
     ridge: float = RIDGE,
     size: Tensor | None = None,
     place_memory: int | None = None,
-) -> Plan:
+) -> CalibratedPlan:
     """Place the full steps, unless they are given, and weigh them.
 
     Args:
@@ -245,7 +245,9 @@ def build_plan(
     reuse = {step: StepWeights(anchors=row.anchors[-1:], weights=((1.0,),)) for step, row in rows.items()}
     baseline = total_error(gram, cost, reuse, size)
     error = total_error(gram, cost, rows, size) / baseline if baseline else 0.0
-    return Plan(num_steps=gram.shape[-1], scope=scope, full_steps=tuple(full_steps), rows=rows, predicted_error=error)
+    return CalibratedPlan(
+        num_steps=gram.shape[-1], scope=scope, full_steps=tuple(full_steps), rows=rows, predicted_error=error
+    )
 
 
 def best_scale(

@@ -20,7 +20,7 @@ from evaluation import inception_pass, npz
 from evaluation.distribution import neighbour_radii, sample_label, share_covered
 from evaluation.errors import EvaluationError
 from evaluation.frechet import RunningCovariance, frechet_distance
-from evaluation.inception import CLASSES, SPATIAL, Features, Inception
+from evaluation.inception import CLASSES, SPATIAL, Inception, InceptionFeatures
 from tests.evaluation.conftest import noise, save_all
 
 
@@ -141,13 +141,13 @@ class Extractor:
         generator = torch.Generator().manual_seed(0)
         self.map = torch.randn(12, sum(SMALL), generator=generator)
 
-    def __call__(self, images: torch.Tensor) -> Features:
+    def __call__(self, images: torch.Tensor) -> InceptionFeatures:
         if Extractor.fail_after is not None and sum(Extractor.calls) >= Extractor.fail_after:
             raise KeyboardInterrupt
         Extractor.calls.append(len(images))
         x = torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 2).flatten(1) @ self.map
         pool, spatial, logits = x.split(SMALL, dim=1)
-        return Features(pool, spatial, logits.double().log_softmax(1))
+        return InceptionFeatures(pool, spatial, logits.double().log_softmax(1))
 
 
 @pytest.fixture

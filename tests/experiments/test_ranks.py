@@ -11,7 +11,7 @@ from plans import planned
 
 from experiments.files import write_json
 from experiments.plans.manifest import Plan
-from experiments.reports.build import Cell, Table, build, build_plan
+from experiments.reports.build import Cell, ResultTable, build, build_plan
 from experiments.reports.plot import plot, points
 from experiments.reports.ranks import differences, judged, values_of
 from experiments.reports.render import to_csv, to_latex, to_markdown
@@ -42,10 +42,10 @@ def table(tmp_path):
                 },
             )
         rows.append(row)
-    return judged(Table(preset=made.preset, rows=rows), tmp_path), tmp_path
+    return judged(ResultTable(preset=made.preset, rows=rows), tmp_path), tmp_path
 
 
-def named(table: Table) -> dict:
+def named(table: ResultTable) -> dict:
     return {row.settings.method.name: row.ours for row in table.rows if row.settings and row.block == "N=7"}
 
 
@@ -98,7 +98,7 @@ def test_of_several_rows_of_the_baseline_that_of_its_own_policy_is_it(table):
 
 def test_equal_numbers_have_no_best(table):
     rows = [dataclasses.replace(row, ours={"psnr": Cell(value=3.0)}) for row in table[0].rows]
-    again = judged(Table(preset=table[0].preset, rows=rows), table[1])
+    again = judged(ResultTable(preset=table[0].preset, rows=rows), table[1])
     assert all(row.ours["psnr"].rank == 0 for row in again.rows)
 
 
@@ -110,12 +110,12 @@ def test_rows_that_the_items_cannot_tell_apart_share_a_mark(table):
     for sign, row in zip((1, -1, 0), rows, strict=True):
         values = {item: 30 + sign * (-1) ** index + 0.01 * sign for index, item in enumerate(ITEMS)}
         write_json(folder / "runs" / row.run / "values" / "psnr.json", values)
-    again = judged(Table(preset=made.preset, rows=rows), folder)
+    again = judged(ResultTable(preset=made.preset, rows=rows), folder)
     assert [row.ours["psnr"].rank for row in again.rows] == [0, 0, 0]
     low = {item: 20 + 0.01 * index for index, item in enumerate(ITEMS)}
     write_json(folder / "runs" / rows[2].run / "values" / "psnr.json", low)
     rows[2] = dataclasses.replace(rows[2], ours={"psnr": Cell(value=20.0)})
-    again = judged(Table(preset=made.preset, rows=rows), folder)
+    again = judged(ResultTable(preset=made.preset, rows=rows), folder)
     assert [row.ours["psnr"].rank for row in again.rows] == [1, 1, 2]
 
 
@@ -123,16 +123,16 @@ def test_of_sets_those_whose_intervals_meet_are_alike(table):
     cells = [Cell(value=5.0, low=4.0, high=6.0), Cell(value=5.5, low=5.0, high=6.5), Cell(value=9.0, low=8.0, high=9.9)]
     rows = [row for row in table[0].rows if row.block == "N=7"][:3]
     rows = [dataclasses.replace(row, ours={"digits_fid": cell}) for row, cell in zip(rows, cells, strict=True)]
-    again = judged(Table(preset=table[0].preset, rows=rows), table[1])
+    again = judged(ResultTable(preset=table[0].preset, rows=rows), table[1])
     assert [row.ours["digits_fid"].rank for row in again.rows] == [1, 1, 2]
     rows = [dataclasses.replace(row, ours={"digits_fid": Cell(value=row.ours["digits_fid"].value)}) for row in rows]
-    again = judged(Table(preset=table[0].preset, rows=rows), table[1])
+    again = judged(ResultTable(preset=table[0].preset, rows=rows), table[1])
     assert [row.ours["digits_fid"].rank for row in again.rows] == [0, 0, 0], "nobody knows their error"
 
 
 def test_wall_clock_has_no_rank(table):
     rows = [dataclasses.replace(row, ours={"wall_speedup": Cell(value=i)}) for i, row in enumerate(table[0].rows)]
-    again = judged(Table(preset=table[0].preset, rows=rows), table[1])
+    again = judged(ResultTable(preset=table[0].preset, rows=rows), table[1])
     assert all(row.ours["wall_speedup"].rank == 0 for row in again.rows)
 
 
@@ -144,7 +144,7 @@ def test_items_that_do_not_pair_are_not_tested(table, tmp_path):
         dataclasses.replace(row, ours={n: dataclasses.replace(c, p=None) for n, c in row.ours.items()})
         for row in table[0].rows
     ]
-    ours = named(judged(Table(preset=table[0].preset, rows=plain), tmp_path))
+    ours = named(judged(ResultTable(preset=table[0].preset, rows=plain), tmp_path))
     assert ours["hicache"]["psnr"].p is None and ours["fora"]["psnr"].p < 0.001
 
 
@@ -159,7 +159,7 @@ def test_every_reference_of_a_plan_stays_out_of_its_ranks(small):
     assert ranks == [0, 0, 2, 1, 0, 0]
 
 
-def with_equal(made: Table, folder: Path, equal: dict[str, int]) -> dict:
+def with_equal(made: ResultTable, folder: Path, equal: dict[str, int]) -> dict:
     """The block judged anew, with the first items of some methods equal to the reference."""
     rows = list(made.rows)
     for index, row in enumerate(rows):
@@ -173,7 +173,7 @@ def with_equal(made: Table, folder: Path, equal: dict[str, int]) -> dict:
             mean = sum(finite) / len(finite) if finite else None
             cell = Cell(value=mean, equal=equal.get(name, 0), why="" if finite else "equal in 20 items")
             rows[index] = dataclasses.replace(row, ours={**row.ours, "psnr": cell})
-    return named(judged(Table(preset=made.preset, rows=rows), folder))
+    return named(judged(ResultTable(preset=made.preset, rows=rows), folder))
 
 
 def test_a_row_whose_every_item_is_equal_is_the_best(table):

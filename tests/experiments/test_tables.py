@@ -10,7 +10,7 @@ import pytest
 from plans import planned
 
 from experiments.reports import plot as plots
-from experiments.reports.build import Cell, Table, build
+from experiments.reports.build import Cell, ResultTable, build
 from experiments.reports.plot import plot, points
 from experiments.reports.ranks import judged
 from experiments.reports.render import escaped, to_csv, to_latex, to_markdown
@@ -121,7 +121,7 @@ def test_many_methods_are_named_beside_the_axes(table, tmp_path, monkeypatch):
     axis = dataclasses.replace(table.preset, axis="sigma")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert plot(Table(preset=axis, rows=rows), tmp_path / "plot.png")
+        assert plot(ResultTable(preset=axis, rows=rows), tmp_path / "plot.png")
     assert len(texts) == plots.NAMED and texts[-1] == "… and 61 more"
 
 
@@ -151,14 +151,14 @@ def test_the_plot_holds_the_numbers_of_the_table(table):
         "TaylorSeer": [],
         "FORA": [],
     }
-    by_speed = Table(preset=dataclasses.replace(table.preset, axis="flops_speedup"), rows=table.rows)
+    by_speed = ResultTable(preset=dataclasses.replace(table.preset, axis="flops_speedup"), rows=table.rows)
     assert numbers(by_speed, "psnr")["HiCache"] == [(4.5, 31.25, 0.75, 0.75)]
 
 
 def test_a_method_without_the_setting_of_the_axis_is_a_level(table):
     fora = table.rows[-1]
     with_number = dataclasses.replace(fora, ours={**fora.ours, "psnr": Cell(value=20.0)})
-    lone = Table(preset=table.preset, rows=[with_number])
+    lone = ResultTable(preset=table.preset, rows=[with_number])
     assert numbers(lone, "psnr") == {"FORA": [(None, 20.0, 0.0, 0.0)]}
 
 
@@ -171,7 +171,7 @@ def with_psnr(table, values):
 def test_a_line_joins_what_one_setting_tells_apart(table, tmp_path, monkeypatch):
     """HiCache over sigma is a line; HiCache over sigma and Hi-Taylor beside it are not one."""
     rows = with_psnr(table, [30.0, 32.0, 31.0])
-    found = points(Table(preset=table.preset, rows=rows), "psnr")["HiCache"]
+    found = points(ResultTable(preset=table.preset, rows=rows), "psnr")["HiCache"]
     assert plots.telling(found) == "sigma"
     other = [point._replace(facts={**point.facts, "order": i}) for i, point in enumerate(found)]
     assert plots.telling(other) is None
@@ -179,13 +179,13 @@ def test_a_line_joins_what_one_setting_tells_apart(table, tmp_path, monkeypatch)
     monkeypatch.setattr(
         plots, "draw_series", lambda axis, look, curve, joined_=None, **kw: joined.update({look.title: kw})
     )
-    assert plot(Table(preset=table.preset, rows=rows), tmp_path / "plot.png")
+    assert plot(ResultTable(preset=table.preset, rows=rows), tmp_path / "plot.png")
     assert joined == {"HiCache": {"joined": True}}
 
 
 def test_a_metric_that_tells_nothing_apart_has_no_panel(table):
-    assert plots.tells(Table(preset=table.preset, rows=with_psnr(table, [30.0, 33.0])), "psnr")
-    assert not plots.tells(Table(preset=table.preset, rows=with_psnr(table, [30.0, 31.5])), "psnr")
+    assert plots.tells(ResultTable(preset=table.preset, rows=with_psnr(table, [30.0, 33.0])), "psnr")
+    assert not plots.tells(ResultTable(preset=table.preset, rows=with_psnr(table, [30.0, 31.5])), "psnr")
 
 
 def test_the_command_writes_and_prints(table, results, capsys):

@@ -7,7 +7,7 @@ import torch
 
 import hicache
 from hicache.fitting.calibrate import (
-    Plan,
+    CalibratedPlan,
     best_scale,
     build_plan,
     error_of,
@@ -97,7 +97,7 @@ def test_every_site_has_its_weights_and_the_executor_uses_them(dit_pipeline):
 def test_a_plan_survives_its_file():
     gram, _ = random_gram(sites=3)
     plan = build_plan(gram, torch.ones(T), "stack", budget=5, memory=3)
-    assert Plan.from_data(plan.as_data()) == plan
+    assert CalibratedPlan.from_data(plan.as_data()) == plan
 
 
 def test_a_table_refuses_what_it_was_not_made_for():

@@ -12,7 +12,7 @@ from torch import nn
 
 from experiments.backends.tiny import random_weights, text
 from experiments.backends.tiny.films import FILMS
-from experiments.backends.tiny.parts import Part, Recipe
+from experiments.backends.tiny.parts import Component, Recipe
 from experiments.backends.tiny.pictures import PICTURES
 from experiments.errors import choose
 from hicache.generic.structure import DENOISERS
@@ -57,7 +57,7 @@ def expected(kind: Any) -> list[str]:
     return sorted(set(required) - {"self"})
 
 
-def made(part: Part) -> Any:
+def made(part: Component) -> Any:
     """One component."""
     if part.kind.islower():
         return getattr(text, part.kind)(**part.options)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from experiments.backends.tiny.parts import FLOW, QWEN, ROPE, SHIFTED, T5, WIDTH, Recipe, decoder, part
+from experiments.backends.tiny.parts import FLOW, QWEN, ROPE, SHIFTED, T5, WIDTH, Recipe, component, decoder
 
 __all__ = ["FILMS"]
 
-WAN_TRANSFORMER = part(
+WAN_TRANSFORMER = component(
     "WanTransformer3DModel",
     patch_size=(1, 2, 2),
     num_attention_heads=2,
@@ -22,11 +22,11 @@ WAN_TRANSFORMER = part(
     rope_max_seq_len=32,
 )
 WAN = {
-    "tokenizer": part("t5_tokenizer"),
-    "text_encoder": part(
+    "tokenizer": component("t5_tokenizer"),
+    "text_encoder": component(
         "UMT5EncoderModel", vocab_size=128, d_model=WIDTH, d_kv=8, d_ff=64, num_layers=2, num_heads=4, pad_token_id=0
     ),
-    "vae": part(
+    "vae": component(
         "AutoencoderKLWan",
         base_dim=4,
         z_dim=16,
@@ -34,7 +34,7 @@ WAN = {
         num_res_blocks=1,
         temperal_downsample=[False, True, True],
     ),
-    "scheduler": part(
+    "scheduler": component(
         "UniPCMultistepScheduler", prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
     ),
     "transformer": WAN_TRANSFORMER,
@@ -46,7 +46,7 @@ FILMS: dict[str, Recipe] = {
         parts={
             **T5,
             "scheduler": SHIFTED,
-            "vae": part(
+            "vae": component(
                 "AutoencoderKLLTXVideo",
                 latent_channels=8,
                 block_out_channels=(8, 8, 8, 8),
@@ -60,7 +60,7 @@ FILMS: dict[str, Recipe] = {
                 encoder_causal=True,
                 decoder_causal=False,
             ),
-            "transformer": part(
+            "transformer": component(
                 "LTXVideoTransformer3DModel",
                 in_channels=8,
                 out_channels=8,
@@ -76,8 +76,8 @@ FILMS: dict[str, Recipe] = {
     "CogVideoXPipeline": Recipe(
         parts={
             **T5,
-            "scheduler": part("CogVideoXDDIMScheduler"),
-            "vae": part(
+            "scheduler": component("CogVideoXDDIMScheduler"),
+            "vae": component(
                 "AutoencoderKLCogVideoX",
                 block_out_channels=(8, 8, 8, 8),
                 latent_channels=4,
@@ -85,7 +85,7 @@ FILMS: dict[str, Recipe] = {
                 norm_num_groups=2,
                 temporal_compression_ratio=4,
             ),
-            "transformer": part(
+            "transformer": component(
                 "CogVideoXTransformer3DModel",
                 num_attention_heads=4,
                 attention_head_dim=8,
@@ -109,10 +109,10 @@ FILMS: dict[str, Recipe] = {
             **QWEN,
             "text_encoder": decoder("Qwen2_5_VLTextModel", rope_parameters=ROPE, bos_token_id=0, eos_token_id=1),
             "text_encoder_2": T5["text_encoder"],
-            "tokenizer_2": part("byte_tokenizer"),
+            "tokenizer_2": component("byte_tokenizer"),
             "scheduler": FLOW,
-            "guider": part("ClassifierFreeGuidance", guidance_scale=6.0),
-            "vae": part(
+            "guider": component("ClassifierFreeGuidance", guidance_scale=6.0),
+            "vae": component(
                 "AutoencoderKLHunyuanVideo15",
                 latent_channels=4,
                 block_out_channels=(16, 16, 16),
@@ -120,7 +120,7 @@ FILMS: dict[str, Recipe] = {
                 spatial_compression_ratio=4,
                 temporal_compression_ratio=4,
             ),
-            "transformer": part(
+            "transformer": component(
                 "HunyuanVideo15Transformer3DModel",
                 in_channels=9,
                 out_channels=4,
@@ -152,21 +152,21 @@ FILMS: dict[str, Recipe] = {
     "StableAudioPipeline": Recipe(
         parts={
             **T5,
-            "scheduler": part(
+            "scheduler": component(
                 "EDMDPMSolverMultistepScheduler",
                 solver_order=2,
                 prediction_type="v_prediction",
                 sigma_data=1.0,
                 sigma_schedule="exponential",
             ),
-            "projection_model": part(
+            "projection_model": component(
                 "StableAudioProjectionModel",
                 text_encoder_dim=WIDTH,
                 conditioning_dim=16,
                 min_value=0,
                 max_value=32,
             ),
-            "vae": part(
+            "vae": component(
                 "AutoencoderOobleck",
                 encoder_hidden_size=8,
                 downsampling_ratios=[2, 4],
@@ -176,7 +176,7 @@ FILMS: dict[str, Recipe] = {
                 audio_channels=2,
                 sampling_rate=8000,
             ),
-            "transformer": part(
+            "transformer": component(
                 "StableAudioDiTModel",
                 sample_size=64,
                 in_channels=4,

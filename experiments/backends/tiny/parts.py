@@ -22,13 +22,13 @@ __all__ = [
     "SHIFTED",
     "T5",
     "WIDTH",
-    "Part",
+    "Component",
     "Recipe",
     "clip",
     "clip_options",
     "decoder",
     "image_vae",
-    "part",
+    "component",
 ]
 
 WIDTH = 32
@@ -36,7 +36,7 @@ WIDTH = 32
 
 
 @dataclass(frozen=True)
-class Part:
+class Component:
     """A component: its class and the arguments that it is built with."""
 
     kind: str
@@ -54,20 +54,20 @@ class Recipe:
         attributes: of the pipeline, set after it is built.
     """
 
-    parts: Mapping[str, Part]
+    parts: Mapping[str, Component]
     values: Mapping[str, Any] = field(default_factory=dict)
     call: Mapping[str, Any] = field(default_factory=dict)
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
-def part(kind: str, **options: Any) -> Part:
+def component(kind: str, **options: Any) -> Component:
     """A component."""
-    return Part(kind, options)
+    return Component(kind, options)
 
 
-def image_vae(channels: int = 4, levels: int = 2, **options: Any) -> Part:
+def image_vae(channels: int = 4, levels: int = 2, **options: Any) -> Component:
     """An `AutoencoderKL` that halves `levels - 1` times."""
-    return part(
+    return component(
         "AutoencoderKL",
         block_out_channels=(8,) * levels,
         down_block_types=("DownEncoderBlock2D",) * levels,
@@ -95,14 +95,14 @@ def clip_options(width: int) -> dict[str, Any]:
     }
 
 
-def clip(kind: str = "CLIPTextModel", width: int = WIDTH) -> Part:
+def clip(kind: str = "CLIPTextModel", width: int = WIDTH) -> Component:
     """CLIP's text encoder."""
-    return part(kind, **clip_options(width))
+    return component(kind, **clip_options(width))
 
 
-def decoder(kind: str, layers: int = 3, **options: Any) -> Part:
+def decoder(kind: str, layers: int = 3, **options: Any) -> Component:
     """A language model that gives the text tokens."""
-    return part(
+    return component(
         kind,
         vocab_size=300,
         hidden_size=WIDTH,
@@ -116,12 +116,12 @@ def decoder(kind: str, layers: int = 3, **options: Any) -> Part:
     )
 
 
-T5 = {"text_encoder": part("t5_encoder", width=WIDTH), "tokenizer": part("t5_tokenizer")}
-CLIP = {"text_encoder": clip(), "tokenizer": part("clip_tokenizer")}
+T5 = {"text_encoder": component("t5_encoder", width=WIDTH), "tokenizer": component("t5_tokenizer")}
+CLIP = {"text_encoder": clip(), "tokenizer": component("clip_tokenizer")}
 PROJECTED = "CLIPTextModelWithProjection"
-QWEN = {"tokenizer": part("chat_tokenizer")}
-FLOW = part("FlowMatchEulerDiscreteScheduler", shift=3.0)
-SHIFTED = part("FlowMatchEulerDiscreteScheduler", shift=3.0, use_dynamic_shifting=True)
-DDIM = part("DDIMScheduler", beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
+QWEN = {"tokenizer": component("chat_tokenizer")}
+FLOW = component("FlowMatchEulerDiscreteScheduler", shift=3.0)
+SHIFTED = component("FlowMatchEulerDiscreteScheduler", shift=3.0, use_dynamic_shifting=True)
+DDIM = component("DDIMScheduler", beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
 ROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]}
 PICTURE = {"height": 32, "width": 32}

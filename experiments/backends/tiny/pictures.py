@@ -14,9 +14,9 @@ from experiments.backends.tiny.parts import (
     WIDTH,
     Recipe,
     clip,
+    component,
     decoder,
     image_vae,
-    part,
 )
 
 __all__ = ["PICTURES"]
@@ -26,12 +26,12 @@ ATTENDED = ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"]
 
 SD3 = {
     **{key: clip(PROJECTED) for key in ("text_encoder", "text_encoder_2")},
-    **{key: part("clip_tokenizer") for key in ("tokenizer", "tokenizer_2")},
-    "text_encoder_3": part("t5_encoder", width=2 * WIDTH),
-    "tokenizer_3": part("t5_tokenizer"),
+    **{key: component("clip_tokenizer") for key in ("tokenizer", "tokenizer_2")},
+    "text_encoder_3": component("t5_encoder", width=2 * WIDTH),
+    "tokenizer_3": component("t5_tokenizer"),
     "scheduler": FLOW,
     "vae": image_vae(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06, scaling_factor=1.53),
-    "transformer": part(
+    "transformer": component(
         "SD3Transformer2DModel",
         attention_head_dim=16,
         caption_projection_dim=32,
@@ -50,7 +50,7 @@ SD15 = {
     **CLIP,
     "vae": image_vae(),
     "scheduler": DDIM,
-    "unet": part(
+    "unet": component(
         "UNet2DConditionModel",
         **UNET,
         in_channels=4,
@@ -63,12 +63,12 @@ SD15 = {
 }
 FLUX = {
     "text_encoder": clip(),
-    "tokenizer": part("clip_tokenizer"),
+    "tokenizer": component("clip_tokenizer"),
     "text_encoder_2": T5["text_encoder"],
     "tokenizer_2": T5["tokenizer"],
     "scheduler": SHIFTED,
     "vae": image_vae(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.1, scaling_factor=0.4),
-    "transformer": part(
+    "transformer": component(
         "FluxTransformer2DModel",
         patch_size=1,
         in_channels=16,
@@ -94,9 +94,9 @@ PICTURES: dict[str, Recipe] = {
             "scheduler": DDIM,
             "text_encoder": clip(),
             "text_encoder_2": clip(PROJECTED),
-            "tokenizer": part("clip_tokenizer"),
-            "tokenizer_2": part("clip_tokenizer"),
-            "unet": part(
+            "tokenizer": component("clip_tokenizer"),
+            "tokenizer_2": component("clip_tokenizer"),
+            "unet": component(
                 "UNet2DConditionModel",
                 **UNET,
                 in_channels=4,
@@ -123,7 +123,7 @@ PICTURES: dict[str, Recipe] = {
             **QWEN,
             "text_encoder": decoder("MistralModel"),
             "scheduler": SHIFTED,
-            "vae": part(
+            "vae": component(
                 "AutoencoderKLFlux2",
                 block_out_channels=(8, 8),
                 down_block_types=("DownEncoderBlock2D",) * 2,
@@ -132,7 +132,7 @@ PICTURES: dict[str, Recipe] = {
                 latent_channels=4,
                 norm_num_groups=4,
             ),
-            "transformer": part(
+            "transformer": component(
                 "Flux2Transformer2DModel",
                 patch_size=1,
                 in_channels=16,
@@ -154,7 +154,7 @@ PICTURES: dict[str, Recipe] = {
             "text_encoder": decoder("Qwen3Model"),
             "scheduler": FLOW,
             "vae": image_vae(16, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.1, scaling_factor=0.4),
-            "transformer": part(
+            "transformer": component(
                 "ZImageTransformer2DModel",
                 all_patch_size=[2],
                 all_f_patch_size=[1],
@@ -177,7 +177,7 @@ PICTURES: dict[str, Recipe] = {
             **T5,
             "scheduler": DDIM,
             "vae": image_vae(),
-            "transformer": part(
+            "transformer": component(
                 "PixArtTransformer2DModel",
                 sample_size=16,
                 num_layers=3,
@@ -195,10 +195,10 @@ PICTURES: dict[str, Recipe] = {
     ),
     "SanaPipeline": Recipe(
         parts={
-            "tokenizer": part("right_padding_tokenizer"),
+            "tokenizer": component("right_padding_tokenizer"),
             "text_encoder": decoder("Gemma2Model", layers=2),
             "scheduler": FLOW,
-            "vae": part(
+            "vae": component(
                 "AutoencoderDC",
                 latent_channels=4,
                 attention_head_dim=2,
@@ -215,7 +215,7 @@ PICTURES: dict[str, Recipe] = {
                 decoder_norm_types="rms_norm",
                 decoder_act_fns="silu",
             ),
-            "transformer": part(
+            "transformer": component(
                 "SanaTransformer2DModel",
                 patch_size=1,
                 in_channels=4,
@@ -242,7 +242,7 @@ PICTURES: dict[str, Recipe] = {
             **T5,
             "scheduler": FLOW,
             "vae": FLUX["vae"],
-            "transformer": part(
+            "transformer": component(
                 "ChromaTransformer2DModel",
                 patch_size=1,
                 in_channels=16,

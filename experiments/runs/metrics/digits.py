@@ -24,13 +24,6 @@ from experiments.runs.metrics.evidence import Evidence, Summary, mean_over_items
 __all__ = ["class_accuracy", "digits_fid", "digits_is", "digits_sfid"]
 
 
-class Passed(nn.Module):
-    """Hands logits that are already computed to torchmetrics."""
-
-    def forward(self, logits: Tensor) -> Tensor:
-        return logits
-
-
 @lru_cache(maxsize=2)
 def classifier(path: str) -> DigitsClassifier:
     return load_classifier(Path(path))
@@ -84,7 +77,7 @@ def digits_is(evidence: Evidence) -> Summary:
     logits = network(evidence)(signed(evidence)).double()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # "will save all features": a few hundred here
-        metric = InceptionScore(feature=Passed(), splits=1)
+        metric = InceptionScore(feature=nn.Identity(), splits=1)
 
     def score(selected: Tensor) -> float:
         metric.reset()
