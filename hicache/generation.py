@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hicache.forecast import Forecaster
+from hicache.forecast.forecaster import taken
 from hicache.forecast.frames import FeatureForecaster
 from hicache.forecast.modules import ModuleHistories
 from hicache.generic.layout import Layout
@@ -45,6 +46,11 @@ class Memory:
             self.single[place] = self.build()
             self.single[place].reset(self.num_steps, self.offset)
         return self.single[place]
+
+    def instead(self) -> set[str]:
+        """The bases that served in place of the method's since this was asked last."""
+        shared = (self.forecaster, *self.histories.forecasters.values(), *self.frames.forecasters.values())
+        return taken(*shared, *self.single.values())
 
     @property
     def bytes(self) -> int:
@@ -148,6 +154,7 @@ class Generation:
             (report.mixed_times if mixed else report.estimated_times).append(watch)
             if first:
                 (report.mixed_steps if mixed else report.estimated_steps).append(clock.step)
+                report.fell_back(clock.step, branch.memory.instead())
         report.kernel = branch.forecaster.kernel or branch.memory.frames.kernel
         if action is not Action.ESTIMATE or clock.step == clock.anchors[-1] + 1:
             report.cache_bytes = sum(b.bytes for b in self.branches.values())

@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hicache.forecast.forecaster import taken
 from hicache.generic.leaves import flatten, unflatten
 from hicache.guidance import COND, UNCOND, AdaptiveGuidance
 from hicache.methods import CacheMethod, method
@@ -125,7 +126,11 @@ class LoopBranch:
 
     def predict(self, at: float | None = None) -> Any:
         """The forecast at the step under way, or at any later one, which may be fractional."""
-        return self.frames.predict(self.clock.step if at is None else at)
+        found = self.frames.predict(self.clock.step if at is None else at)
+        bases = taken(*self.frames.forecasters.values())
+        if self.clock.branch == self.loop.first:
+            self.loop.report.fell_back(self.clock.step, bases)
+        return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,6 +74,9 @@ class Report:
         reason: why it is tapped.
         errors: at computed steps of the first branch, how wrong the forecast would have been: the 10 %, 50 % and 90 %
             quantiles over the sites of |forecast - computed| / |computed|; empty unless asked for.
+        fallbacks: steps of the first branch at which another basis served in place of the method's, by its name:
+            `hermite` where DMD had too few equally spaced anchors, `reuse` where its weights were not finite at any
+            site.
         operators: what computed the full steps, where that is not the model's own: `name` and `provider`, mean shares
             of keys (`attention`) and hidden units (`mlp`) at sparse steps (None where there was none), `executed` = how
             often the busiest module ran, and `bytes` of state.
@@ -93,6 +96,7 @@ class Report:
     path: str = "fused"
     reason: str = ""
     errors: dict[int, tuple[float, float, float]] = field(default_factory=dict[int, tuple[float, float, float]])
+    fallbacks: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
     operators: dict[str, Any] | None = None
     full_times: list[Stopwatch] = field(default_factory=list[Stopwatch], repr=False)
     estimated_times: list[Stopwatch] = field(default_factory=list[Stopwatch], repr=False)
@@ -118,6 +122,12 @@ class Report:
         """Steps that were made, of the first branch."""
         return len(self.full_steps) + len(self.mixed_steps) + len(self.estimated_steps)
 
+    def fell_back(self, step: int, bases: set[str]) -> None:
+        """At a step other bases than the method's have served."""
+        for basis in sorted(bases):
+            if self.fallbacks.setdefault(basis, [])[-1:] != [step]:
+                self.fallbacks[basis].append(step)
+
     def __str__(self) -> str:
         lines = [f"{self.method}: {len(self.full_steps)} full steps of {self.executed}"]
         if self.num_steps is not None and self.executed != self.num_steps:
@@ -142,6 +152,8 @@ class Report:
             worst = max(self.errors.items(), key=lambda item: item[1][1])
             median = statistics.median(middle for _, middle, _ in self.errors.values())
             lines.append(f"  forecast error at full steps {median:.3f}, at most {worst[1][1]:.3f} at step {worst[0]}")
+        for basis, steps in self.fallbacks.items():
+            lines.append(f"  {basis} in place of the method's basis at {len(steps)} steps: {shortened(steps)}")
         if self.operators:
             shares = [f"{self.operators[kind]:.1%} {of}" for kind, of in SHARES.items() if self.operators[kind]]
             lines.append(f"  {self.operators['name']} ({self.operators['provider']}): {', '.join(shares) or 'dense'}")

@@ -256,6 +256,8 @@ def generate_batch(backend: Backend, given: Settings | Run, batch: list[Item]) -
     facts = {"batch_size": len(batch), "batch_seconds": seconds, "full_steps": full}
     if settings.guidance.name != "plain":
         facts |= facts_of(report)
+    if report is not None and report.fallbacks:
+        facts["fallbacks"] = report.fallbacks
     size = 0 if cache is None else sum(each.cache_bytes for each in cache.reports.values())
     if report is not None and report.operators is not None:
         facts["operators"] = report.operators

@@ -119,6 +119,14 @@ class Dmd(GramBasis):
         unused = [0.0] * (len(times) - found.shape[1])
         return [*unused, *(c.reshape(fitted.shape) if c.any() else 0.0 for c in found.unbind(-1))]
 
+    def instead(self, fitted: Window, weights: Sequence[Scalar]) -> str:
+        """`hermite` where there are too few anchors, `reuse` where the last one is reused at any site; else ""."""
+        if fitted.modes is None:
+            return "hermite"
+        *older, last = stacked(weights, math.prod(fitted.shape)).unbind(-1)
+        reused = (last == 1) & ~torch.stack(older).any(0)
+        return "reuse" if bool(reused.any()) else ""
+
     def hermite(self, fitted: Window, target: float, sigma: Scalar) -> Tensor:
         """Hermite's weights of all anchors, `[L, K]`."""
         rows = math.prod(fitted.shape)

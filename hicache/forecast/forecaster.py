@@ -14,7 +14,7 @@ from hicache.forecast.history import History
 from hicache.forecast.scale import SigmaSchedule
 from hicache.storage import bytes_of
 
-__all__ = ["Forecaster"]
+__all__ = ["Forecaster", "taken"]
 
 
 class Forecaster:
@@ -151,3 +151,12 @@ class Forecaster:
         self.history.clock = None if self.clock is None else self.clock()[offset:]
         self.sigma.reset()
         self.num_steps = num_steps
+
+
+def taken(*forecasters: Forecaster) -> set[str]:
+    """The bases that served in place of the forecasters' own since they were asked last."""
+    histories = [forecaster.history for forecaster in forecasters]
+    found = {history.instead for history in histories} - {""}
+    for history in histories:
+        history.instead = ""
+    return found

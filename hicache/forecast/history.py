@@ -33,7 +33,10 @@ __all__ = ["HISTORIES", "Differences", "Elementwise", "History", "Snapshots"]
 
 
 class History(ABC):
-    """Frames of past anchors, oldest first, and the coefficients that forecast from them."""
+    """Frames of past anchors, oldest first, and the coefficients that forecast from them.
+
+    `instead` is the basis that served in place of this one's at the last forecast, "" where none did.
+    """
 
     def __init__(
         self,
@@ -52,6 +55,7 @@ class History(ABC):
         self.lead = lead
         self.times: list[int] = []
         self.clock: Sequence[float] | None = None
+        self.instead = ""
         self.frames: list[Tensor] = []
         self._spare: list[Tensor] = []
 
@@ -143,7 +147,9 @@ class Snapshots(History):
         assert self.gram is not None
         if self._fitted is None:
             self._fitted = self.basis.fit(self.moments, self.at(step), self.order, sigma, self.gram)
-        return self.basis.advance(self._fitted, self.at(step), sigma)
+        found = self.basis.advance(self._fitted, self.at(step), sigma)
+        self.instead = self.basis.instead(self._fitted, found)
+        return found
 
     @property
     def learnt(self) -> Sequence[Any]:

@@ -45,6 +45,10 @@ class GramBasis(Basis):
     def advance(self, fitted: Any, target: float, sigma: Scalar) -> list[Scalar]:
         """The weights for step `target` from what `fit` found."""
 
+    @abstractmethod
+    def instead(self, fitted: Any, weights: Sequence[Scalar]) -> str:
+        """The basis that these weights are of, where what `fit` found is not usable; "" where they are its own."""
+
     def weights(
         self, times: Sequence[float], target: float, order: int, sigma: Scalar = 1.0, gram: Tensor | None = None
     ) -> list[Scalar]:

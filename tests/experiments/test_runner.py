@@ -94,6 +94,8 @@ def test_every_method_runs_and_executes_its_plan(name, small, count):
     else:
         assert executed == method_of(of).policy.plan(8)
     assert count == ([3] if name == "none" else [3, 3])
+    short = {basis for line in lines(of) for basis in json.loads(line).get("fallbacks", {})}
+    assert short == ({"hermite"} if method_of(of).knobs.basis in ("dmd", "auto") else set())
 
 
 @pytest.mark.parametrize("solver", ["ddim", "dpmpp", "unipc"])

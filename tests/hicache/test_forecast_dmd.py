@@ -10,6 +10,9 @@ from hicache.forecast import BASES
 from hicache.forecast.dmd import Dmd
 from hicache.forecast.window import extend_gram
 
+from . import denoisers
+from .models import build, denoise, inputs
+
 
 def exponentials(steps, width=24, poles=((0.95, 0.3), (0.8, 0.0)), seed=0):
     """`F_t = Re sum_j a_j (r_j exp(i w_j))^t`."""
@@ -100,6 +103,46 @@ def test_not_finite_means_reuse():
     assert relative(forecaster.predict(6)[1], series[6]) < 1e-6
     zeros = observed("dmd", [torch.zeros(4)] * 6, range(6))
     assert torch.equal(zeros.predict(9), torch.zeros(1, 4))
+
+
+@pytest.mark.parametrize("name", ["dmd", "auto"])
+def test_the_report_names_what_served_in_place_of_dmd(name):
+    """Hermite until there are enough equally spaced anchors, reuse where the features are no longer finite.
+
+    That auto prefers Hermite there is its choice.
+    """
+    given = [1, 3, 5] if name == "dmd" else [1, 3, 5, 7]
+    loop = hicache.Loop(hicache.method(name, interval=2, warmup_steps=1, order=2), num_steps=16, batch=False)
+    series = [*exponentials(11), *[torch.full((24,), math.nan, dtype=torch.float64)] * 5]
+    for step in range(16):
+        loop(step, lambda value=series[step]: value)
+    assert loop.report.estimated_steps == list(range(1, 16, 2))
+    assert loop.report.fallbacks == {"hermite": given, **({"reuse": [13, 15]} if name == "dmd" else {})}
+    assert f"  hermite in place of the method's basis at {len(given)} steps: {given}" in str(loop.report)
+    loop(0, lambda: series[0])
+    assert not loop.report.fallbacks
+    plain = hicache.Loop(hicache.method("hicache", interval=2, warmup_steps=1), num_steps=16, batch=False)
+    for step in range(16):
+        plain(step, lambda value=series[step]: value)
+    assert not plain.report.fallbacks and "in place of" not in str(plain.report)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scope", ["modules", "stack", "output"])
+def test_the_report_of_a_model(scope):
+    """On the fused path and on the tapped one: the steps whose window is not equally spaced."""
+    for model, call in ((build("dit"), None), (denoisers.build("SD3Transformer2DModel"), denoisers.inputs_of)):
+        with hicache.cached(model, hicache.method("dmd", interval=3, warmup_steps=1, scope=scope)) as cache:
+            if call is None:
+                denoise(model, inputs(model, "dit"), steps=16)
+            else:
+                cache.begin(16)
+                for step in range(16):
+                    model(**call("SD3Transformer2DModel", step))
+                    cache.step()
+        report = cache.report
+        assert report.full_steps == list(range(0, 16, 3))
+        assert report.fallbacks == {"hermite": [step for step in report.estimated_steps if step < 9]}
 
 
 def test_gram_bases_need_a_gram():

@@ -111,7 +111,9 @@ def test_compiled_blocks_are_not_entered_at_a_replay_and_not_compiled_again():
     torch._dynamo.reset()
     model = build("FluxTransformer2DModel")
     model = copy.deepcopy(model)
-    counter = torch._dynamo.testing.CompileCounter()
+    from torch._dynamo.testing import CompileCounter
+
+    counter = CompileCounter()
     for block in [*model.transformer_blocks, *model.single_transformer_blocks]:
         block.compile(backend=counter, fullgraph=True)
     inputs = inputs_of("FluxTransformer2DModel")
