@@ -18,7 +18,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from evaluation.base import Batch, ItemMetric, Scorer
+from evaluation.metric import Batch, ItemMetric, Scorer
 
 __all__ = ["ClipScore", "HpsV2", "ImageReward", "PickScore"]
 

@@ -19,9 +19,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from evaluation.durable_files import partial_of, sweep
 from evaluation.errors import EvaluationError
 from evaluation.statistics import Bootstrap
-from evaluation.storage import partial_of, sweep
 
 __all__ = ["main", "parse"]
 

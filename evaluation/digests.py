@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evaluation.storage import replacing
+from evaluation.durable_files import replacing
 
 __all__ = ["Digest", "Ledger", "digest_of"]
 

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from evaluation import npz
-from evaluation.base import Context, SetMetric
 from evaluation.errors import EvaluationError, TooFewError
 from evaluation.frechet import frechet_distance
 from evaluation.inception_pass import InceptionStatistics, run_inception
+from evaluation.metric import Context, SetMetric
 
 __all__ = [
     "Fid",

@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evaluation.base import Metric
 from evaluation.errors import EvaluationError
+from evaluation.metric import Metric
 from evaluation.pretrained import WEIGHTS, find, locate, root, specification
 from evaluation.registry import METRICS
 

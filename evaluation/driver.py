@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation import item_values, media_files, pictures
-from evaluation.base import DEFAULT, Context, ItemMetric, MediaItem, Metric, SetMetric
+from evaluation import decoders, item_values, media_files
 from evaluation.doctor import build, problems
 from evaluation.errors import EvaluationError
+from evaluation.metric import DEFAULT, Context, ItemMetric, MediaItem, Metric, SetMetric
 from evaluation.pretrained import fingerprint, locate
 from evaluation.scoring import iterate_scores
 from evaluation.statistics import Bootstrap
@@ -64,7 +64,7 @@ def evaluate(
     try:
         results = _item_results([m for m in chosen if isinstance(m, ItemMetric)], context, bootstrap)
         results |= _set_results([m for m in chosen if isinstance(m, SetMetric)], context)
-    except pictures.PictureError as error:
+    except decoders.PictureError as error:
         raise EvaluationError("\n".join(_unreadable(images, reference) or [str(error)])) from error
     return {metric.name: results[metric.name] for metric in chosen}
 
@@ -76,7 +76,7 @@ def _unreadable(*folders: Path | None) -> list[str]:
         if folder is not None and folder.is_dir():
             kind, found = media_files.list_media(folder)
             files += found if kind == "image" else []
-    return pictures.survey(files)
+    return decoders.survey(files)
 
 
 def _check_needs(chosen: list[Metric], reference: Path | None, prompts: object) -> None:

@@ -27,7 +27,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from evaluation.base import ItemMetric, Scorer
+from evaluation.metric import ItemMetric, Scorer
 
 __all__ = [
     "Lpips",

@@ -20,13 +20,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evaluation import media_files, npz
-from evaluation.base import Context
+from evaluation.durable_files import replacing
 from evaluation.errors import EvaluationError
 from evaluation.frechet import RunningCovariance
 from evaluation.inception import CLASSES, POOL, SPATIAL, Inception, InceptionFeatures
 from evaluation.item_values import digest
+from evaluation.metric import Context
 from evaluation.pretrained import fingerprint
-from evaluation.storage import replacing
 
 __all__ = ["SHARD", "SPLIT", "SplitScores", "InceptionStatistics", "run_inception"]
 

@@ -15,9 +15,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from evaluation.base import MediaItem, Metric
+from evaluation.durable_files import replacing
 from evaluation.errors import EvaluationError
-from evaluation.storage import replacing
+from evaluation.metric import MediaItem, Metric
 
 __all__ = ["ValueStore", "digest", "item_key", "merge_json", "write_csv", "write_json"]
 

@@ -13,9 +13,9 @@ from typing import Literal
 
 import numpy as np
 
-from evaluation import pictures
-from evaluation.base import MediaItem
+from evaluation import decoders
 from evaluation.errors import EvaluationError
+from evaluation.metric import MediaItem
 
 __all__ = ["detect_kind", "list_media", "pair_items", "read_image", "read_points", "read_prompts", "read_video"]
 
@@ -37,7 +37,7 @@ def detect_kind(path: Path) -> Kind:
     suffix = path.suffix.lower()
     if suffix != ".npy":
         return _SUFFIXES[suffix]
-    axes = len(pictures.array_shape(path))
+    axes = len(decoders.array_shape(path))
     if axes not in (2, 4):
         raise EvaluationError(f"{path}: must be points [N, 3] or a video [T, H, W, 3], got {axes} axes")
     return "points" if axes == 2 else "video"
@@ -134,16 +134,16 @@ def read_prompts(path: Path, unquote: bool = True) -> list[str]:
 
 def read_image(path: Path) -> np.ndarray:
     """8-bit RGB `[H, W, 3]`; transparency and more than 8 bits are refused, grey is repeated."""
-    return pictures.read_picture(path)
+    return decoders.read_picture(path)
 
 
 def read_video(path: Path) -> np.ndarray:
     """8-bit RGB frames `[T, H, W, 3]`; `.npy` holds uint8, or floats in [0, 1] that are rounded to 8 bits."""
-    return _array_video(path) if path.suffix.lower() == ".npy" else pictures.read_frames(path)
+    return _array_video(path) if path.suffix.lower() == ".npy" else decoders.read_frames(path)
 
 
 def _array_video(path: Path) -> np.ndarray:
-    array = pictures.read_array(path)
+    array = decoders.read_array(path)
     if array.ndim != 4 or array.shape[-1] != 3 or 0 in array.shape:
         raise EvaluationError(f"{path}: a video array must be [T, H, W, 3], got {list(array.shape)}")
     if array.dtype == np.uint8:
@@ -162,7 +162,7 @@ def read_points(path: Path) -> np.ndarray:
     """Points `[N, 3]` as float64 from `.npy`, the vertices of a `.ply`, or `.xyz` text."""
     suffix = path.suffix.lower()
     if suffix == ".npy":
-        points = pictures.read_array(path)
+        points = decoders.read_array(path)
     elif suffix == ".ply":
         from evaluation.points import read_ply
 

@@ -16,9 +16,9 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 
-from evaluation import media_files, pictures
+from evaluation import decoders, media_files
+from evaluation.durable_files import replacing
 from evaluation.errors import EvaluationError
-from evaluation.storage import replacing
 
 __all__ = ["read_array", "read_samples", "sample_shape", "write_samples", "write_statistics"]
 
@@ -43,8 +43,8 @@ def _header(path: Path, member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
         raise EvaluationError(f"{path}: arr_0 must be a numpy array, got: {error}") from error
     if fortran or dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3:
         raise EvaluationError(f"{path}: arr_0 must be uint8 [N, H, W, 3] in C order, got {dtype} {list(shape)}")
-    if shape[1] * shape[2] > pictures.MAX_PIXELS:
-        raise EvaluationError(f"{path}: arr_0 must have at most {pictures.MAX_PIXELS} pixels each, got {list(shape)}")
+    if shape[1] * shape[2] > decoders.MAX_PIXELS:
+        raise EvaluationError(f"{path}: arr_0 must have at most {decoders.MAX_PIXELS} pixels each, got {list(shape)}")
     return shape, dtype
 
 
@@ -95,7 +95,7 @@ def read_array(path: Path, name: str) -> np.ndarray | None:
             return None
         try:
             with archive.open(f"{name}.npy") as member:  # the header first: a few bytes may unpack to gigabytes
-                shape, dtype = pictures.header_of(member)
+                shape, dtype = decoders.header_of(member)
             if len(shape) > 2 or any(not 0 < length <= _WIDEST for length in shape) or dtype.kind not in "fiu":
                 rule = f"must be numbers [d] or [d, d] with d <= {_WIDEST}"
                 raise EvaluationError(f"{path}: {name} {rule}, got {dtype} {list(shape)}")
@@ -112,7 +112,7 @@ def write_samples(images: Path, out: Path) -> int:
     kind, files = media_files.list_media(images)
     if kind != "image":
         raise EvaluationError(f"{images}: an .npz of samples is made of images, got {kind} files")
-    if bad := pictures.survey(files):
+    if bad := decoders.survey(files):
         raise EvaluationError("\n".join(bad))
     first = media_files.read_image(files[0])
     out.parent.mkdir(parents=True, exist_ok=True)

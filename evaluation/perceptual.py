@@ -23,8 +23,8 @@ from unittest import mock
 
 import torch
 
-from evaluation.base import Batch, ItemMetric, Scorer
 from evaluation.errors import EvaluationError
+from evaluation.metric import Batch, ItemMetric, Scorer
 
 __all__ = ["ClipIqa", "Dists", "Maniqa", "Musiq", "Niqe"]
 

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluation.base import Batch, ItemMetric, Scorer
 from evaluation.errors import EvaluationError
+from evaluation.metric import Batch, ItemMetric, Scorer
 
 __all__ = ["Chamfer", "FScore", "chamfer_distance", "f_score", "nearest", "read_ply"]
 

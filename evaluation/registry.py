@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from evaluation.alignment import ClipScore, HpsV2, ImageReward, PickScore
-from evaluation.base import Metric
 from evaluation.distribution import Fid, InceptionScore, Precision, Recall, SFid
 from evaluation.fidelity import Lpips, Psnr, PsnrU8Wrap, Ssim, SsimSkimage7
-from evaluation.perceptual import ClipIqa, Dists, Maniqa, Musiq, Niqe
-from evaluation.points import Chamfer, FScore
-from evaluation.super_resolution import (
+from evaluation.ground_truth import (
     LpipsTruth,
     PsnrRgb,
     PsnrRgbUncached,
@@ -19,6 +16,9 @@ from evaluation.super_resolution import (
     SsimY,
     SsimYUncached,
 )
+from evaluation.metric import Metric
+from evaluation.perceptual import ClipIqa, Dists, Maniqa, Musiq, Niqe
+from evaluation.points import Chamfer, FScore
 from evaluation.vbench.total import OWN, VBench
 
 __all__ = ["METRICS"]

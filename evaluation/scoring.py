@@ -16,8 +16,8 @@ import torch
 from tqdm import tqdm
 
 from evaluation import media_files
-from evaluation.base import Batch, Context, ItemMetric, MediaItem, Scorer
 from evaluation.errors import EvaluationError
+from evaluation.metric import Batch, Context, ItemMetric, MediaItem, Scorer
 
 __all__ = ["iterate_scores", "read_frames", "score_items"]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from evaluation.storage import partial_of, replacing, sweep, sync_folder
+from evaluation.durable_files import partial_of, replacing, sweep, sync_folder
 from experiments.errors import ConfigError, check
 
 if TYPE_CHECKING:

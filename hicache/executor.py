@@ -6,8 +6,8 @@ Three things happen at a call: it finds its place (`hicache.session`), the polic
     ESTIMATE   the features are forecast
     MIXED      the model's own forward, in which every module has an action of its own
 
-A policy that probes decides within the forward. An estimated step is *fused* (`hicache.steps.fused`: no block's Python
-runs) where the model has an adapter and passes the proof (`hicache.proof`); elsewhere it is *tapped*
+A policy that probes decides within the forward. An estimated step is *fused* (`hicache.steps.fused_steps`: no block's
+Python runs) where the model has an adapter and passes the proof (`hicache.proof`); elsewhere it is *tapped*
 (`hicache.steps.tapped`: the model's own forward runs, and stand-ins give the forecasts).
 
 State left by an aborted generation is dropped when the next one begins. When the last step of a branch is done, the
@@ -29,15 +29,15 @@ from hicache.adapters.base import Adapter, Call
 from hicache.calls import binder, device_of, signature_of, timestep_of
 from hicache.clock import SamplerClock
 from hicache.forecast.frames import FeatureForecaster
-from hicache.forecast.modules import ModuleHistories
+from hicache.forecast.module_histories import ModuleHistories
 from hicache.generation import Branch, Generation, Memory
 from hicache.methods import CacheMethod
 from hicache.policy import Clock
 from hicache.proof import disprove
 from hicache.report import PlanError, Report, Stopwatch
 from hicache.session import ADVICE, Place, Session
-from hicache.steps.errors import errors_of, forecast
-from hicache.steps.fused import FusedSteps
+from hicache.steps.forecast_errors import errors_of, forecast
+from hicache.steps.fused_steps import FusedSteps
 from hicache.steps.setup import Setup
 from hicache.steps.tapped import TappedSteps, channel_of
 from hicache.steps.tapped_modules import TappedModules

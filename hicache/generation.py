@@ -12,7 +12,7 @@ from torch import Tensor
 from hicache.forecast import Forecaster
 from hicache.forecast.forecaster import taken
 from hicache.forecast.frames import FeatureForecaster
-from hicache.forecast.modules import ModuleHistories
+from hicache.forecast.module_histories import ModuleHistories
 from hicache.generic.layout import Layout
 from hicache.patch import Patch
 from hicache.policy import Clock, Policy

@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 
 from evaluation.alignment import ImageReward
-from evaluation.base import Batch
 from evaluation.cli import parse
 from evaluation.errors import EvaluationError
+from evaluation.metric import Batch
 from evaluation.parity import run, verdict
 
 TOLERANCE = 1e-4

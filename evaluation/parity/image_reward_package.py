@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from evaluation.base import Batch, Scorer
 from evaluation.errors import EvaluationError
 from evaluation.fidelity import to_u8
+from evaluation.metric import Batch, Scorer
 from evaluation.pretrained import load_state
 
 __all__ = ["PackageProcess", "package_scorer"]

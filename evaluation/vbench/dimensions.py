@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
-from evaluation.base import Batch, ItemMetric, Scorer
 from evaluation.errors import EvaluationError, TooFewError
 from evaluation.fidelity import to_u8
+from evaluation.metric import Batch, ItemMetric, Scorer
 from evaluation.preprocess import CLIP_MEAN, CLIP_STD
 
 __all__ = [

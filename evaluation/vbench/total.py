@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from evaluation.base import Context, ItemMetric, MediaItem, SetMetric
 from evaluation.errors import EvaluationError
+from evaluation.metric import Context, ItemMetric, MediaItem, SetMetric
 from evaluation.scoring import score_items
 from evaluation.vbench.aggregate import DIMENSIONS, aggregate
 from evaluation.vbench.dimensions import (

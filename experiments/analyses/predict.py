@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from experiments.errors import check
-from hicache.fitting.calibrate import error_of
+from hicache.fitting.calibrated_plan import error_of
 from hicache.forecast import BASES, ElementwiseBasis
 from hicache.forecast.table import Table
 

@@ -3,9 +3,9 @@
     python -m experiments calibrate backend=digits method=hicache scope=modules      # stores the trajectories
     python run.py backend=digits method=hicache sigma=auto order=auto interval=8     # chooses from them
 
-What is stored is not the choice but what it is made from (`hicache.fitting.calibrate.best_scale`), so that one file
-serves every interval, warm-up, order and time variable. It is valid for one backend, solver, number of steps, guidance,
-resolution and scope, and refused elsewhere.
+What is stored is not the choice but what it is made from (`hicache.fitting.calibrated_plan.best_scale`), so that one
+file serves every interval, warm-up, order and time variable. It is valid for one backend, solver, number of steps,
+guidance, resolution and scope, and refused elsewhere.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from experiments.config.method import CalibratedConfig, decibels_of
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
 from experiments.files import sweep, write_text
-from hicache.fitting.calibrate import CalibratedPlan
+from hicache.fitting.calibrated_plan import CalibratedPlan
 
 __all__ = [
     "contents",

@@ -21,7 +21,7 @@ import diffusers
 import torch
 from torch import Tensor
 
-from evaluation.pictures import open_picture
+from evaluation.decoders import open_picture
 from experiments.backends import media
 from experiments.backends.base import Item, Sampling
 from experiments.backends.pipeline import PromptedBackend, generators

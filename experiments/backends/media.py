@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from evaluation import pictures
+from evaluation import decoders
 
 __all__ = ["SUFFIXES", "read_audio", "read_image", "read_video", "write_audio", "write_image", "write_video"]
 
@@ -43,7 +43,7 @@ def write_image(media: Tensor, folder: Path, name: str, form: str) -> list[Path]
 
 def read_image(folder: Path, name: str, form: str) -> Tensor:
     """The image as its file holds it."""
-    return to_tensor(np.array(pictures.open_picture(folder / f"{name}{SUFFIXES[form]}").convert("RGB")))
+    return to_tensor(np.array(decoders.open_picture(folder / f"{name}{SUFFIXES[form]}").convert("RGB")))
 
 
 def write_video(media: Tensor, folder: Path, name: str, fps: int, lossless: bool) -> list[Path]:
@@ -63,8 +63,8 @@ def write_video(media: Tensor, folder: Path, name: str, fps: int, lossless: bool
 def read_video(folder: Path, name: str, lossless: bool) -> Tensor:
     """The frames of the array if the run keeps one, else of the mp4."""
     if lossless:
-        return to_tensor(pictures.read_array(folder / f"{name}.npy"))
-    return to_tensor(pictures.read_frames(folder / f"{name}.mp4"))
+        return to_tensor(decoders.read_array(folder / f"{name}.npy"))
+    return to_tensor(decoders.read_frames(folder / f"{name}.mp4"))
 
 
 def write_audio(media: Tensor, folder: Path, name: str, rate: int) -> list[Path]:
@@ -88,5 +88,5 @@ def read_audio(folder: Path, name: str) -> Tensor:
     try:
         _, samples = wavfile.read(path)
     except (OSError, ValueError) as error:
-        raise pictures.PictureError(f"{path}: must be a WAV file ({error})") from error
+        raise decoders.PictureError(f"{path}: must be a WAV file ({error})") from error
     return torch.atleast_2d(torch.from_numpy(np.array(samples, dtype=np.float32)).T).contiguous()

@@ -12,7 +12,7 @@ from typing import Any
 
 from diffusers import QwenImageEditPipeline, QwenImageEditPlusPipeline, QwenImagePipeline
 
-from evaluation.pictures import open_picture
+from evaluation.decoders import open_picture
 from experiments.backends.base import Item
 from experiments.backends.pipeline import PromptedBackend
 from experiments.backends.tiny import qwen_image

@@ -70,7 +70,7 @@ from experiments.settings.automatic import automatic
 from experiments.settings.method import method_of
 from experiments.settings.resolve import resolve
 from hicache import sampler
-from hicache.fitting.calibrate import CalibratedPlan, build_plan, formula_rows, total_error
+from hicache.fitting.calibrated_plan import CalibratedPlan, build_plan, formula_rows, total_error
 from hicache.fitting.gaussian import Gains, gaussian_gram, log_spectrum
 from hicache.fitting.gaussian import carry as carry_of
 

@@ -35,7 +35,7 @@ import hicache
 from experiments.backends.base import Backend, Item, Sampling, sampling_of
 from experiments.calibration.trajectories import TrajectoryRecorder, grams
 from experiments.config.run import Settings
-from hicache.fitting.calibrate import CalibratedPlan, StepWeights, solve
+from hicache.fitting.calibrated_plan import CalibratedPlan, StepWeights, solve
 from hicache.fitting.gaussian import Gains
 from hicache.forecast.combine import combine
 

@@ -24,7 +24,7 @@ from experiments.calibration.closed_loop import ClosedLoop, by_rows
 from experiments.calibration.trajectories import TrajectoryRecorder
 from experiments.config.run import Settings
 from hicache.adapters import adapter_for
-from hicache.fitting.calibrate import CalibratedPlan, StepWeights
+from hicache.fitting.calibrated_plan import CalibratedPlan, StepWeights
 from hicache.fitting.newton import Fit, levenberg
 from hicache.policy.scheduled import kind_of
 

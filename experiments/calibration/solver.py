@@ -20,7 +20,7 @@ from torch import Tensor
 
 from experiments.calibration.closed_loop import ClosedLoop, by_rows
 from experiments.calibration.newton import split
-from hicache.fitting.calibrate import CalibratedPlan
+from hicache.fitting.calibrated_plan import CalibratedPlan
 from hicache.fitting.newton import Fit, levenberg
 
 __all__ = ["Solver", "fit_solver"]

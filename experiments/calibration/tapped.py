@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hicache.generic import Tap, flatten
 from hicache.generic.blocks import flat_blocks
-from hicache.generic.modules import ModulesTap
+from hicache.generic.modules_tap import ModulesTap
 from hicache.policy.scheduled import kind_of
 from hicache.steps.tapped_modules import site_of
 

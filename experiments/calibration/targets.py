@@ -10,7 +10,7 @@ from torch import Tensor
 from experiments.calibration.closed_loop import ClosedLoop
 from experiments.calibration.newton import HELD_OUT, moves_of
 from experiments.calibration.options import Options
-from hicache.fitting.calibrate import CalibratedPlan, place
+from hicache.fitting.calibrated_plan import CalibratedPlan, place
 from hicache.fitting.newton import TRIES
 
 __all__ = ["cost_line", "fewest", "generations"]

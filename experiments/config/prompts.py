@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evaluation.decoders import PictureError, picture_size
 from evaluation.media_files import read_prompts as read_lines
-from evaluation.pictures import PictureError, picture_size
 from evaluation.vbench.prompt_list import read_info
 from experiments.errors import ConfigError, check
 from experiments.files import ASSETS

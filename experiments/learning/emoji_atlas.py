@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from evaluation.pictures import open_picture
+from evaluation.decoders import open_picture
 from experiments.backends.emoji.atlas import ATLAS, OBJECTS, PER_ROW, SIZES, cell_box
 
 __all__ = ["main", "sprite"]

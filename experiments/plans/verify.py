@@ -16,8 +16,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from evaluation.decoders import open_picture
 from evaluation.errors import EvaluationError
-from evaluation.pictures import open_picture
 from evaluation.records import lines_of
 from experiments.cli import Arguments, Exit
 from experiments.errors import ConfigError, check

@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from evaluation.pictures import open_picture, read_frames
+from evaluation.decoders import open_picture, read_frames
 from evaluation.records import is_identity
 from experiments.errors import check
 from experiments.runs.folder import RunFolder, read_metrics, read_values

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from evaluation.pictures import read_frames
+from evaluation.decoders import read_frames
 from experiments.reports.build import ResultTable
 from experiments.reports.gallery import read_still, records_of, varied
 from experiments.reports.plot import identity_of, is_plain

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evaluation.fidelity import psnr
+from evaluation.ground_truth import crop_border, luma
 from evaluation.statistics import bootstrap_mean
-from evaluation.super_resolution import crop_border, luma
 from experiments.backends import backend_of
 from experiments.backends.base import Item
 from experiments.backends.inf_dit.images import enlarged, reduced

@@ -31,9 +31,9 @@ from typing import Any
 import yaml
 
 from evaluation.digests import Ledger
+from evaluation.durable_files import sync_files, sync_folder
 from evaluation.errors import EvaluationError
 from evaluation.records import expected, is_identity, read_records
-from evaluation.storage import sync_files, sync_folder
 from experiments import stopping
 from experiments.config.shard import Shard
 from experiments.errors import ConfigError, check

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from evaluation.pictures import open_picture
+from evaluation.decoders import open_picture
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, choose
 from experiments.files import read_json, write_json

@@ -40,7 +40,7 @@ from experiments.runs.runner import items_of
 from experiments.settings.resolve import resolve
 from experiments.studies.report import StudyRow, plot_budgets, write_table
 from hicache import CacheMethod
-from hicache.fitting.calibrate import CalibratedPlan
+from hicache.fitting.calibrated_plan import CalibratedPlan
 
 __all__ = ["Bench", "contenders", "intervals_for"]
 

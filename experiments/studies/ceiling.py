@@ -42,7 +42,7 @@ from experiments.settings.resolve import resolve
 from experiments.studies.calibrated import FOLDER, Bench
 from experiments.studies.report import write_rows
 from hicache import CacheMethod
-from hicache.fitting.calibrate import CalibratedPlan
+from hicache.fitting.calibrated_plan import CalibratedPlan
 
 __all__ = ["COLUMNS", "Row", "draw", "merged"]
 

@@ -3,7 +3,7 @@
 A *stream* is a hidden state that is handed from block to block. Which of a block's results continues which of its
 arguments is found, in this order, by
 
-    declared   a row of `hicache.generic.table`
+    declared   a row of `hicache.generic.declared`
     registry   diffusers' TransformerBlockRegistry, which names the arguments of 16 block classes
     identity   the tensor that a block returns is the one that the next block of its class is given
     class      what identity found for an earlier block of the same class
@@ -22,7 +22,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hicache.generic.table import row_of
+from hicache.generic.declared import row_of
 
 __all__ = ["Binder", "Streams", "block_lists", "flat_blocks", "handed_over", "registered", "resolve"]
 

@@ -11,10 +11,10 @@ the stream and s the block's argument `source`, chunk c of
 
 as the block computes it in its `forward`; or there is none, as for most cross-attention: the value is added as it is.
 Where a norm stands behind a module, `x += tanh(gate) * norm(module(norm(x)))`, as in Lumina 2 and Z-Image, that norm
-is what is forecast and added (`hicache.generic.table.MODULES` names it for the other path too). A norm that is called
-with the gate (Mochi), a modulation of more than one layer (Cosmos), one that is chosen token by token (Qwen-Image 2.1)
-and a feed-forward module that runs twice in a block (CogView 4) have no row: those models run with stand-ins for their
-modules.
+is what is forecast and added (`hicache.generic.declared.MODULES` names it for the other path too). A norm that is
+called with the gate (Mochi), a modulation of more than one layer (Cosmos), one that is chosen token by token
+(Qwen-Image 2.1) and a feed-forward module that runs twice in a block (CogView 4) have no row: those models run with
+stand-ins for their modules.
 
 A row is a claim, and every generation puts it to the proof: the sum must give the model's own result.
 """

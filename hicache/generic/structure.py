@@ -18,8 +18,8 @@ from torch import nn
 
 from hicache.adapters import find_adapter
 from hicache.generic.blocks import block_lists, flat_blocks, of_registry, registered
+from hicache.generic.declared import row_of
 from hicache.generic.gated import GatedTap
-from hicache.generic.table import row_of
 from hicache.generic.tap import Tap, scopes_of
 
 __all__ = ["DENOISERS", "Structure", "Structures", "denoisers", "scopes"]

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from hicache.generic.blocks import flat_blocks
 from hicache.generic.layout import Layout, TapError
 from hicache.generic.leaves import flatten, unflatten
-from hicache.generic.modules import ModulesTap
+from hicache.generic.modules_tap import ModulesTap
 from hicache.generic.stack import BlocksTap
 from hicache.generic.unet import DeepTap
 

@@ -13,7 +13,7 @@ from hicache.adapters.base import Adapter
 from hicache.adapters.hooks import attach_modules, attach_scope
 from hicache.adapters.modules import Module
 from hicache.forecast import Forecaster
-from hicache.forecast.modules import ModuleHistories
+from hicache.forecast.module_histories import ModuleHistories
 from hicache.generation import Branch
 from hicache.methods import CacheMethod
 from hicache.patch import Patch

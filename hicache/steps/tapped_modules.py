@@ -18,7 +18,7 @@ from hicache.generation import Branch
 from hicache.generic import Form, flatten, unflatten
 from hicache.generic.blocks import flat_blocks
 from hicache.generic.layout import hollow, outline
-from hicache.generic.modules import FEED_FORWARD, ModulesTap
+from hicache.generic.modules_tap import FEED_FORWARD, ModulesTap
 from hicache.generic.stubs import Run, stubbed, uncompiled
 from hicache.methods import CacheMethod
 from hicache.report import PlanError

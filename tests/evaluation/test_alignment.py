@@ -17,10 +17,10 @@ from torchvision import transforms
 import evaluation
 from evaluation import image_reward
 from evaluation.alignment import ClipScore, HpsV2, ImageReward, PickScore
-from evaluation.base import Batch
 from evaluation.clip import load_open_clip, load_transformers, open_clip_weight
 from evaluation.errors import EvaluationError
 from evaluation.image_reward import REWARD_MEAN, REWARD_STD, ImageRewardNetwork, convert
+from evaluation.metric import Batch
 from evaluation.preprocess import CLIP_MEAN, CLIP_STD, centre_crop, clip_inputs, pad
 from tests.evaluation.conftest import noise, save_all
 

@@ -20,8 +20,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 import evaluation
 from evaluation import present
 from evaluation.errors import EvaluationError
+from evaluation.ground_truth import PsnrY, crop_border, luma
 from evaluation.points import chamfer_distance, f_score, read_ply
-from evaluation.super_resolution import PsnrY, crop_border, luma
 from tests.evaluation.conftest import noise, save_all
 
 # Super-resolution

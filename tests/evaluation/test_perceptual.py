@@ -10,8 +10,8 @@ import torch
 
 import evaluation
 from evaluation import doctor
-from evaluation.base import Batch
 from evaluation.errors import EvaluationError
+from evaluation.metric import Batch
 from evaluation.perceptual import Dists, Niqe, checked
 
 NAMES = ("dists", "niqe", "musiq", "maniqa", "clipiqa")

@@ -34,7 +34,7 @@ from experiments.settings.resolve import resolve
 from experiments.settings.rows import missing
 from experiments.settings.run import prepare
 from experiments.studies.calibrated import contenders, intervals_for
-from hicache.fitting.calibrate import build_plan, place
+from hicache.fitting.calibrated_plan import build_plan, place
 from hicache.fitting.gaussian import ddim, dpmpp, flow
 
 BETAS = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "timestep_spacing": "trailing"}

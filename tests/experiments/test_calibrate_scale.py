@@ -18,7 +18,7 @@ from experiments.settings.identity import run_id
 from experiments.settings.method import method_of
 from experiments.settings.resolve import resolve
 from experiments.settings.run import prepare
-from hicache.fitting.calibrate import best_scale
+from hicache.fitting.calibrated_plan import best_scale
 
 
 def settings_of(*overrides):

@@ -15,7 +15,7 @@ from experiments.config.compose import compose
 from experiments.errors import ConfigError
 from experiments.settings.resolve import resolve
 from experiments.studies import ceiling
-from hicache.fitting.calibrate import build_plan
+from hicache.fitting.calibrated_plan import build_plan
 
 FULL = [0, 2, 5]
 

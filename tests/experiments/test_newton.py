@@ -17,7 +17,7 @@ from experiments.config.compose import compose
 from experiments.errors import ConfigError
 from experiments.settings.identity import canonical
 from experiments.settings.resolve import resolve
-from hicache.fitting.calibrate import StepWeights, build_plan
+from hicache.fitting.calibrated_plan import StepWeights, build_plan
 from hicache.fitting.newton import gradient
 
 EIGHT = Options(items=8, seconds=0.0, refine="newton")

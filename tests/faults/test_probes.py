@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from evaluation import storage
+from evaluation import durable_files
 from experiments import stopping
 from experiments.artefacts import weights
 from experiments.calibration import trajectories
@@ -41,7 +41,7 @@ OPENERS = (
     "os.system(",
 )
 HOMES = {
-    "evaluation/pictures.py",
+    "evaluation/decoders.py",
     "evaluation/perceptual.py",  # weights_only
     "evaluation/inception_pass.py",  # its own state, bounded by what it is copied into
     "evaluation/pretrained.py",  # weights_only
@@ -72,7 +72,7 @@ def test_files_are_opened_where_they_are_checked():
 def test_a_partial_file_follows_no_link_that_waits_for_it(tmp_path):
     precious = tmp_path / "precious"
     precious.write_text("precious")
-    storage.partial_of(tmp_path / "x.json").symlink_to(precious)
+    durable_files.partial_of(tmp_path / "x.json").symlink_to(precious)
     write_json(tmp_path / "x.json", {})
     assert precious.read_text() == "precious" and json.loads((tmp_path / "x.json").read_text()) == {}
 
@@ -92,15 +92,15 @@ def test_permissions_are_those_of_the_umask(mask, tmp_path):
 
 def test_partial_files_of_the_dead_are_taken_away(tmp_path):
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    host = storage.partial_of(tmp_path / "x").name.split(".")[-2].rpartition("-")[0]
+    host = durable_files.partial_of(tmp_path / "x").name.split(".")[-2].rpartition("-")[0]
     (tmp_path / f".x.{host}-{dead.stdout.strip()}.tmp").mkdir()
     (tmp_path / f".x.{host}-{dead.stdout.strip()}.tmp" / "inner").touch()
     (tmp_path / f".y.{host}-1.tmp").touch()
     (tmp_path / ".z.elsewhere-7.tmp").touch()
     (tmp_path / "data.tmp").touch()
-    assert [path.name for path in storage.sweep(tmp_path)] == [f".x.{host}-{dead.stdout.strip()}.tmp"]
+    assert [path.name for path in durable_files.sweep(tmp_path)] == [f".x.{host}-{dead.stdout.strip()}.tmp"]
     os.utime(tmp_path / ".z.elsewhere-7.tmp", (0, 0))
-    storage.sweep(tmp_path)
+    durable_files.sweep(tmp_path)
     assert sorted(os.listdir(tmp_path)) == [f".y.{host}-1.tmp", "data.tmp"]
     assert host and socket.gethostname()
 

@@ -11,9 +11,9 @@ import torch
 
 import hicache
 from evaluation.statistics import bootstrap_mean
-from hicache.fitting.calibrate import solve
+from hicache.fitting.calibrated_plan import solve
 from hicache.fitting.gaussian import carry
-from hicache.forecast.modules import ModuleHistories
+from hicache.forecast.module_histories import ModuleHistories
 from hicache.forecast.pade import Pade
 from hicache.forecast.scale import Adaptive
 from hicache.patch import TokenPatch

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hicache
-from hicache.fitting.calibrate import (
+from hicache.fitting.calibrated_plan import (
     CalibratedPlan,
     best_scale,
     build_plan,

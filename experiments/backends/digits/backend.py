@@ -13,7 +13,7 @@ from diffusers import DiTTransformer2DModel
 from PIL import Image
 from torch import Tensor
 
-from evaluation import pictures
+from evaluation import decoders
 from experiments.backends.base import Backend, Item, Sampling, item_seed
 from experiments.backends.digits.data import CLASSES
 from experiments.backends.digits.pipeline import PixelDiTPipeline, scheduler
@@ -101,4 +101,4 @@ class DigitsBackend(Backend):
 
     @classmethod
     def load_media(cls, folder: Path, item: Item) -> Tensor:
-        return torch.from_numpy(pictures.read_array(folder / f"{item.name}.npy"))
+        return torch.from_numpy(decoders.read_array(folder / f"{item.name}.npy"))

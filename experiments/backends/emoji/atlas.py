@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluation.pictures import open_picture
+from evaluation.decoders import open_picture
 from experiments.files import ASSETS
 
 __all__ = ["ATLAS", "OBJECTS", "PER_ROW", "SIZES", "STYLES", "cell_box", "sprites"]

@@ -15,7 +15,7 @@ from diffusers import FluxTransformer2DModel
 from PIL import Image
 from torch import Tensor
 
-from evaluation import pictures
+from evaluation import decoders
 from experiments.backends.base import Backend, Item, Sampling, item_seed
 from experiments.backends.emoji.captions import SIZE, random_scene
 from experiments.backends.emoji.pipeline import EmojiPipeline, scheduler
@@ -153,4 +153,4 @@ class EmojiBackend(Backend):
 
     @classmethod
     def load_media(cls, folder: Path, item: Item) -> Tensor:
-        return torch.from_numpy(pictures.read_array(folder / f"{item.name}.npy"))
+        return torch.from_numpy(decoders.read_array(folder / f"{item.name}.npy"))

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evaluation.decoders import open_picture
 from evaluation.errors import EvaluationError
-from evaluation.pictures import open_picture
 from experiments.backends import media
 from experiments.backends.base import Backend, Item, Sampling
 from experiments.backends.inf_dit.checkpoint import ENCODER, NETWORK

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluation.pictures import open_picture
+from evaluation.decoders import open_picture
 from experiments.errors import ConfigError
 
 __all__ = ["HELD_OUT", "TRAIN", "VALIDATION_ROWS", "held_out_crops", "photograph"]

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 import evaluation
-from evaluation.base import ItemMetric, Metric, SetMetric
 from evaluation.errors import TooFewError
+from evaluation.metric import ItemMetric, Metric, SetMetric
 from experiments.backends.base import Backend
 from experiments.backends.media import write_image
 from experiments.config.run import Settings

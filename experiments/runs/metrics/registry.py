@@ -15,8 +15,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 import evaluation
-from evaluation.base import Metric
 from evaluation.fidelity import Psnr, Ssim, psnr, ssim
+from evaluation.metric import Metric
 from experiments.backends.base import Backend
 from experiments.config.run import Settings
 from experiments.errors import check, choose
@@ -39,7 +39,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class RunMetric:
-    """A metric that reads the media of a run as its backend keeps them. Attributes as in `evaluation.base.Metric`."""
+    """A metric that reads the media of a run as its backend keeps them. Attributes as in `evaluation.metric.Metric`."""
 
     name: str
     title: str

@@ -17,8 +17,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from evaluation.base import Batch, ItemMetric, Scorer
 from evaluation.fidelity import Lpips, psnr, ssim, to_u8
+from evaluation.metric import Batch, ItemMetric, Scorer
 
 __all__ = [
     "LpipsTruth",

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation import npz, pictures
+from evaluation import decoders, npz
 from evaluation.cli import main
 from evaluation.errors import EvaluationError
 from tests.evaluation.conftest import noise, save_all
@@ -46,10 +46,10 @@ def bomb(path, width, height):
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
 
 
-@pytest.mark.parametrize("form", pictures.FORMATS)
+@pytest.mark.parametrize("form", decoders.FORMATS)
 def test_each_format_is_read_whatever_its_name(form, tmp_path):
     Image.fromarray(noise(1)[0]).save(tmp_path / "x.png", form)
-    assert pictures.read_picture(tmp_path / "x.png").shape == noise(1)[0].shape
+    assert decoders.read_picture(tmp_path / "x.png").shape == noise(1)[0].shape
 
 
 @pytest.mark.parametrize(
@@ -69,8 +69,8 @@ def test_each_format_is_read_whatever_its_name(form, tmp_path):
 def test_other_formats_are_refused_by_name(content, name, tmp_path, ghostscript):
     path = tmp_path / "0.png"
     path.write_bytes(content)
-    with pytest.raises(pictures.PictureError, match=rf"0.png: must be a readable image \(PNG, .*, got {name}$"):
-        pictures.open_picture(path)
+    with pytest.raises(decoders.PictureError, match=rf"0.png: must be a readable image \(PNG, .*, got {name}$"):
+        decoders.open_picture(path)
     assert not ghostscript.exists()
 
 
@@ -88,15 +88,15 @@ def test_no_program_is_started_for_postscript(suffix, tmp_path, ghostscript, cap
 
 def test_a_playlist_is_not_followed(tmp_path):
     (tmp_path / "clip.mp4").write_bytes(b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n")
-    with pytest.raises(pictures.PictureError, match="must be a readable video .*, got a playlist"):
-        pictures.read_frames(tmp_path / "clip.mp4")
+    with pytest.raises(decoders.PictureError, match="must be a readable video .*, got a playlist"):
+        decoders.read_frames(tmp_path / "clip.mp4")
 
 
 @pytest.mark.parametrize("size", [(60_000, 60_000), (12_000, 12_000)])
 def test_too_many_pixels_are_refused_from_the_header(size, tmp_path, recwarn):
     bomb(tmp_path / "x.png", *size)
-    for read in (pictures.open_picture, pictures.picture_size):
-        with pytest.raises(pictures.PictureError, match=f"must have at most {pictures.MAX_PIXELS} pixels"):
+    for read in (decoders.open_picture, decoders.picture_size):
+        with pytest.raises(decoders.PictureError, match=f"must have at most {decoders.MAX_PIXELS} pixels"):
             read(tmp_path / "x.png")
 
 
@@ -125,19 +125,19 @@ def lying(path, shape, dtype="<f8", data=b"\0" * 64):
 
 def test_an_array_is_bounded_by_its_file(tmp_path):
     lying(tmp_path / "x.npy", (1 << 40, 3))
-    with pytest.raises(pictures.PictureError, match=r"x.npy: must be a plain .npy array, got 64 of \d+ bytes"):
-        pictures.read_array(tmp_path / "x.npy")
+    with pytest.raises(decoders.PictureError, match=r"x.npy: must be a plain .npy array, got 64 of \d+ bytes"):
+        decoders.read_array(tmp_path / "x.npy")
     with open(tmp_path / "hole.npy", "wb") as file:  # the numbers are there, and all of them are a hole
         np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (1 << 33, 3)})
         file.truncate(file.tell() + (1 << 33) * 24)
-    with pytest.raises(pictures.PictureError, match="must be a plain .npy array"):
-        pictures.read_array(tmp_path / "hole.npy")
+    with pytest.raises(decoders.PictureError, match="must be a plain .npy array"):
+        decoders.read_array(tmp_path / "hole.npy")
 
 
 def test_pickled_arrays_are_refused(tmp_path):
     np.save(tmp_path / "x.npy", np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(pictures.PictureError, match="pickled objects"):
-        pictures.read_array(tmp_path / "x.npy")
+    with pytest.raises(decoders.PictureError, match="pickled objects"):
+        decoders.read_array(tmp_path / "x.npy")
 
 
 def test_statistics_are_bounded_before_they_are_unpacked(tmp_path):

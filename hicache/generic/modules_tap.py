@@ -1,7 +1,7 @@
 """Scope `modules`: attention and feed-forward modules return their forecast, norms and gates are the model's own.
 
-They are found by their names among a block's children, or declared (`hicache.generic.table.MODULES`). Where attention
-and feed-forward run in parallel and one projection fuses them, that projection is the site.
+They are found by their names among a block's children, or declared (`hicache.generic.declared.MODULES`). Where
+attention and feed-forward run in parallel and one projection fuses them, that projection is the site.
 
 A compiled block runs eagerly, because nothing can stand in for a part of a graph.
 """
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from hicache.generic.blocks import flat_blocks
+from hicache.generic.declared import modules_row
 from hicache.generic.layout import Layout, TapError, hollow, outline
 from hicache.generic.leaves import Form, flatten, unflatten
 from hicache.generic.stubs import Run, stubbed, uncompiled
-from hicache.generic.table import modules_row
 from hicache.typed import named_modules
 
 __all__ = ["ModulesTap"]
