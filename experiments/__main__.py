@@ -44,7 +44,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "compare": ("settings.compare", "what to set to compare with another program"),
     "methods": ("settings.zoo", "all methods, and which backend runs which"),
     "convert inf-dit": ("backends.inf_dit.checkpoint", "Inf-DiT's checkpoint as safetensors"),
-    "weights": ("backends.weights", "what the weights of a backend are, and where they are looked for"),
+    "weights": ("backends.weights", "a pipeline of .bin files written again as safetensors"),
 }
 """Verb -> its module, and one line of help."""
 

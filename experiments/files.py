@@ -147,8 +147,8 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
 
 
-def ensure_writable(results: Path) -> None:
-    """Fail at the door if runs cannot be kept under `results`."""
+def ensure_writable(results: Path, key: str = "results") -> None:
+    """Fail at the door, naming `key`, if nothing can be kept under `results`."""
     existing = results
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
@@ -157,7 +157,7 @@ def ensure_writable(results: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ConfigError(f"results: must be a writable folder, got {str(results)!r} ({error.strerror})") from error
+        raise ConfigError(f"{key}: must be a writable folder, got {str(results)!r} ({error.strerror})") from error
 
 
 def complete_lines(path: Path) -> list[str]:

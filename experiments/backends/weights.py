@@ -1,27 +1,31 @@
 """Where pretrained pipelines are looked for. Nothing is ever downloaded: what is missing is said in one line.
 
 A pipeline is a folder in diffusers' layout, given by `backend.path` or found in the Hugging Face cache. Only
-safetensors are read. Repositories that hold nothing but `.bin` files are converted once, without executing
-anything in them:
+safetensors are read, whose headers must fit their files, and all parts must be classes of diffusers or transformers:
+code that lies in the folder is never run. Repositories that hold nothing but `.bin` files are converted once, without
+executing anything in them:
 
     python -m experiments weights SOURCE TARGET
 """
 
 from __future__ import annotations
 
+import pickle
 import re
 import shlex
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from experiments.errors import ConfigError, check
 from experiments.files import read_json
 
-__all__ = ["DTYPES", "Hub", "locate"]
+__all__ = ["DTYPES", "Hub", "check_whole", "locate"]
 
 DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 WITHOUT_WEIGHTS = ("Tokenizer", "Scheduler", "Processor", "FeatureExtractor")
@@ -56,7 +60,7 @@ def locate(path: str | None, hub: Hub, revision: str) -> Path:
     """The folder of a pipeline: `path` as a folder or hub id, by default the cached copy of `hub`.
 
     Raises:
-        ConfigError: if it is not here, is not complete, or is not in safetensors.
+        ConfigError: if it is not here, is not complete, is not in safetensors, or needs code of its own.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -87,6 +91,8 @@ def incomplete(folder: Path) -> str | None:
         if not isinstance(entry, list) or len(entry) != 2 or entry[0] is None:
             continue
         part, kind = folder / name, str(entry[1])
+        rule = f"must have parts of diffusers and transformers alone in {index}"
+        check(installed(str(entry[0])), "backend.path", rule, f"{name} of {entry[0]}")
         if not part.is_dir():
             return f"no folder {name}"
         if any(word in kind for word in WITHOUT_WEIGHTS):
@@ -97,6 +103,15 @@ def incomplete(folder: Path) -> str | None:
     return None
 
 
+def installed(library: str) -> bool:
+    """Whether the classes of a part are in diffusers, one of its pipelines, or transformers: no other is imported."""
+    if library in ("diffusers", "transformers"):
+        return True
+    from diffusers import pipelines
+
+    return library.isidentifier() and hasattr(pipelines, library)
+
+
 def incomplete_model(part: Path) -> str | None:
     """What a model's folder lacks; None if its safetensors are all there."""
     for index in part.glob("*.safetensors.index.json"):
@@ -105,21 +120,51 @@ def incomplete_model(part: Path) -> str | None:
         check(named, str(index), "must have a weight_map of names of files", listed)
         shards = set(listed.values()) if isinstance(listed, dict) else set()
         absent = sorted(shard for shard in shards if not (part / shard).is_file())
-        return f"no {absent[0]}" if absent else None
-    if any(part.glob("*.safetensors")):
-        return None
+        return f"no {absent[0]}" if absent else torn(part / shard for shard in sorted(shards))
+    if found := sorted(part.glob("*.safetensors")):
+        return torn(found)
     if any(part.glob("*.bin")):
         convert = f"python -m experiments weights {shlex.quote(str(part.parent))} TARGET"
         return f"only .bin files (convert them once with: {convert}; then backend.path=TARGET)"
     return "no safetensors"
 
 
+def torn(files: Iterable[Path]) -> str | None:
+    """The first file whose header is none of safetensors, or does not fit the file's length; None if there is none."""
+    for file in files:
+        try:
+            with safe_open(file, framework="pt"):
+                continue
+        except (SafetensorError, OSError) as error:
+            return f"{file.name}, which is no whole file of safetensors ({error})"
+    return None
+
+
+def check_whole(*files: Path) -> None:
+    """What is there of the files must be safetensors.
+
+    Raises:
+        ConfigError: naming the first that is not.
+    """
+    problem = torn(file for file in files if file.exists())
+    check(problem is None, "backend.path", "must hold whole files of safetensors", problem)
+
+
 def convert(source: Path, target: Path) -> None:
-    """Write a pipeline again with safetensors; `.bin` files are read as plain tensors, never as code."""
+    """Write a pipeline again with safetensors; `.bin` files are read as plain tensors, never as code.
+
+    Raises:
+        ConfigError: if a file holds anything else, or a part needs code of its own.
+    """
     from diffusers import DiffusionPipeline
 
     options: dict[str, Any] = {"use_safetensors": False, "local_files_only": True}
-    pipe: Any = DiffusionPipeline.from_pretrained(source, **options)
+    try:
+        pipe: Any = DiffusionPipeline.from_pretrained(source, **options)
+    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        said = str(error).strip().partition("\n")[0]
+        rule = f"must be a pipeline of diffusers and transformers alone, in plain tensors ({said})"
+        raise ConfigError(f"SOURCE: {rule}, got {str(source)!r}") from error
     pipe.save_pretrained(target, safe_serialization=True)
 
 

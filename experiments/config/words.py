@@ -7,6 +7,7 @@ from pathlib import Path
 
 from experiments.config.compose import check_override
 from experiments.errors import check
+from experiments.files import ensure_writable
 
 __all__ = ["FLAGS", "check_words", "compared"]
 
@@ -17,6 +18,9 @@ FLAGS = {
     **dict.fromkeys(("-cp", "--config-path", "-cd", "--config-dir", "--experimental-rerun"), 1),
 }
 """Hydra's own words -> how many words follow them; `--info` may stand alone."""
+
+FOLDERS = ("hydra.sweep.dir", "hydra.run.dir")
+"""Where Hydra writes."""
 
 
 def compared(words: Sequence[str]) -> tuple[list[str], bool]:
@@ -39,7 +43,7 @@ def compared(words: Sequence[str]) -> tuple[list[str], bool]:
 
 
 def check_words(words: Sequence[str]) -> None:
-    """Flags that there are, values that are none of their group, and a sweeper that has nothing to optimise.
+    """Flags that are none, values that are none of their group, folders that cannot be, a sweeper without an aim.
 
     Raises:
         ConfigError: naming the word.
@@ -58,4 +62,7 @@ def check_words(words: Sequence[str]) -> None:
             if flag in ("-cd", "--config-dir"):
                 check(Path(value).is_dir(), flag, "must be a folder", value)
             continue
+        key, _, value = word.lstrip("+").partition("=")
+        if key in FOLDERS and value and "$" not in value:
+            ensure_writable(Path(value.strip("'\"")), key)
         check_override(word)

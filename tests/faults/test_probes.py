@@ -26,7 +26,9 @@ from experiments.errors import ConfigError
 from experiments.files import append_text, write_json, write_new, write_tensors, write_text
 from experiments.runs import runner
 from experiments.settings.resolve import resolve
-from tests.faults.conftest import WORDS
+from tests.evaluation.conftest import noise, save_all
+from tests.faults.conftest import WORDS, orphans
+from tests.programs import Program
 
 ROOT = Path(__file__).parents[2]
 OPENERS = (
@@ -265,6 +267,28 @@ def test_between_batches_it_stops_at_once(call):
         raise AssertionError("went on")
 
     assert call(job).code == stopping.STOPPED
+
+
+# At once
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["folders", "run"])
+def test_twenty_evaluations_of_one_folder_agree(what, plan, tmp_path):
+    """Each in a process of its own, all with one place for their values; what is left is what one of them leaves."""
+    words, out = ["run=" + str(plan.run(plan.rows[1]).path)], plan.run(plan.rows[1]).path
+    if what == "folders":
+        for name in ("a", "b"):
+            save_all(tmp_path / name, noise(3, seed=len(name) + ord(name)), "{}.png")
+        words, out = ["images=a", "reference=b", "out=values"], tmp_path / "values"
+    command = ["-m", "evaluation", *words, "metrics=[psnr,ssim]"]
+    assert Program(*command, cwd=tmp_path).wait() == 0
+    alone = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    programs = [Program(*command, cwd=tmp_path) for _ in range(20)]
+    assert [program.wait() for program in programs] == [0] * 20
+    assert len({program.out for program in programs}) == 1 and "PSNR" in programs[0].out.upper()
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == alone
+    assert orphans(tmp_path) == [] and not [program for program in programs if program.process.is_alive()]
 
 
 # Words

@@ -17,6 +17,7 @@ from evaluation import decoders
 from experiments.backends.base import Backend, Item, Sampling, item_seed
 from experiments.backends.digits.data import CLASSES
 from experiments.backends.digits.pipeline import PixelDiTPipeline, scheduler
+from experiments.backends.weights import check_whole
 from experiments.config.backend import BackendConfig, DigitsConfig
 from experiments.errors import check
 from experiments.files import ASSETS
@@ -44,7 +45,7 @@ class DigitsBackend(Backend):
         super().__init__(config)
         # The weights are stored in bfloat16 to keep the repository small and computed with in float32.
         transformer = DiTTransformer2DModel.from_pretrained(
-            folder_of(config) / "transformer", torch_dtype=torch.float32
+            folder_of(config) / "transformer", torch_dtype=torch.float32, use_safetensors=True
         )
         self.pipe = PixelDiTPipeline(transformer.eval().requires_grad_(False), scheduler("ddim"))
         self.pipe.to(self.device)
@@ -56,6 +57,7 @@ class DigitsBackend(Backend):
         weights = folder_of(config) / "transformer" / WEIGHTS
         rule = f"must be a folder with transformer/{WEIGHTS}"
         check(weights.is_file(), "backend.path", rule, str(folder_of(config)))
+        check_whole(weights, folder_of(config) / "classifier.safetensors")
         if config.path is None:
             found = hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
             rule = f"must be that of the shipped weights ({found})"

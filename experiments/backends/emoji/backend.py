@@ -20,6 +20,7 @@ from experiments.backends.base import Backend, Item, Sampling, item_seed
 from experiments.backends.emoji.captions import SIZE, random_scene
 from experiments.backends.emoji.pipeline import EmojiPipeline, scheduler
 from experiments.backends.emoji.text import LENGTH, TextEncoder, read_words
+from experiments.backends.weights import check_whole
 from experiments.config.backend import BackendConfig, EmojiConfig
 from experiments.errors import check
 from experiments.files import ASSETS
@@ -97,6 +98,7 @@ class EmojiBackend(Backend):
         there = all((folder / part / WEIGHTS).is_file() for part in PARTS)
         rule = f"must be a folder with {' and '.join(f'{part}/{WEIGHTS}' for part in PARTS)}"
         check(there, "backend.path", rule, str(folder))
+        check_whole(*(folder / part / WEIGHTS for part in PARTS))
         if config.path is None:
             found = digest(folder)
             rule = f"must be that of the shipped weights ({found})"

@@ -30,7 +30,7 @@ from experiments.backends.inf_dit.pipeline import InfDiTPipeline, corners
 from experiments.backends.inf_dit.sampler import EDMScheduler, Preconditioning
 from experiments.backends.pipeline import PipelineBackend, generators
 from experiments.backends.tiny import random_weights
-from experiments.backends.weights import DTYPES, Hub
+from experiments.backends.weights import DTYPES, Hub, check_whole
 from experiments.config.backend import BackendConfig
 from experiments.config.super_resolution import PhotographsConfig, pictures_of
 from experiments.errors import ConfigError, check
@@ -248,6 +248,7 @@ class InfDiTBackend(EnlargingBackend, PipelineBackend):
                 "python -m experiments convert inf-dit mp_rank_00_model_states.pt FOLDER"
             )
             check(there, "backend.path", rule, chosen.path)
+            check_whole(*(folder / NETWORK).glob("*.safetensors"), files[1])
         cls.check_images(config)
 
 
@@ -279,6 +280,7 @@ class InfDiTSmallBackend(EnlargingBackend):
         folder = Path(config.path or SMALL)
         weights = folder / NETWORK / "diffusion_pytorch_model.safetensors"
         check(weights.is_file(), "backend.path", f"must be a folder with {NETWORK}/{weights.name}", str(folder))
+        check_whole(weights)
         if config.path is None:
             found = hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
             rule = f"must be that of the shipped weights ({found})"
