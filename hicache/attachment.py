@@ -99,6 +99,7 @@ class Dispatcher:
     @never_compiled
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         own = self.before or own_call(self.model)
+        check_shared(self.model, self.executor)
         with self.executor.lock:
             self.owner.prepare()
             if self.whole:
@@ -118,6 +119,22 @@ class Dispatcher:
                         slots[name] = forward
                     else:
                         del slots[name]
+
+
+def check_shared(model: nn.Module, executor: Executor) -> None:
+    """Raise a `ValueError` if processes that share a model's tokens could part, or a method picks among tokens.
+
+    Each process of diffusers' context parallelism caches its own part of every value, so a step must be computed by all
+    of them or by none.
+    """
+    config = getattr(getattr(unwrapped(model), "_parallel_config", None), "context_parallel_config", None)
+    if config is None or not executor.caches:
+        return
+    method = executor.method
+    if method.patch is not None:
+        raise ValueError(f"method: must recompute no rows of tokens under context parallelism, got {method.name}")
+    if method.policy.batched:
+        raise ValueError(f"method: must not decide from values under context parallelism, got {method.name}")
 
 
 def check_whole(model: nn.Module, scope: str) -> None:
