@@ -26,8 +26,8 @@ from benchmarks.common import arguments, at_least, machine, markdown, publish
 from experiments.cli import Exit
 from experiments.errors import check, choose
 from hicache.adapters import Adapter, adapter_for
+from hicache.generation_report import Stopwatch
 from hicache.methods import MAX_ORDER
-from hicache.report import Stopwatch
 from hicache.tree import SCOPES
 
 __all__ = ["main"]

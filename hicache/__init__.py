@@ -7,13 +7,13 @@
 
 from hicache import cost
 from hicache.api import Handle, cached, disable, enable, forecaster
+from hicache.generation_report import PlanError, Report
 from hicache.generic import register, scopes
 from hicache.guidance import AdaptiveGuidance
 from hicache.loop import Loop
 from hicache.methods import METHODS, CacheMethod, MethodSpec, method, reads
 from hicache.operators import Chipmunk
 from hicache.policy import full_steps
-from hicache.report import PlanError, Report
 
 __version__ = "0.1.0"
 

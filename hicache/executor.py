@@ -31,10 +31,10 @@ from hicache.clock import SamplerClock
 from hicache.forecast.frames import FeatureForecaster
 from hicache.forecast.module_histories import ModuleHistories
 from hicache.generation import Branch, Generation, Memory
+from hicache.generation_report import PlanError, Report, Stopwatch
 from hicache.methods import CacheMethod
 from hicache.policy import Clock
 from hicache.proof import disprove
-from hicache.report import PlanError, Report, Stopwatch
 from hicache.session import ADVICE, Place, Session
 from hicache.steps.forecast_errors import errors_of, forecast
 from hicache.steps.fused_steps import FusedSteps

@@ -13,10 +13,10 @@ from hicache.forecast import Forecaster
 from hicache.forecast.forecaster import taken
 from hicache.forecast.frames import FeatureForecaster
 from hicache.forecast.module_histories import ModuleHistories
+from hicache.generation_report import PlanError, Report, Stopwatch
 from hicache.generic.layout import Layout
 from hicache.patch import Patch
 from hicache.policy import Clock, Policy
-from hicache.report import PlanError, Report, Stopwatch
 from hicache.storage import bytes_of
 from hicache.tree import Action
 

@@ -34,8 +34,8 @@ from hicache.clock import SamplerClock
 from hicache.executor import Executor
 from hicache.forecast import Forecaster
 from hicache.generation import Branch
+from hicache.generation_report import PlanError
 from hicache.methods import MAX_ORDER, CacheMethod, method
-from hicache.report import PlanError
 from hicache.tree import Action
 
 __all__ = ["COND", "UNCOND", "AdaptiveGuidance", "GuidedExecutor", "alignment"]

@@ -13,11 +13,11 @@ from hicache.adapters import find_adapter
 from hicache.attachment import Dispatcher, check_whole, dispatcher_of, is_compiled, unwrapped
 from hicache.clock import SamplerClock, follow, unfollow, unwatch, watch
 from hicache.executor import Executor, computes_all
+from hicache.generation_report import PlanError, Report
 from hicache.generic.structure import denoisers
 from hicache.guidance import AdaptiveGuidance, GuidedExecutor
 from hicache.methods import CacheMethod
 from hicache.operators import Chipmunk, Operators
-from hicache.report import PlanError, Report
 from hicache.sampler import clock_of
 
 __all__ = ["Attached", "Handle"]

@@ -28,12 +28,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hicache.forecast.forecaster import taken
+from hicache.generation_report import Report, Stopwatch
 from hicache.generic.leaves import flatten, unflatten
 from hicache.guidance import COND, UNCOND, AdaptiveGuidance
 from hicache.methods import CacheMethod, method
 from hicache.nested import NestedForecaster
 from hicache.policy import Clock
-from hicache.report import Report, Stopwatch
 from hicache.tree import Action
 
 __all__ = ["CONVENTIONS", "Loop", "LoopBranch", "Step"]

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hicache.clock import SamplerClock
 from hicache.generation import Generation
-from hicache.report import PlanError
+from hicache.generation_report import PlanError
 
 __all__ = ["Place", "Session"]
 

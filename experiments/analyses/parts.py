@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.analyses import figures
+from experiments.analyses import analysis_figures
 from experiments.analyses.energy import MODES, energy_test
 from experiments.analyses.predict import SIMULATED, bound, forecast_path, horizons_of, simulate
 from experiments.backends import load_backend
@@ -116,7 +116,7 @@ def prediction(study: Study) -> None:
         for basis in study.bases
         for order in orders
     }
-    figures.prediction(study.folder / "prediction.png", mean, ratios, sigma, interval, study.steps)
+    analysis_figures.prediction(study.folder / "prediction.png", mean, ratios, sigma, interval, study.steps)
 
 
 def paths(study: Study) -> None:
@@ -137,7 +137,7 @@ def paths(study: Study) -> None:
         panels[site] = lines
         rows += [(site, step, name, value) for name, line in lines.items() for step, value in enumerate(line)]
     study.write("paths", ("site", "step", "curve", "first principal component"), rows)
-    figures.paths(study.folder / "paths.png", panels, interval, order, sigma)
+    analysis_figures.paths(study.folder / "paths.png", panels, interval, order, sigma)
 
 
 def basis(study: Study) -> None:
@@ -153,7 +153,7 @@ def basis(study: Study) -> None:
         (t, m, x, v) for t, found in curves.items() for m, line in found.items() for x, v in zip(k, line, strict=True)
     ]
     study.write("basis", ("basis", "order", "horizon", "factor of the difference"), rows)
-    figures.basis(study.folder / "basis.png", k, curves)
+    analysis_figures.basis(study.folder / "basis.png", k, curves)
 
 
 def truncation(study: Study) -> None:
@@ -179,7 +179,7 @@ def truncation(study: Study) -> None:
     over = [(sigma, h, error) for sigma in sigmas for h, error in enumerate(measured(shown, sigma), 1)]
     study.write("stability", ("sigma", "horizon", f"relative error at order {shown}"), over)
     judged = f"order {shown}, steps {shown * interval + 1} to {study.steps - 1}"
-    figures.bound(study.folder / "bound.png", [row for row in rows if row[0] == shown], over, judged)
+    analysis_figures.bound(study.folder / "bound.png", [row for row in rows if row[0] == shown], over, judged)
 
 
 def gaussianity(study: Study) -> None:
@@ -203,7 +203,7 @@ def gaussianity(study: Study) -> None:
     name = "gaussianity" if study.mode == "reduced" else "gaussianity_raw"
     study.write(name, ("site", "order", "phase", "first step", *facts), rows)
     tests = [(order, phase, p, excess) for _, order, phase, _, _, _, _, p, _, excess, _ in rows]
-    figures.gaussianity(study.folder / f"{name}.png", tests, study.mode)
+    analysis_figures.gaussianity(study.folder / f"{name}.png", tests, study.mode)
 
 
 PARTS: dict[str, Callable[[Study], None]] = {

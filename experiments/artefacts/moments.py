@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from experiments.artefacts.base import SCOPES, artefacts, check_keys, command, digest_of, keys_of
+from experiments.artefacts.artefact import SCOPES, artefacts, check_keys, command, digest_of, keys_of
 from experiments.config.run import Settings
 from experiments.errors import ConfigError
 from experiments.files import sweep, write_tensors

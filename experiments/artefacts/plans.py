@@ -12,7 +12,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from experiments.artefacts.base import SCOPES, artefacts, check_keys, command, compact, digest_of, keys_of, stored_json
+from experiments.artefacts.artefact import (
+    SCOPES,
+    artefacts,
+    check_keys,
+    command,
+    compact,
+    digest_of,
+    keys_of,
+    stored_json,
+)
 from experiments.config.method import CalibratedConfig, decibels_of
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check

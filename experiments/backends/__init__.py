@@ -33,12 +33,12 @@ ALIASES: dict[str, str] = {"flux_chipmunk": "flux"}
 """Further names in `conf/backend/`: a backend that comes with a choice in another group."""
 
 PRESETS = tuple(name for name in options("backend") if name not in {**BACKENDS, **ALIASES})
-"""The other names in `conf/backend/`: pipelines that the generic backend runs (`experiments.backends.diffusers`)."""
+"""The other names in `conf/backend/`: pipelines of the generic backend (`experiments.backends.diffusers_backend`)."""
 
 
 def backend_class(name: str) -> type[Backend]:
     """The class of a backend; nothing is loaded yet."""
-    known = {**BACKENDS, **dict.fromkeys(PRESETS, "experiments.backends.diffusers:DiffusersBackend")}
+    known = {**BACKENDS, **dict.fromkeys(PRESETS, "experiments.backends.diffusers_backend:DiffusersBackend")}
     module, _, attribute = known[choose("backend", name, known)].partition(":")
     return getattr(importlib.import_module(module), attribute)
 

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL
 
 from experiments.backends.base import Item, Sampling
 from experiments.backends.dit_sampler import ClassPipeline, scheduler
-from experiments.backends.pipeline import PipelineBackend
+from experiments.backends.pipeline_backend import PipelineBackend
 from experiments.backends.tiny import dit
 from experiments.backends.weights import DTYPES, Hub
 from experiments.config.backend import SOLVERS, BackendConfig, DiTConfig

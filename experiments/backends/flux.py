@@ -11,7 +11,7 @@ from typing import Any
 from diffusers import FluxPipeline
 
 from experiments.backends.base import Item
-from experiments.backends.pipeline import PromptedBackend
+from experiments.backends.pipeline_backend import PromptedBackend
 from experiments.backends.tiny import flux
 from experiments.backends.weights import DTYPES, Hub
 from experiments.config.backend import FluxConfig

@@ -15,7 +15,7 @@ from torch import Tensor
 from evaluation.vbench.prompt_list import video_name
 from experiments.backends import media
 from experiments.backends.base import Item
-from experiments.backends.pipeline import PromptedBackend
+from experiments.backends.pipeline_backend import PromptedBackend
 from experiments.backends.tiny import hunyuan_video
 from experiments.backends.weights import DTYPES, Hub
 from experiments.config.backend import BackendConfig, HunyuanVideoConfig

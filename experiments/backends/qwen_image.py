@@ -14,7 +14,7 @@ from diffusers import QwenImageEditPipeline, QwenImageEditPlusPipeline, QwenImag
 
 from evaluation.decoders import open_picture
 from experiments.backends.base import Item
-from experiments.backends.pipeline import PromptedBackend
+from experiments.backends.pipeline_backend import PromptedBackend
 from experiments.backends.tiny import qwen_image
 from experiments.backends.weights import DTYPES, Hub
 from experiments.config.backend import QwenConfig, QwenEditConfig

@@ -47,16 +47,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.artefacts.base import SCOPES, keys_of
-from experiments.artefacts.curves import curve_path, save_curves
+from experiments.artefacts.artefact import SCOPES, keys_of
 from experiments.artefacts.moments import Moments, moments_path, save_moments
 from experiments.artefacts.plans import path_of, save_plan
+from experiments.artefacts.stored_curves import curve_path, save_curves
 from experiments.backends import load_backend
 from experiments.backends.base import Backend, Item, sampling_of
 from experiments.calibration.closed_loop import ClosedLoop, is_one_step, probe, psnr, refit
 from experiments.calibration.curves import CURVES
 from experiments.calibration.items import calibration_items
-from experiments.calibration.newton import Chain, Inside, Outside, newton, split
+from experiments.calibration.newton_refinement import Chain, Inside, Outside, newton, split
 from experiments.calibration.options import CURVE_OPTIONS, MOMENT_OPTIONS, PLACE_OPTIONS, PLAN_OPTIONS, Options
 from experiments.calibration.places import PLACE_DEFAULTS, store_places
 from experiments.calibration.targets import cost_line, fewest
@@ -67,7 +67,7 @@ from experiments.config.method import CalibratedConfig, decibels_of
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check, choose
 from experiments.settings.automatic import automatic
-from experiments.settings.method import method_of
+from experiments.settings.library_method import method_of
 from experiments.settings.resolve import resolve
 from hicache import sampler
 from hicache.fitting.calibrated_plan import CalibratedPlan, build_plan, formula_rows, total_error

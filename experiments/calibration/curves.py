@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from experiments.backends.base import Backend, Item, sampling_of
-from experiments.calibration.tapped import FeatureTaps, first_tensor, fused_from, watch_modules
+from experiments.calibration.feature_taps import FeatureTaps, first_tensor, fused_from, watch_modules
 from experiments.config.run import Settings
 from experiments.errors import check
 from hicache.adapters import find_adapter

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
-from experiments.artefacts.base import check_output
+from experiments.artefacts.artefact import check_output
 from experiments.errors import ConfigError, check, choose
 from hicache.forecast import BASES
 

@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 
 import hicache
-from experiments.artefacts.places import save_places
+from experiments.artefacts.stored_places import save_places
 from experiments.backends import load_backend
 from experiments.backends.base import Backend, Item, Sampling, sampling_of
 from experiments.calibration.items import calibration_items
 from experiments.calibration.options import Options
 from experiments.config.run import Settings
 from experiments.errors import check
-from experiments.settings.method import method_of
+from experiments.settings.library_method import method_of
 from hicache.policy import Even, Late
 
 __all__ = ["PLACE_DEFAULTS", "Trial", "search", "store_places"]

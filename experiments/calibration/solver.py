@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from experiments.calibration.closed_loop import ClosedLoop, by_rows
-from experiments.calibration.newton import split
+from experiments.calibration.newton_refinement import split
 from hicache.fitting.calibrated_plan import CalibratedPlan
 from hicache.fitting.newton import Fit, levenberg
 

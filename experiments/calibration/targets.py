@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from experiments.calibration.closed_loop import ClosedLoop
-from experiments.calibration.newton import HELD_OUT, moves_of
+from experiments.calibration.newton_refinement import HELD_OUT, moves_of
 from experiments.calibration.options import Options
 from hicache.fitting.calibrated_plan import CalibratedPlan, place
 from hicache.fitting.newton import TRIES

@@ -32,11 +32,11 @@ import torch
 from torch import Tensor
 
 from experiments import stopping
-from experiments.artefacts.base import keys_of
+from experiments.artefacts.artefact import keys_of
 from experiments.backends import load_backend
 from experiments.backends.base import Backend, Item, sampling_of
+from experiments.calibration.feature_taps import FeatureTaps
 from experiments.calibration.recordings import damages, ledger_of, load, nearest_folder, read_manifest, shard_name
-from experiments.calibration.tapped import FeatureTaps
 from experiments.cli import Exit
 from experiments.config.compose import compose
 from experiments.config.run import Settings

@@ -31,7 +31,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from experiments.backends.emoji.captions import draw, random_scene
 from experiments.backends.emoji.pipeline import CHANNELS, pack, predict, shifted
-from experiments.backends.emoji.text import TextEncoder, encode
+from experiments.backends.emoji.text_encoder import TextEncoder, encode
 from experiments.files import ASSETS, replacing
 from experiments.learning.train_digits import autocast
 

@@ -4,9 +4,9 @@
     python -m experiments train predictor method=lesa backend=digits temporal=mlp memories=6 output=mlp.safetensors
     python -m experiments train predictor method=l2c backend=digits penalty=1e-5
 
-The options are those of `experiments.learning.options`; everything else is a setting of the run that the artefact is
-for. The state of a training is kept in `results/training/`: the same command continues an interrupted one, and repeats
-nothing that is done. Loss curves are in `losses.csv` there.
+The options are those of `experiments.learning.predictor_options`; everything else is a setting of the run that the
+artefact is for. The state of a training is kept in `results/training/`: the same command continues an interrupted one,
+and repeats nothing that is done. Loss curves are in `losses.csv` there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.artefacts.weights import path_of, save_artefact, valid_for
+from experiments.artefacts.learned_weights import path_of, save_artefact, valid_for
 from experiments.backends import load_backend
 from experiments.backends.base import sampling_of
 from experiments.calibration.trajectories import Recording, load, record, split_arguments
@@ -31,10 +31,10 @@ from experiments.config.compose import compose
 from experiments.config.method import TRAINED_SCOPES, LearnedConfig, MethodConfig
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check, choose
-from experiments.learning.l2c import RouterTask
-from experiments.learning.lesa import PredictorTask, rows_of
-from experiments.learning.loop import LossPoint, Phase, train
-from experiments.learning.options import L2cOptions, LesaOptions, TrainOptions, parse
+from experiments.learning.l2c_training import RouterTask
+from experiments.learning.lesa_training import PredictorTask, rows_of
+from experiments.learning.predictor_options import L2cOptions, LesaOptions, TrainOptions, parse
+from experiments.learning.training_loop import LossPoint, Phase, train
 from experiments.runs.runner import check as check_settings
 from experiments.settings.resolve import resolve
 from hicache.adapters import adapter_for

@@ -29,10 +29,10 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from experiments.backends.inf_dit.backend import SIGMA_DATA
+from experiments.backends.inf_dit.edm import Preconditioning
 from experiments.backends.inf_dit.images import channel_statistics, enlarged, reduced
 from experiments.backends.inf_dit.model import InfDiTTransformer2DModel
 from experiments.backends.inf_dit.photographs import TRAIN, VALIDATION_ROWS, photograph
-from experiments.backends.inf_dit.sampler import Preconditioning
 
 __all__ = ["SIZES", "main", "train"]
 

@@ -35,10 +35,10 @@ from experiments.plans.estimate import Forecast, forecast
 from experiments.plans.freeze import freeze_group, freeze_settings
 from experiments.plans.manifest import Plan, PlanRow, lines_of, plan_name
 from experiments.plans.revision import revision
-from experiments.settings.checks import check_method
+from experiments.settings.compatibility import check_method
 from experiments.settings.describe import describe_method
 from experiments.settings.identity import run_id
-from experiments.settings.method import method_of
+from experiments.settings.library_method import method_of
 from experiments.settings.resolve import resolve
 from experiments.settings.rows import Absent, Rows, split_rows
 

@@ -24,7 +24,7 @@ from experiments.plans.tasks import Task
 from experiments.runs import runner
 from experiments.runs.folder import RunFolder, read_status
 from experiments.runs.runner import RunError
-from experiments.settings.run import prepare
+from experiments.settings.prepare import prepare
 
 __all__ = ["DiskFull", "Worker"]
 

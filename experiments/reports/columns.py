@@ -1,6 +1,6 @@
 """What a column of a table is called, how it is rounded, and which direction is better.
 
-A metric's own class or entry says so (`experiments.runs.metrics.registry`); here are only the columns that are no
+A metric's own class or entry says so (`experiments.runs.metrics.measure`); here are only the columns that are no
 metric: costs.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from experiments.runs.metrics.registry import known_metrics, metric_of
+from experiments.runs.metrics.measure import known_metrics, metric_of
 
 __all__ = ["COST_COLUMNS", "EXACT", "decimals_of", "directions", "head_of"]
 

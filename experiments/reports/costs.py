@@ -14,7 +14,7 @@ from experiments.config.preset import PresetConfig
 from experiments.config.run import Settings
 from experiments.plans.freeze import restore_settings
 from experiments.plans.manifest import Plan
-from experiments.reports.build import Cell, ResultTable, Row, published, published_cells, rows_of
+from experiments.reports.result_table import Cell, ResultTable, Row, published, published_cells, rows_of
 from experiments.settings.cost import cost_of
 from experiments.settings.resolve import resolve
 

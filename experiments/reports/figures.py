@@ -33,13 +33,13 @@ from experiments.cli import Exit
 from experiments.errors import check, choose
 from experiments.files import ensure_writable
 from experiments.plans.manifest import Plan
-from experiments.reports.build import ResultTable, Row, build, build_plan
 from experiments.reports.columns import directions
-from experiments.reports.curves import ablation, full_steps, paired, step_errors
-from experiments.reports.pictures import contact_sheet, frames, grid
+from experiments.reports.montage import contact_sheet, frames, grid
 from experiments.reports.plot import draw_panel, height_of, identified, look_of_row
 from experiments.reports.ranks import in_order
 from experiments.reports.report import whole
+from experiments.reports.result_table import ResultTable, Row, build, build_plan
+from experiments.reports.run_figures import ablation, full_steps, paired, step_errors
 from experiments.reports.runs import build_runs
 from experiments.reports.tables import how_to_run, overrides_of, parse, presets_of
 from experiments.runs.style import COLUMN, save, styled

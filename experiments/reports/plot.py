@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import hicache
 from experiments.config.method import StepsConfig
-from experiments.reports.build import ResultTable, Row
 from experiments.reports.columns import head_of
+from experiments.reports.result_table import ResultTable, Row
 from experiments.runs.style import COLUMN, Look, end_labels, halo, look_of, save, styled
 from experiments.settings.identity import canonical
 

@@ -23,8 +23,8 @@ from pathlib import Path
 import hicache
 from evaluation.statistics import tied_with_best, wilcoxon_holm
 from experiments.errors import ConfigError, choose
-from experiments.reports.build import Cell, ResultTable, Row
 from experiments.reports.columns import EXACT, directions
+from experiments.reports.result_table import Cell, ResultTable, Row
 from experiments.runs.folder import read_values
 
 __all__ = ["differences", "in_order", "judged", "values_of"]

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import pandas
 
 import hicache
-from experiments.reports.build import Cell, ResultTable, Row
 from experiments.reports.columns import decimals_of, head_of
+from experiments.reports.result_table import Cell, ResultTable, Row
 
 __all__ = ["to_csv", "to_latex", "to_markdown"]
 

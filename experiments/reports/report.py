@@ -29,7 +29,6 @@ from experiments.environment import git
 from experiments.errors import ConfigError, check
 from experiments.files import ASSETS, sweep, write_text
 from experiments.plans.manifest import Plan
-from experiments.reports.build import Cell, ResultTable, Row, build, build_plan
 from experiments.reports.columns import decimals_of, directions, head_of
 from experiments.reports.costs import UNITS
 from experiments.reports.gallery import Gallery
@@ -37,6 +36,7 @@ from experiments.reports.plot import identified, identity_of, look_of_row
 from experiments.reports.ranks import judged
 from experiments.reports.render import LEVEL, published_text
 from experiments.reports.render import facts as facts_of
+from experiments.reports.result_table import Cell, ResultTable, Row, build, build_plan
 from experiments.reports.runs import build_runs
 from experiments.reports.tables import overrides_of, parse, presets_of
 

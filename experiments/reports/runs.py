@@ -18,9 +18,9 @@ from evaluation.records import is_identity
 from experiments.config.preset import PresetConfig
 from experiments.errors import check, choose
 from experiments.files import read_config, read_json
-from experiments.reports.build import COSTS, ResultTable, Row, cells_of
 from experiments.reports.columns import directions
 from experiments.reports.plot import STEPS, leaves
+from experiments.reports.result_table import COSTS, ResultTable, Row, cells_of
 from experiments.runs.folder import read_metrics
 from experiments.runs.style import SOLVERS
 

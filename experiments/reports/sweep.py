@@ -21,10 +21,10 @@ from experiments.config.compose import key
 from experiments.config.preset import PresetConfig
 from experiments.config.run import RunConfig, Settings
 from experiments.files import write_json
-from experiments.reports.build import COSTS, Cell, ResultTable, Row, cells_of
 from experiments.reports.columns import directions, head_of
-from experiments.reports.pictures import grid
+from experiments.reports.montage import grid
 from experiments.reports.ranks import differences, judged, values_of
+from experiments.reports.result_table import COSTS, Cell, ResultTable, Row, cells_of
 from experiments.reports.runs import METHOD_TITLES
 from experiments.reports.tables import show
 from experiments.runs.launch import runs_of
@@ -32,7 +32,7 @@ from experiments.runs.metrics.evidence import finite_or_none
 from experiments.runs.runner import Outcome, execute
 from experiments.runs.summary import print_outcome
 from experiments.settings.describe import announcement, without_effect
-from experiments.settings.run import Run
+from experiments.settings.prepare import Run
 
 __all__ = ["Sweep"]
 

@@ -29,10 +29,10 @@ from experiments.config.compose import options, parsed
 from experiments.errors import ConfigError, check
 from experiments.files import ensure_writable, sweep, write_text
 from experiments.plans.manifest import Plan
-from experiments.reports.build import Cell, ResultTable, Row, build, build_plan, preset_of
 from experiments.reports.costs import build_costs, build_plan_costs
 from experiments.reports.ranks import judged
 from experiments.reports.render import to_csv, to_latex, to_markdown
+from experiments.reports.result_table import Cell, ResultTable, Row, build, build_plan, preset_of
 from experiments.reports.runs import build_runs
 
 __all__ = ["main", "overrides_of", "parse", "presets_of"]

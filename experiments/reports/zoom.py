@@ -27,7 +27,7 @@ from experiments.backends.inf_dit.images import enlarged, reduced
 from experiments.cli import Exit
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
-from experiments.reports.build import rows_of
+from experiments.reports.result_table import rows_of
 from experiments.runs.runner import folder_of, items_of
 from experiments.runs.style import COLUMN, save, styled
 

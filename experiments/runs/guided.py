@@ -14,7 +14,7 @@ from typing import Any
 
 from experiments.backends.base import Backend
 from experiments.settings.cost import count_flops
-from experiments.settings.run import Run
+from experiments.settings.prepare import Run
 from hicache import Report
 from hicache.guidance import UNCOND
 

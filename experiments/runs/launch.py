@@ -7,9 +7,9 @@ import sys
 from experiments.config.run import RunConfig
 from experiments.errors import check
 from experiments.runs.runner import check as check_run
+from experiments.settings.prepare import Run, prepare
 from experiments.settings.resolve import resolve
 from experiments.settings.rows import split_rows
-from experiments.settings.run import Run, prepare
 
 __all__ = ["runs_of"]
 

@@ -31,18 +31,18 @@ from experiments.errors import ConfigError, RunError, choose
 from experiments.errors import check as check_value
 from experiments.files import ensure_writable, lacks_space, possible, read_json, write_json
 from experiments.progress import Progress
-from experiments.runs import operators
+from experiments.runs import sparse_counts
 from experiments.runs.folder import REQUIRED, RunFolder
 from experiments.runs.guided import count_guided, facts_of, summary_of
 from experiments.runs.loggers import Logger, check_logger, make_logger, report_finished
 from experiments.runs.metrics.evidence import Evidence
-from experiments.runs.metrics.registry import applicable, check_metrics, compute
+from experiments.runs.metrics.measure import applicable, check_metrics, compute
 from experiments.runs.picture import draw_comparison
 from experiments.runs.timing import TIMES, timing
-from experiments.settings.checks import check_fit, check_method
+from experiments.settings.compatibility import check_fit, check_method
 from experiments.settings.cost import count_flops
 from experiments.settings.identity import canonical, run_id
-from experiments.settings.run import Run, caching, items_of, prepare
+from experiments.settings.prepare import Run, caching, items_of, prepare
 
 __all__ = ["Outcome", "check", "execute", "folder_of", "items_of"]
 
@@ -320,7 +320,7 @@ def finish(run: Run, folder: RunFolder, reference: Outcome | None, logger: Logge
     if settings.guidance.name != "plain":
         metrics |= summary_of(records)
     if settings.operators.name != "none":
-        metrics |= operators.summary_of(records)
+        metrics |= sparse_counts.summary_of(records)
     metrics |= cost(backend, run, records, reference)
     kept = {key: known[key] for key in TIMES if known.get("latency") and key in known}
     metrics |= kept or timing(run, records, comparable(folder, reference), seconds_of(backend, run))
@@ -358,7 +358,7 @@ def cost(backend: Backend, run: Run, records: list[dict[str, Any]], reference: O
     settings = run.settings
     counted = count_flops(backend, run, records[0]["full_steps"])
     if settings.operators.name != "none":
-        each = operators.count_sparse(backend, run, records)
+        each = sparse_counts.count_sparse(backend, run, records)
     elif settings.guidance.name == "plain":
         each = [dataclasses.replace(counted, full_steps=len(r["full_steps"])).total for r in records]
     else:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from experiments.runs.metrics.registry import known_metrics
+from experiments.runs.metrics.measure import known_metrics
 from experiments.runs.runner import Outcome
 from experiments.settings.describe import describe_method
 

@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-from experiments.settings.run import Run
+from experiments.settings.prepare import Run
 
 __all__ = ["TIMES", "timing"]
 

@@ -16,7 +16,7 @@ import hicache
 from experiments.artefacts.moments import load_moments, moments_path
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
-from experiments.settings.method import method_of
+from experiments.settings.library_method import method_of
 from hicache.fitting.calibrated_plan import best_scale
 from hicache.forecast import LadderBasis
 

@@ -12,8 +12,8 @@ from typing import Any
 from experiments.backends import backend_of
 from experiments.backends.base import Backend, sampling_of
 from experiments.config.run import Settings
-from experiments.settings.method import method_of, operators_of
-from experiments.settings.run import Run, prepare
+from experiments.settings.library_method import method_of, operators_of
+from experiments.settings.prepare import Run, prepare
 from hicache import CacheMethod
 from hicache.adapters import adapter_for
 from hicache.cost import Cost, measure, prepared
@@ -59,8 +59,10 @@ def cost_of(
     With `flops_only`, methods that differ in what they forecast with, not in what they compute, share a count; the
     bytes of the cache and the element-wise overhead are then those of any of them.
     """
-    from experiments.backends.diffusers import DiffusersBackend  # late: who reads finished runs needs no diffusers
-    from experiments.backends.meta import blueprint_of
+    from experiments.backends.diffusers_backend import (
+        DiffusersBackend,  # late: who reads finished runs needs no diffusers
+    )
+    from experiments.backends.meta_backend import blueprint_of
 
     if issubclass(backend_of(settings.backend), DiffusersBackend):
         return None
@@ -85,7 +87,7 @@ PLAN = ("interval", "budget", "warmup_steps", "policy", "policy_options", "mask"
 
 def counted(settings: Settings, method: CacheMethod, convention: str, flops_only: bool, full: list[int]) -> Cost:
     """Cost of a run with these full steps; counts that must be equal are made once."""
-    from experiments.backends.meta import blueprint_of, quiet
+    from experiments.backends.meta_backend import blueprint_of, quiet
 
     steps = sampling_of(settings).num_steps
     operators = operators_of(settings)

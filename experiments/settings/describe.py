@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import hicache
-from experiments.artefacts.curves import calibrated_by, curve_path
 from experiments.artefacts.plans import load_plan, path_of, stored_budget
+from experiments.artefacts.stored_curves import calibrated_by, curve_path
 from experiments.config.guidance import AdaptiveGuidanceConfig
 from experiments.config.method import CalibratedConfig, SmoothCacheConfig, StepsConfig
 from experiments.config.operators import ChipmunkConfig
 from experiments.config.run import Settings
-from experiments.settings.run import Run
+from experiments.settings.prepare import Run
 from hicache.policy.scheduled import KindSchedule
 
 __all__ = [

@@ -17,10 +17,10 @@ import json
 from typing import Any
 
 import hicache
-from experiments.artefacts.curves import curve_digest
-from experiments.artefacts.places import places_digest
+from experiments.artefacts.learned_weights import contents as learned_contents
 from experiments.artefacts.plans import contents
-from experiments.artefacts.weights import contents as learned_contents
+from experiments.artefacts.stored_curves import curve_digest
+from experiments.artefacts.stored_places import places_digest
 from experiments.config.backend import semantic
 from experiments.config.method import StepsConfig
 from experiments.config.run import Settings

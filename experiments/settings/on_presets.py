@@ -11,7 +11,7 @@ from functools import cache
 
 import hicache
 from experiments.backends import PRESETS
-from experiments.backends.meta import quiet
+from experiments.backends.meta_backend import quiet
 from experiments.backends.tiny.build import described
 from experiments.config.compose import compose
 from experiments.config.diffusers import DiffusersConfig

@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 
 import hicache
-from experiments.artefacts.base import command
-from experiments.artefacts.curves import curve_path
-from experiments.artefacts.places import is_placed, places_path
-from experiments.artefacts.places import maker as places_maker
+from experiments.artefacts.artefact import command
+from experiments.artefacts.learned_weights import maker as weights_maker
+from experiments.artefacts.learned_weights import path_of as weights_path
 from experiments.artefacts.plans import maker as plan_maker
 from experiments.artefacts.plans import path_of as plan_path
-from experiments.artefacts.weights import maker as weights_maker
-from experiments.artefacts.weights import path_of as weights_path
+from experiments.artefacts.stored_curves import curve_path
+from experiments.artefacts.stored_places import is_placed, places_path
+from experiments.artefacts.stored_places import maker as places_maker
 from experiments.config.compose import Shared, compose, key, options
 from experiments.config.method import CalibratedConfig, LearnedConfig, SmoothCacheConfig
 from experiments.config.preset import PresetConfig, RowConfig

@@ -5,7 +5,7 @@
     python -m experiments methods --markdown      write docs/methods.md
 
 All of it is read from the registries of `hicache` and from the backends; acceptance is the check that a run has to
-pass before its model is loaded (`experiments.settings.method`). A new entry appears without a change here.
+pass before its model is loaded (`experiments.settings.library_method`). A new entry appears without a change here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import hicache
-from experiments.artefacts.curves import COEFFICIENTS
+from experiments.artefacts.stored_curves import COEFFICIENTS
 from experiments.backends import BACKENDS, backend_class
 from experiments.cli import Exit
 from experiments.config.compose import compose, options
@@ -29,9 +29,9 @@ from experiments.config.method import CalibratedConfig, LearnedConfig, MethodCon
 from experiments.config.run import RunConfig
 from experiments.errors import ConfigError, choose
 from experiments.files import write_text
-from experiments.settings.checks import adapter_class, check_method, check_pair
 from experiments.settings.compared import METHODS as COMPARED
-from experiments.settings.method import method_of
+from experiments.settings.compatibility import adapter_class, check_method, check_pair
+from experiments.settings.library_method import method_of
 from experiments.settings.on_presets import groups
 from experiments.settings.resolve import resolve
 from hicache import CacheMethod

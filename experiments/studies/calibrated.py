@@ -38,7 +38,7 @@ from experiments.config.run import Settings
 from experiments.errors import ConfigError, check, choose
 from experiments.runs.runner import items_of
 from experiments.settings.resolve import resolve
-from experiments.studies.report import StudyRow, plot_budgets, write_table
+from experiments.studies.study_report import StudyRow, plot_budgets, write_table
 from hicache import CacheMethod
 from hicache.fitting.calibrated_plan import CalibratedPlan
 

@@ -28,7 +28,7 @@ from evaluation.statistics import bootstrap_mean
 from experiments.artefacts.plans import load_plan, path_of
 from experiments.backends.base import sampling_of
 from experiments.calibration.calibrate import Calibration, make_plan, measure
-from experiments.calibration.newton import Outside, newton, split
+from experiments.calibration.newton_refinement import Outside, newton, split
 from experiments.calibration.options import Options
 from experiments.calibration.solver import Solver, fit_solver
 from experiments.calibration.trajectories import split_arguments
@@ -40,7 +40,7 @@ from experiments.runs.runner import items_of
 from experiments.runs.style import COLUMN, look_of, save, styled
 from experiments.settings.resolve import resolve
 from experiments.studies.calibrated import FOLDER, Bench
-from experiments.studies.report import write_rows
+from experiments.studies.study_report import write_rows
 from hicache import CacheMethod
 from hicache.fitting.calibrated_plan import CalibratedPlan
 

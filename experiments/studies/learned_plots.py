@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.learning.loop import LossPoint
+from experiments.learning.training_loop import LossPoint
 from experiments.runs.style import COLUMN, save, styled
-from experiments.studies.report import plot_lines
+from experiments.studies.study_report import plot_lines
 
 __all__ = ["plot_costs", "plot_losses", "plot_steps"]
 

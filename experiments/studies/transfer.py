@@ -29,7 +29,7 @@ from experiments.errors import ConfigError, check, choose
 from experiments.runs.runner import items_of
 from experiments.settings.resolve import resolve
 from experiments.studies.calibrated import FOLDER, WARMUP, Bench, intervals_for
-from experiments.studies.report import StudyRow, write_table
+from experiments.studies.study_report import StudyRow, write_table
 from hicache import method
 
 __all__ = ["interpolation", "mapped"]

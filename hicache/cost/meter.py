@@ -34,11 +34,11 @@ from hicache.cost.published import discarded_flops, estimate_flops, full_flops
 from hicache.cost.script import Scripted, any_step, count, fill_history, rehearse
 from hicache.executor import Executor
 from hicache.generation import Branch
+from hicache.generation_report import PlanError
 from hicache.methods import CacheMethod, method
 from hicache.operators import Chipmunk
 from hicache.operators.flops import saved
 from hicache.policy import Clock, Policy
-from hicache.report import PlanError
 from hicache.tree import Action, Site
 
 __all__ = ["Cost", "measure", "prepared"]

@@ -19,7 +19,7 @@ from torch import Tensor
 from hicache.adapters.base import Call
 from hicache.adapters.hooks import guarded
 from hicache.generation import Branch
-from hicache.report import PlanError
+from hicache.generation_report import PlanError
 from hicache.steps.setup import Setup
 from hicache.tree import Site
 

@@ -28,11 +28,11 @@ from hicache.adapters.base import Adapter, Call, Streams
 from hicache.adapters.hooks import guarded, join
 from hicache.adapters.modules import Module, replaced, uncompiled
 from hicache.generation import Branch
+from hicache.generation_report import PlanError
 from hicache.observe import observed
 from hicache.patch import Patch
 from hicache.patch.base import gather
 from hicache.policy import Clock, Policy
-from hicache.report import PlanError
 from hicache.steps.estimated import EstimatedStep
 from hicache.steps.setup import Setup
 from hicache.tree import Action, Site

@@ -15,10 +15,10 @@ from hicache.adapters.modules import Module
 from hicache.forecast import Forecaster
 from hicache.forecast.module_histories import ModuleHistories
 from hicache.generation import Branch
+from hicache.generation_report import PlanError
 from hicache.methods import CacheMethod
 from hicache.patch import Patch
 from hicache.policy import Policy
-from hicache.report import PlanError
 from hicache.spans import check_mixing, spans_of
 from hicache.tree import Site
 

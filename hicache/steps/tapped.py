@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hicache.generation import Branch
+from hicache.generation_report import PlanError
 from hicache.generic import Tap, TapError
 from hicache.generic.blocks import flat_blocks
 from hicache.generic.gated import Features, GatedTap
@@ -21,7 +22,6 @@ from hicache.generic.layout import Layout
 from hicache.generic.leaves import flatten
 from hicache.methods import CacheMethod
 from hicache.proof import agreed
-from hicache.report import PlanError
 from hicache.tree import Action
 
 __all__ = ["TappedSteps", "channel_of"]

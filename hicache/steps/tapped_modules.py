@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from hicache.forecast import Forecaster
 from hicache.generation import Branch
+from hicache.generation_report import PlanError
 from hicache.generic import Form, flatten, unflatten
 from hicache.generic.blocks import flat_blocks
 from hicache.generic.layout import hollow, outline
 from hicache.generic.modules_tap import FEED_FORWARD, ModulesTap
 from hicache.generic.stubs import Run, stubbed, uncompiled
 from hicache.methods import CacheMethod
-from hicache.report import PlanError
 from hicache.tree import Action, Site
 
 __all__ = ["TappedModules", "site_of"]

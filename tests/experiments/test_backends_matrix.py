@@ -16,8 +16,8 @@ from experiments.config.run import Settings
 from experiments.runs import runner
 from experiments.runs.runner import execute, folder_of, items_of
 from experiments.runs.summary import print_outcome
-from experiments.settings.checks import adapter_class
-from experiments.settings.method import method_of
+from experiments.settings.compatibility import adapter_class
+from experiments.settings.library_method import method_of
 from experiments.settings.resolve import resolve
 from experiments.settings.zoo import entry
 from hicache.policy.verify import Verify

@@ -14,11 +14,11 @@ from diffusers import (
 )
 
 import hicache.adapters
-from experiments.artefacts.base import keys_of
-from experiments.artefacts.curves import curve_path
+from experiments.artefacts.artefact import keys_of
+from experiments.artefacts.learned_weights import path_of as weights_path
 from experiments.artefacts.moments import moments_path
 from experiments.artefacts.plans import load_plan, path_of
-from experiments.artefacts.weights import path_of as weights_path
+from experiments.artefacts.stored_curves import curve_path
 from experiments.backends import load_backend
 from experiments.backends.base import sampling_of
 from experiments.calibration.calibrate import calibrate, gaussian, main, make_plan, measure
@@ -29,10 +29,10 @@ from experiments.errors import ConfigError
 from experiments.runs import runner
 from experiments.runs.runner import execute
 from experiments.settings.describe import announcement
-from experiments.settings.method import method_of
+from experiments.settings.library_method import method_of
+from experiments.settings.prepare import prepare
 from experiments.settings.resolve import resolve
 from experiments.settings.rows import missing
-from experiments.settings.run import prepare
 from experiments.studies.calibrated import contenders, intervals_for
 from hicache.fitting.calibrated_plan import build_plan, place
 from hicache.fitting.gaussian import ddim, dpmpp, flow

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from experiments.artefacts.curves import curve_path, load_curves
+from experiments.artefacts.stored_curves import curve_path, load_curves
 from experiments.backends import load_backend
 from experiments.calibration.calibrate import main
 from experiments.calibration.curves import magnitudes, polynomial, smoothness
@@ -16,7 +16,7 @@ from experiments.errors import ConfigError
 from experiments.runs.runner import execute, items_of
 from experiments.settings.describe import describe_method
 from experiments.settings.identity import canonical, run_id
-from experiments.settings.method import method_of
+from experiments.settings.library_method import method_of
 from experiments.settings.resolve import resolve
 from hicache.policy.accumulate import POLYNOMIALS
 from hicache.policy.scheduled import greedy
@@ -119,7 +119,9 @@ def test_curves_are_made_beside_other_weights_used_and_refused_elsewhere(small, 
 
 def test_published_coefficients_come_first(tmp_path, monkeypatch):
     settings = resolve(compose(["backend=flux", "backend.size=tiny", "backend.weights=random", "method=teacache"]))
-    monkeypatch.setattr("experiments.artefacts.curves.curve_path", lambda *_: pytest.fail("no file is looked for"))
+    monkeypatch.setattr(
+        "experiments.artefacts.stored_curves.curve_path", lambda *_: pytest.fail("no file is looked for")
+    )
     assert "curves" not in canonical(settings)["method"]
     assert method_of(settings).policy.polynomial == "auto"
 

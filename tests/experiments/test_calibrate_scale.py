@@ -15,9 +15,9 @@ from experiments.runs.runner import describe
 from experiments.settings.automatic import SIGMAS, automatic
 from experiments.settings.describe import announcement, describe_method
 from experiments.settings.identity import run_id
-from experiments.settings.method import method_of
+from experiments.settings.library_method import method_of
+from experiments.settings.prepare import prepare
 from experiments.settings.resolve import resolve
-from experiments.settings.run import prepare
 from hicache.fitting.calibrated_plan import best_scale
 
 

@@ -11,9 +11,9 @@ from experiments.calibration.options import Options
 from experiments.config.compose import compose
 from experiments.errors import ConfigError
 from experiments.settings.resolve import resolve
-from experiments.studies import scale as scale_study
-from experiments.studies.curves import computed, contenders
-from experiments.studies.curves import main as curves_main
+from experiments.studies import scale_study
+from experiments.studies.curves_study import computed, contenders
+from experiments.studies.curves_study import main as curves_main
 from experiments.studies.transfer import interpolation, log_snr, mapped
 from experiments.studies.transfer import main as transfer_main
 

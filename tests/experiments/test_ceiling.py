@@ -8,7 +8,7 @@ import torch
 from experiments.backends import load_backend
 from experiments.calibration.calibrate import measure
 from experiments.calibration.closed_loop import by_rows
-from experiments.calibration.newton import moved, moves_of
+from experiments.calibration.newton_refinement import moved, moves_of
 from experiments.calibration.options import Options
 from experiments.calibration.solver import NUDGES, Solver, fit_solver
 from experiments.config.compose import compose

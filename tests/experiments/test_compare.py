@@ -9,7 +9,7 @@ import hicache
 from experiments.config.compose import compose
 from experiments.settings import compare
 from experiments.settings.compared import LINES, METHODS
-from experiments.settings.method import method_of
+from experiments.settings.library_method import method_of
 from experiments.settings.resolve import resolve
 from tests.hicache import originals
 

@@ -10,7 +10,7 @@ from experiments.backends import ALIASES
 from experiments.config.backend import Recommended
 from experiments.config.compose import CONF, compose, options
 from experiments.errors import ConfigError
-from experiments.settings.method import method_of
+from experiments.settings.library_method import method_of
 from experiments.settings.resolve import resolve
 
 

@@ -148,7 +148,7 @@ def test_a_folder_says_its_class_and_steps(tmp_path):
 
 def test_both_models_of_a_pipeline_are_cached():
     """Wan 2.2: full steps of the second model are counted on from the first, FLOPs are those of both."""
-    from experiments.backends.diffusers import specialised
+    from experiments.backends.diffusers_backend import specialised
     from tests.hicache.pipelines import wan
 
     of = settings("backend=wan", "method=hicache", "num_items=1", "num_steps=8", "scope=stack")
@@ -216,9 +216,9 @@ TINY = ["backend=pixart_sigma", "backend.size=tiny", "num_steps=8", "interval=3"
 @pytest.fixture
 def assets(tmp_path, monkeypatch):
     """Artefacts of the tests are kept apart from those that ship."""
-    from experiments.artefacts import base
+    from experiments.artefacts import artefact
 
-    monkeypatch.setattr(base, "ASSETS", tmp_path)
+    monkeypatch.setattr(artefact, "ASSETS", tmp_path)
     return tmp_path
 
 

@@ -15,15 +15,15 @@ from experiments.backends.emoji.backend import EmojiBackend, digest, folder_of
 from experiments.backends.emoji.captions import COLOURS, Scene, draw, held_out, parse, random_scene
 from experiments.backends.emoji.judge import EmojiJudge, Verdict, load_judge, targets
 from experiments.backends.emoji.pipeline import CHANNELS, EmojiPipeline, pack, scheduler, shift, shifted, unpack
-from experiments.backends.emoji.text import LENGTH, TextEncoder, encode, read_words
-from experiments.backends.meta import blueprint
+from experiments.backends.emoji.text_encoder import LENGTH, TextEncoder, encode, read_words
+from experiments.backends.meta_backend import blueprint
 from experiments.config.compose import compose
 from experiments.errors import ConfigError
 from experiments.learning import train_emoji
 from experiments.learning.train_emoji_judge import accuracies, ladder, real_pictures
 from experiments.runs import runner
 from experiments.runs.metrics.evidence import Evidence
-from experiments.runs.metrics.registry import RUN_METRICS, applicable
+from experiments.runs.metrics.measure import RUN_METRICS, applicable
 from experiments.runs.runner import execute
 from experiments.settings.resolve import resolve
 

@@ -10,7 +10,7 @@ from experiments.analyses.parts import PARTS
 from experiments.config.run import Shard
 from experiments.plans.tasks import Task
 from experiments.plans.worker import Worker
-from experiments.reports import pictures
+from experiments.reports import montage
 from experiments.reports.figures import front, main
 from experiments.runs import runner
 
@@ -37,7 +37,7 @@ def test_figures_of_a_plan(small, monkeypatch, capsys):
     whole = Image.open(folder / f"{plan.folder.name}_grid.png")
     assert whole.width > 300
     capsys.readouterr()
-    monkeypatch.setattr(pictures, "GRID_ROWS", 2)
+    monkeypatch.setattr(montage, "GRID_ROWS", 2)
     main([f"plan={plan.folder}", "items=3"])
     assert "pictures of the first 2 of 3 runs" in capsys.readouterr().out
     assert Image.open(folder / f"{plan.folder.name}_grid.png").height < whole.height

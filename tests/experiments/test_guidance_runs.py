@@ -15,7 +15,7 @@ from experiments.runs.runner import execute, folder_of
 from experiments.settings.cost import count_flops
 from experiments.settings.describe import describe_method
 from experiments.settings.identity import canonical, run_id
-from experiments.settings.method import guidance_of
+from experiments.settings.library_method import guidance_of
 from experiments.settings.resolve import resolve
 
 SOON = ["guidance=adaptive", "guidance.threshold=-1"]

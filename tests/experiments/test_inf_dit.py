@@ -14,18 +14,18 @@ from experiments.backends import backend_class, load_backend
 from experiments.backends.base import sampling_of
 from experiments.backends.inf_dit.backend import EnlargingBackend
 from experiments.backends.inf_dit.checkpoint import ENCODER, NETWORK
+from experiments.backends.inf_dit.edm import EDMScheduler
 from experiments.backends.inf_dit.encoder import ClipVector, vision_tower
 from experiments.backends.inf_dit.model import InfDiTTransformer2DModel
 from experiments.backends.inf_dit.pipeline import InfDiTPipeline, corners
-from experiments.backends.inf_dit.sampler import EDMScheduler
 from experiments.config.compose import compose
 from experiments.errors import ConfigError
 from experiments.reports.costs import build_costs
 from experiments.runs import runner
 from experiments.runs.runner import execute, items_of
 from experiments.settings.identity import run_id
+from experiments.settings.prepare import caching, prepare
 from experiments.settings.resolve import resolve
-from experiments.settings.run import caching, prepare
 
 TINY = ("backend=inf_dit", "backend.size=tiny", "num_steps=5", "interval=2", "metrics.latency_repeats=1",
         "metrics.latency_warmup=0")  # fmt: skip

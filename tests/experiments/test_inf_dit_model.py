@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from experiments.backends.inf_dit.checkpoint import ENCODER, NETWORK, convert, official_names, renamed
+from experiments.backends.inf_dit.edm import EDMScheduler, Preconditioning, noise_levels
 from experiments.backends.inf_dit.images import channel_statistics, cropped, enlarged, reduced
 from experiments.backends.inf_dit.model import InfDiTTransformer2DModel
-from experiments.backends.inf_dit.sampler import EDMScheduler, Preconditioning, noise_levels
 from experiments.errors import ConfigError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "inf_dit_tiny.safetensors"

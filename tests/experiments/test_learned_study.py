@@ -7,10 +7,10 @@ import pytest
 
 import hicache
 from experiments.errors import ConfigError
-from experiments.learning.options import L2cOptions, LesaOptions
+from experiments.learning.predictor_options import L2cOptions, LesaOptions
 from experiments.learning.train_predictor import main as train_main
-from experiments.studies import calibrated, learned
-from experiments.studies.learned import contenders, main, spread
+from experiments.studies import calibrated, learned_study
+from experiments.studies.learned_study import contenders, main, spread
 
 QUICK = {"items": 4, "held_out": 2, "tokens": 4, "rows": 8, "intervals": (2, 3), "updates": (1, 2)}
 
@@ -18,13 +18,13 @@ QUICK = {"items": 4, "held_out": 2, "tokens": 4, "rows": 8, "intervals": (2, 3),
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Where the tables go; trainings take a moment."""
-    monkeypatch.setattr(learned, "FOLDER", tmp_path / "tables")
+    monkeypatch.setattr(learned_study, "FOLDER", tmp_path / "tables")
     finite = calibrated.psnr  # black images of the random model are equal
     monkeypatch.setattr(calibrated, "psnr", lambda *images: finite(*images).clamp(max=100))
-    monkeypatch.setattr(learned, "LesaOptions", functools.partial(LesaOptions, **QUICK))
+    monkeypatch.setattr(learned_study, "LesaOptions", functools.partial(LesaOptions, **QUICK))
     short = functools.partial(L2cOptions, updates=(2,), items=10, held_out=1)
-    monkeypatch.setattr(learned, "L2cOptions", short)
-    monkeypatch.setattr(learned, "VARIANTS", {"KAN": {}, "MLP": {"temporal": "mlp"}})
+    monkeypatch.setattr(learned_study, "L2cOptions", short)
+    monkeypatch.setattr(learned_study, "VARIANTS", {"KAN": {}, "MLP": {"temporal": "mlp"}})
     return tmp_path / "tables"
 
 

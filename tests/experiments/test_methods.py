@@ -8,8 +8,8 @@ import hicache
 from experiments.backends import BACKENDS, PRESETS, backend_class
 from experiments.config.compose import compose
 from experiments.errors import ConfigError
-from experiments.settings.checks import check_method, check_pair
-from experiments.settings.method import method_of
+from experiments.settings.compatibility import check_method, check_pair
+from experiments.settings.library_method import method_of
 from experiments.settings.on_presets import groups
 from experiments.settings.resolve import resolve
 from experiments.settings.zoo import PAGE, accepting, entry, main, markdown

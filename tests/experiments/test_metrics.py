@@ -14,9 +14,9 @@ from experiments.backends.digits.data import digits
 from experiments.config.compose import compose
 from experiments.errors import ConfigError
 from experiments.reports.columns import decimals_of, directions, head_of
-from experiments.runs.metrics.digits import digits_fid, digits_is, digits_sfid, network
+from experiments.runs.metrics.digits_metrics import digits_fid, digits_is, digits_sfid, network
 from experiments.runs.metrics.evidence import Evidence, mean_over_items, over_set
-from experiments.runs.metrics.registry import RUN_METRICS, RunMetric, check_metrics, compute, known_metrics
+from experiments.runs.metrics.measure import RUN_METRICS, RunMetric, check_metrics, compute, known_metrics
 from experiments.settings.resolve import resolve
 
 
@@ -89,14 +89,16 @@ def test_the_frechet_distance_is_that_of_torchmetrics(evidence, monkeypatch):
 @pytest.mark.parametrize("classes", [1, 10])
 def test_inception_score_counts_classes_that_are_certain(evidence, monkeypatch, classes):
     logits = torch.eye(10)[torch.arange(40) % classes] * 100
-    monkeypatch.setattr("experiments.runs.metrics.digits.network", lambda e: lambda images: logits)
+    monkeypatch.setattr("experiments.runs.metrics.digits_metrics.network", lambda e: lambda images: logits)
     assert digits_is(evidence)["mean"] == pytest.approx(classes, rel=1e-6)
 
 
 def test_class_accuracy_compares_with_the_class_asked_for(evidence, monkeypatch):
     asked = torch.arange(40) % 10
     answers = torch.where(torch.arange(40) < 30, asked, (asked + 1) % 10)
-    monkeypatch.setattr("experiments.runs.metrics.digits.network", lambda e: lambda images: torch.eye(10)[answers])
+    monkeypatch.setattr(
+        "experiments.runs.metrics.digits_metrics.network", lambda e: lambda images: torch.eye(10)[answers]
+    )
     assert RUN_METRICS["class_accuracy"].value(evidence)["mean"] == pytest.approx(0.75)
 
 

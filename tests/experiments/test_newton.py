@@ -10,7 +10,7 @@ from experiments.artefacts.plans import load_plan, path_of
 from experiments.backends import load_backend
 from experiments.backends.base import Sampling
 from experiments.calibration.calibrate import main, make_plan, measure
-from experiments.calibration.newton import Inside, Outside, jacobian, moved, moves_of, newton
+from experiments.calibration.newton_refinement import Inside, Outside, jacobian, moved, moves_of, newton
 from experiments.calibration.options import Options
 from experiments.calibration.targets import cost_line, fewest, generations
 from experiments.config.compose import compose

@@ -13,7 +13,7 @@ from experiments.runs import runner
 from experiments.runs.runner import execute
 from experiments.settings.describe import describe_method
 from experiments.settings.identity import canonical, run_id
-from experiments.settings.method import operators_of
+from experiments.settings.library_method import operators_of
 from experiments.settings.resolve import resolve
 from experiments.settings.rows import split_rows
 from hicache import Chipmunk

@@ -6,8 +6,8 @@ import hicache
 from experiments.backends import BACKENDS
 from experiments.config.compose import compose, options
 from experiments.config.preset import RowConfig
-from experiments.reports.build import published
 from experiments.reports.costs import build_costs
+from experiments.reports.result_table import published
 from experiments.reports.tables import main, presets_of
 from experiments.settings.rows import split_rows
 

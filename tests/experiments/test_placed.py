@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hicache
-from experiments.artefacts.places import maker, places_keys, places_path
+from experiments.artefacts.stored_places import maker, places_keys, places_path
 from experiments.calibration import places
 from experiments.calibration.calibrate import main
 from experiments.config.compose import compose

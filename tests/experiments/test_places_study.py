@@ -7,7 +7,7 @@ import pytest
 
 from experiments.config.compose import compose
 from experiments.settings.resolve import resolve
-from experiments.studies.places import cases, even_of
+from experiments.studies.places_study import cases, even_of
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,11 +10,11 @@ import hicache
 from experiments.config.compose import compose, options
 from experiments.config.preset import PresetConfig, RowConfig
 from experiments.errors import ConfigError
-from experiments.reports.build import PAPER, published
 from experiments.reports.columns import directions
+from experiments.reports.result_table import PAPER, published
 from experiments.settings.cost import cost_of
 from experiments.settings.identity import run_id
-from experiments.settings.method import method_of
+from experiments.settings.library_method import method_of
 from experiments.settings.resolve import resolve
 from experiments.settings.rows import expand, split_rows
 

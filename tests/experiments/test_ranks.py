@@ -11,10 +11,10 @@ from plans import planned
 
 from experiments.files import write_json
 from experiments.plans.manifest import Plan
-from experiments.reports.build import Cell, ResultTable, build, build_plan
 from experiments.reports.plot import plot, points
 from experiments.reports.ranks import differences, judged, values_of
 from experiments.reports.render import to_csv, to_latex, to_markdown
+from experiments.reports.result_table import Cell, ResultTable, build, build_plan
 
 ITEMS = [f"{index:05d}" for index in range(20)]
 SHIFTS = {"hicache": 1.0, "taylorseer": 0.0, "fora": -1.0}

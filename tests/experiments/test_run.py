@@ -16,9 +16,9 @@ from experiments.config.compose import compose
 from experiments.runs.runner import check, execute, folder_of
 from experiments.settings.describe import announcement
 from experiments.settings.identity import run_id
-from experiments.settings.method import guidance_of, method_of
+from experiments.settings.library_method import guidance_of, method_of
+from experiments.settings.prepare import items_of, prepare
 from experiments.settings.resolve import resolve
-from experiments.settings.run import items_of, prepare
 
 ROOT = Path(__file__).parents[2]
 INTERPRETERS = (method_of, run_id, sampling_of, guidance_of, items_of)

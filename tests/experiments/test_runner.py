@@ -15,7 +15,7 @@ from experiments.config.run import Settings
 from experiments.runs import runner
 from experiments.runs.runner import RunError, execute, folder_of, items_of
 from experiments.settings.describe import without_effect
-from experiments.settings.method import method_of
+from experiments.settings.library_method import method_of
 from experiments.settings.resolve import resolve
 from tests.programs import Program
 

@@ -10,10 +10,10 @@ import pytest
 from plans import planned
 
 from experiments.reports import plot as plots
-from experiments.reports.build import Cell, ResultTable, build
 from experiments.reports.plot import plot, points
 from experiments.reports.ranks import judged
 from experiments.reports.render import escaped, to_csv, to_latex, to_markdown
+from experiments.reports.result_table import Cell, ResultTable, build
 from experiments.reports.tables import main
 
 SUMMARY = {"mean": 31.25, "low": 30.5, "high": 32.0, "n": 9}

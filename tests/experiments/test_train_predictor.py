@@ -8,20 +8,20 @@ import torch
 
 import hicache
 from experiments import stopping
-from experiments.artefacts.weights import load_predictor, path_of, read
+from experiments.artefacts.learned_weights import load_predictor, path_of, read
 from experiments.backends import load_backend
 from experiments.backends.base import sampling_of
 from experiments.config.compose import compose
 from experiments.errors import ConfigError
-from experiments.learning.l2c import RouterTask, mixing
-from experiments.learning.lesa import PredictorTask, intervals_of, rows_of
-from experiments.learning.loop import Phase, train
-from experiments.learning.options import LesaOptions
+from experiments.learning.l2c_training import RouterTask, mixing
+from experiments.learning.lesa_training import PredictorTask, intervals_of, rows_of
+from experiments.learning.predictor_options import LesaOptions
 from experiments.learning.train_predictor import main, recorded
+from experiments.learning.training_loop import Phase, train
 from experiments.runs import runner
 from experiments.runs.runner import execute, items_of
 from experiments.settings.identity import run_id
-from experiments.settings.method import method_of
+from experiments.settings.library_method import method_of
 from experiments.settings.resolve import resolve
 from hicache.adapters import adapter_for
 from hicache.forecast.lesa import Predictor

@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from experiments.artefacts.weights import read
+from experiments.artefacts.learned_weights import read
 from experiments.calibration import trajectories
 from experiments.config.compose import compose
 from experiments.errors import ConfigError
 from experiments.files import ASSETS
-from experiments.learning.loop import Phase, train
+from experiments.learning.training_loop import Phase, train
 from experiments.runs import runner
 from experiments.settings.resolve import resolve
 from tests.faults.test_files import TEARS

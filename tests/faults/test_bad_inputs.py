@@ -27,7 +27,7 @@ from experiments.config.register import GROUPS
 from experiments.config.run import RunConfig
 from experiments.config.words import check_words
 from experiments.errors import ConfigError
-from experiments.learning.options import L2cOptions, LesaOptions, parse
+from experiments.learning.predictor_options import L2cOptions, LesaOptions, parse
 from experiments.learning.train_predictor import main as train
 from experiments.plans.collect import main as collect
 from experiments.plans.execute import main as execute

@@ -12,7 +12,7 @@ import torch
 
 from experiments.calibration import trajectories
 from experiments.config.compose import compose
-from experiments.learning import loop
+from experiments.learning import training_loop
 from experiments.plans import collect
 from experiments.plans.execute import inline
 from experiments.plans.make import make_plan
@@ -65,7 +65,7 @@ class Task:
     def __init__(self) -> None:
         torch.manual_seed(0)
         self.module = torch.nn.Linear(2, 1)
-        self.phases = [loop.Phase(name="one", updates=4, rate=0.1)]
+        self.phases = [training_loop.Phase(name="one", updates=4, rate=0.1)]
 
     def loss(self, phase: str, generator: torch.Generator) -> torch.Tensor:
         return self.module(torch.randn(3, 2, generator=generator)).square().mean()
@@ -79,7 +79,7 @@ class Task:
 
 def trained(tiny: Path) -> Program:
     """A training with its checkpoints."""
-    return lambda results: loop.train(Task(), results / "training", 0, 1) and 0
+    return lambda results: training_loop.train(Task(), results / "training", 0, 1) and 0
 
 
 def content(results: Path) -> dict[str, object]:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from evaluation import durable_files
 from experiments import stopping
-from experiments.artefacts import weights
+from experiments.artefacts import learned_weights
 from experiments.calibration import trajectories
 from experiments.config import compose as composing
 from experiments.config.compose import compose
@@ -120,9 +120,9 @@ def test_a_sweep_takes_the_scratch_folders_of_the_dead(monkeypatch, tmp_path):
 
 def artefact(path: Path, settings, **described: object) -> None:
     """A file of a training that describes what it likes."""
-    keys = weights.valid_for(settings)
+    keys = learned_weights.valid_for(settings)
     usual = {"method": "lesa", "channels": 8, "num_steps": settings.num_steps, "memories": [2], "cuts": []}
-    weights.save_artefact(path, {"a": torch.zeros(2)}, keys, usual | described, {})
+    learned_weights.save_artefact(path, {"a": torch.zeros(2)}, keys, usual | described, {})
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_a_small_artefact_asks_for_no_memory(described, tmp_path):
     words = ["method=lesa", f"method.artefact={tmp_path / 'x.safetensors'}"]
     artefact(tmp_path / "x.safetensors", resolve(compose(words)), **described)
     with pytest.raises(ConfigError, match=r"method\.artefact: must .*x\.safetensors"):
-        weights.load_predictor(resolve(compose(words)))
+        learned_weights.load_predictor(resolve(compose(words)))
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff" * 64, b'\x08\0\0\0\0\0\0\0{"a":1}'], ids=["empty", "length", "header"])
@@ -152,7 +152,7 @@ def test_a_damaged_artefact_is_named(data, tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(data)
     with pytest.raises(ConfigError, match=r"method\.artefact: must be a trained file"):
-        weights.load_predictor(resolve(compose(["method=lesa", f"method.artefact={path}"])))
+        learned_weights.load_predictor(resolve(compose(["method=lesa", f"method.artefact={path}"])))
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ from hicache.fitting.gaussian import carry
 from hicache.forecast.module_histories import ModuleHistories
 from hicache.forecast.pade import Pade
 from hicache.forecast.scale import Adaptive
+from hicache.generation_report import Report
 from hicache.patch import TokenPatch
 from hicache.policy import Clock, Stages
 from hicache.policy.broadcast import Broadcast
-from hicache.report import Report
 from hicache.tree import Action, Site
 from tests.hicache.models import build, denoise, inputs, method
 

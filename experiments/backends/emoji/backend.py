@@ -19,7 +19,7 @@ from evaluation import decoders
 from experiments.backends.base import Backend, Item, Sampling, item_seed
 from experiments.backends.emoji.captions import SIZE, random_scene
 from experiments.backends.emoji.pipeline import EmojiPipeline, scheduler
-from experiments.backends.emoji.text import LENGTH, TextEncoder, read_words
+from experiments.backends.emoji.text_encoder import LENGTH, TextEncoder, read_words
 from experiments.backends.weights import check_whole
 from experiments.config.backend import BackendConfig, EmojiConfig
 from experiments.errors import check

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from experiments.backends.emoji.atlas import OBJECTS, STYLES
 from experiments.backends.emoji.captions import COLOURS, COUNTS, Scene
-from experiments.backends.emoji.text import TextEncoder, encode
+from experiments.backends.emoji.text_encoder import TextEncoder, encode
 
 __all__ = ["FEATURES", "EmojiJudge", "Verdict", "load_judge", "targets"]
 

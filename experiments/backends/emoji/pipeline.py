@@ -25,7 +25,7 @@ from diffusers import (
 from torch import Tensor
 
 from experiments.backends.emoji.captions import SIZE
-from experiments.backends.emoji.text import TextEncoder, encode
+from experiments.backends.emoji.text_encoder import TextEncoder, encode
 
 __all__ = ["TOKENS", "EmojiPipeline", "pack", "predict", "scheduler", "shift", "unpack"]
 

@@ -23,12 +23,12 @@ from evaluation.errors import EvaluationError
 from experiments.backends import media
 from experiments.backends.base import Backend, Item, Sampling
 from experiments.backends.inf_dit.checkpoint import ENCODER, NETWORK
+from experiments.backends.inf_dit.edm import EDMScheduler, Preconditioning
 from experiments.backends.inf_dit.encoder import ClipVector
 from experiments.backends.inf_dit.images import channel_statistics, cropped, reduced
 from experiments.backends.inf_dit.model import InfDiTTransformer2DModel
 from experiments.backends.inf_dit.pipeline import InfDiTPipeline, corners
-from experiments.backends.inf_dit.sampler import EDMScheduler, Preconditioning
-from experiments.backends.pipeline import PipelineBackend, generators
+from experiments.backends.pipeline_backend import PipelineBackend, generators
 from experiments.backends.tiny import random_weights
 from experiments.backends.weights import DTYPES, Hub, check_whole
 from experiments.config.backend import BackendConfig

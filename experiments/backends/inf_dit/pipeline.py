@@ -18,9 +18,9 @@ import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor
 
+from experiments.backends.inf_dit.edm import EDMScheduler, Preconditioning
 from experiments.backends.inf_dit.images import enlarged, reduced
 from experiments.backends.inf_dit.model import InfDiTTransformer2DModel
-from experiments.backends.inf_dit.sampler import EDMScheduler, Preconditioning
 
 __all__ = ["InfDiTPipeline", "corners"]
 

@@ -11,8 +11,8 @@ import transformers
 from torch import nn
 
 from experiments.backends.tiny import random_weights, text
+from experiments.backends.tiny.components import Component, Recipe
 from experiments.backends.tiny.films import FILMS
-from experiments.backends.tiny.parts import Component, Recipe
 from experiments.backends.tiny.pictures import PICTURES
 from experiments.errors import choose
 from hicache.generic.structure import DENOISERS

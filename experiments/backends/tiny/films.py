@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from experiments.backends.tiny.parts import FLOW, QWEN, ROPE, SHIFTED, T5, WIDTH, Recipe, component, decoder
+from experiments.backends.tiny.components import FLOW, QWEN, ROPE, SHIFTED, T5, WIDTH, Recipe, component, decoder
 
 __all__ = ["FILMS"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from experiments.backends.tiny.parts import (
+from experiments.backends.tiny.components import (
     CLIP,
     DDIM,
     FLOW,

@@ -9,7 +9,7 @@ from typing import Any
 
 import transformers
 
-from experiments.backends.tiny.parts import clip_options
+from experiments.backends.tiny.components import clip_options
 
 __all__ = [
     "byte_tokenizer",

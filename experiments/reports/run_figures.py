@@ -16,13 +16,13 @@ from experiments.backends import load_backend
 from experiments.calibration.trajectories import TrajectoryRecorder
 from experiments.config.run import Settings
 from experiments.files import write_text
-from experiments.reports.build import ResultTable, Row
 from experiments.reports.columns import directions, head_of
 from experiments.reports.gallery import records_of
 from experiments.reports.plot import AXES, draw_panel, height_of, identity_of, is_plain, look_of_row
 from experiments.reports.ranks import values_of
+from experiments.reports.result_table import ResultTable, Row
 from experiments.runs.style import COLUMN, save, styled
-from experiments.settings.run import caching, prepare
+from experiments.settings.prepare import caching, prepare
 
 __all__ = ["ablation", "full_steps", "paired", "step_errors"]
 

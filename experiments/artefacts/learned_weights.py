@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from experiments.artefacts.base import check_keys, command, digest_of, keys_of
+from experiments.artefacts.artefact import check_keys, command, digest_of, keys_of
 from experiments.config.method import TRAINED_SCOPES, LearnedConfig
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check

@@ -25,10 +25,10 @@ from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
 from experiments.runs.runner import generate_batch, items_of
 from experiments.settings.cost import count_flops
-from experiments.settings.method import method_of
+from experiments.settings.library_method import method_of
 from experiments.settings.resolve import resolve
 from experiments.studies.calibrated import FOLDER, Bench
-from experiments.studies.report import write_rows
+from experiments.studies.study_report import write_rows
 from hicache.policy.scheduled import KindSchedule
 
 __all__ = ["contenders", "measured"]

@@ -20,9 +20,9 @@ from torch import nn
 
 from experiments.backends import backend_of
 from experiments.backends.base import Backend
-from experiments.backends.diffusers import DiffusersBackend
+from experiments.backends.diffusers_backend import DiffusersBackend
 from experiments.backends.digits.backend import DigitsBackend, folder_of
-from experiments.backends.pipeline import PipelineBackend
+from experiments.backends.pipeline_backend import PipelineBackend
 from experiments.config.backend import BackendConfig
 from experiments.errors import ConfigError
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.backends.base import Backend
 from experiments.settings.cost import count_flops
-from experiments.settings.run import Run
+from experiments.settings.prepare import Run
 
 __all__ = ["count_sparse", "summary_of"]
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.artefacts.base import artefacts, check_keys, command, compact, digest_of, keys_of, stored_json
+from experiments.artefacts.artefact import artefacts, check_keys, command, compact, digest_of, keys_of, stored_json
 from experiments.config.backend import semantic
 from experiments.config.run import Settings
 from experiments.errors import ConfigError

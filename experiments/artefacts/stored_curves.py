@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import hicache
-from experiments.artefacts.base import artefacts, check_keys, command, compact, digest_of, keys_of, stored_json
+from experiments.artefacts.artefact import artefacts, check_keys, command, compact, digest_of, keys_of, stored_json
 from experiments.backends import backend_class
 from experiments.config.method import SmoothCacheConfig
 from experiments.config.run import Settings

@@ -24,7 +24,7 @@ from experiments.backends.base import Backend, Sampling
 from experiments.backends.digits.backend import DigitsBackend
 from experiments.backends.digits.data import NULL_CLASS, split
 from experiments.errors import ConfigError, check
-from experiments.learning.loop import Phase
+from experiments.learning.training_loop import Phase
 from hicache.adapters import adapter_for
 from hicache.adapters.base import Adapter
 from hicache.adapters.modules import Module

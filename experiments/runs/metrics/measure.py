@@ -97,12 +97,12 @@ def of_audio(
 
 
 def on_digits(name: str, title: str, better: Literal["higher", "lower"], decimals: int = 2) -> RunMetric:
-    """A metric of `experiments.runs.metrics.digits`, imported on use because it loads a classifier."""
+    """A metric of `experiments.runs.metrics.digits_metrics`, imported on use because it loads a classifier."""
 
     def value(evidence: Evidence) -> Summary:
-        from experiments.runs.metrics import digits
+        from experiments.runs.metrics import digits_metrics
 
-        return getattr(digits, name)(evidence)
+        return getattr(digits_metrics, name)(evidence)
 
     return RunMetric(name=name, title=title, better=better, decimals=decimals, value=value, backends=("digits",))
 

@@ -6,10 +6,10 @@ import dataclasses
 from typing import Any
 
 import hicache
-from experiments.artefacts.curves import curve_options
-from experiments.artefacts.places import is_placed, load_places
+from experiments.artefacts.learned_weights import load_predictor, load_router
 from experiments.artefacts.plans import load_plan
-from experiments.artefacts.weights import load_predictor, load_router
+from experiments.artefacts.stored_curves import curve_options
+from experiments.artefacts.stored_places import is_placed, load_places
 from experiments.config.guidance import AdaptiveGuidanceConfig, GuidanceConfig
 from experiments.config.method import AdaptiveConfig, CalibratedConfig, L2cConfig, LesaConfig
 from experiments.config.operators import ChipmunkConfig

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from experiments.learning.loop import Phase
+from experiments.learning.training_loop import Phase
 from hicache.forecast.lesa import Predictor
 from hicache.policy import full_steps
 

@@ -23,8 +23,8 @@ from typing import Any
 import hicache
 from evaluation.fidelity import psnr
 from evaluation.statistics import bootstrap_mean
-from experiments.artefacts.places import places_path
 from experiments.artefacts.plans import load_plan, path_of
+from experiments.artefacts.stored_places import places_path
 from experiments.backends.base import sampling_of
 from experiments.calibration.trajectories import split_arguments
 from experiments.cli import Exit
@@ -33,10 +33,10 @@ from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
 from experiments.runs.runner import items_of
 from experiments.runs.style import COLUMN, save, styled
-from experiments.settings.method import method_of
+from experiments.settings.library_method import method_of
 from experiments.settings.resolve import resolve
 from experiments.studies.calibrated import FOLDER, Bench, intervals_for
-from experiments.studies.report import write_rows
+from experiments.studies.study_report import write_rows
 from hicache import CacheMethod
 
 __all__ = ["cases", "even_of", "main", "write_page"]

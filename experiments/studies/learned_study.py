@@ -24,11 +24,11 @@ from experiments.cli import Exit
 from experiments.config.compose import compose
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check, choose
-from experiments.learning.options import L2cOptions, LesaOptions
+from experiments.learning.predictor_options import L2cOptions, LesaOptions
 from experiments.learning.train_predictor import train_predictor
 from experiments.runs.runner import items_of
 from experiments.settings.cost import count_flops
-from experiments.settings.method import method_of
+from experiments.settings.library_method import method_of
 from experiments.settings.resolve import resolve
 from experiments.studies.calibrated import Bench
 from experiments.studies.learned_plots import plot_costs, plot_losses, plot_steps

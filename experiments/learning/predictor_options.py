@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.artefacts.base import check_output
+from experiments.artefacts.artefact import check_output
 from experiments.errors import ConfigError, check, choose
 from hicache.forecast.lesa import MIXINGS, TEMPORALS
 

@@ -10,15 +10,15 @@ import torch
 import hicache
 from experiments.backends import backend_of
 from experiments.backends.base import Backend
-from experiments.backends.pipeline import PipelineBackend
+from experiments.backends.pipeline_backend import PipelineBackend
 from experiments.backends.weights import DTYPES, locate
 from experiments.config.backend import FluxConfig
 from experiments.config.guidance import AdaptiveGuidanceConfig
 from experiments.config.method import StepsConfig
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check, choose
-from experiments.settings.method import operators_of
-from experiments.settings.run import Run
+from experiments.settings.library_method import operators_of
+from experiments.settings.prepare import Run
 from hicache import CacheMethod, Chipmunk
 from hicache.adapters import ADAPTERS, Adapter
 from hicache.operators.providers import kernels_of
@@ -140,8 +140,10 @@ def check_fit(run: Run) -> None:
     Raises:
         ConfigError: for spans without a block, scopes that this variant of the architecture lacks, and the like.
     """
-    from experiments.backends.diffusers import DiffusersBackend  # late: tables and plans of known methods need none
-    from experiments.backends.meta import blueprint_of, skeleton
+    from experiments.backends.diffusers_backend import (
+        DiffusersBackend,  # late: tables and plans of known methods need none
+    )
+    from experiments.backends.meta_backend import blueprint_of, skeleton
 
     built, guidance, operators, config = run.method, run.guidance, run.operators, run.settings.backend
     if not built.caches and guidance is None and operators is None:

@@ -21,7 +21,7 @@ from experiments.plans.freeze import restore_settings
 from experiments.plans.manifest import Plan
 from experiments.plans.status import State, state_of
 from experiments.runs.folder import is_number, read_metrics
-from experiments.runs.metrics.registry import paired_with_reference
+from experiments.runs.metrics.measure import paired_with_reference
 from experiments.settings.identity import run_id
 from experiments.settings.resolve import resolve
 from experiments.settings.rows import split_rows

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from experiments import stopping
-from experiments.artefacts.weights import read
+from experiments.artefacts.learned_weights import read
 from experiments.errors import ConfigError, check
 from experiments.files import replacing, sweep, write_tensors
 

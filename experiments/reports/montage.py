@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 
 from evaluation.decoders import read_frames
-from experiments.reports.build import ResultTable
 from experiments.reports.gallery import read_still, records_of, varied
 from experiments.reports.plot import identity_of, is_plain
 from experiments.reports.ranks import values_of
+from experiments.reports.result_table import ResultTable
 from experiments.runs.folder import read_metrics
 from experiments.runs.picture import gain_of
 from experiments.runs.style import save, styled

@@ -24,7 +24,7 @@ from torch import Tensor
 from evaluation.decoders import open_picture
 from experiments.backends import media
 from experiments.backends.base import Item, Sampling
-from experiments.backends.pipeline import PromptedBackend, generators
+from experiments.backends.pipeline_backend import PromptedBackend, generators
 from experiments.backends.tiny.build import RECIPES, build, described
 from experiments.backends.weights import DTYPES, Hub, locate
 from experiments.config.backend import BackendConfig

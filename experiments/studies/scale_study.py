@@ -21,10 +21,10 @@ from experiments.config.run import Settings
 from experiments.errors import ConfigError, check, choose
 from experiments.runs.runner import items_of
 from experiments.settings.automatic import automatic
-from experiments.settings.method import method_of
+from experiments.settings.library_method import method_of
 from experiments.settings.resolve import resolve
 from experiments.studies.calibrated import FOLDER, Bench
-from experiments.studies.report import StudyRow, write_table
+from experiments.studies.study_report import StudyRow, write_table
 from hicache.methods import TIMES
 
 __all__ = ["best_of_grid", "sigma_study", "time_study"]

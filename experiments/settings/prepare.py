@@ -16,7 +16,7 @@ from experiments.backends import backend_of
 from experiments.backends.base import Backend, Item, Sampling, sampling_of
 from experiments.config.run import Settings
 from experiments.settings.identity import run_id
-from experiments.settings.method import guidance_of, method_of, operators_of
+from experiments.settings.library_method import guidance_of, method_of, operators_of
 from hicache import AdaptiveGuidance, CacheMethod, Chipmunk, Handle
 
 __all__ = ["Run", "caching", "items_of", "prepare"]
