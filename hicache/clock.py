@@ -7,6 +7,11 @@ each time. A scheduler without `step` announces generations only; then every cal
 
 Schedulers are watched through their classes (`watch`): the objects themselves keep nothing but a mark, of which a
 copy or a pickle is None, so that a copied scheduler, model or pipeline is a plain, independent one.
+
+Some pipelines copy their scheduler and let the copies make the steps, one for every frame of a film (diffusion
+forcing). A copy that is made during a generation tells the clock of its original what it does (`Heir`). Where the
+original makes no step, a step is over when the model is called after copies have stepped. Copies that begin at
+different steps, as frames that are denoised one after the other, have no common step: the clock is `split`.
 """
 
 from __future__ import annotations
@@ -32,6 +37,28 @@ class Mark:
         self.owner = weakref.ref(owner)
         self.around: dict[str, list[Around]] = {}
         self.busy: set[str] = set()
+        self.heir: Callable[[], Heir | None] | None = None
+
+    def __deepcopy__(self, memo: Any) -> Heir | None:
+        del memo
+        return None if self.heir is None else self.heir()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()
+
+
+class Heir:
+    """What the copy of a scheduler carries that was made during a generation: whom it tells of its calls."""
+
+    def __init__(self, clock: SamplerClock) -> None:
+        self.clock = weakref.ref(clock)
+        self.begun = False
+
+    def tell(self, name: str) -> None:
+        """A method of the copy was called."""
+        clock = self.clock()
+        if clock is not None and clock.present:
+            clock.hear(self, name)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()
@@ -41,9 +68,15 @@ _WATCHED: dict[tuple[type, str], tuple[Callable[..., Any], int]] = {}
 """Methods that were replaced in their classes: the originals, and how many objects are watched."""
 
 
+def carried(owner: object) -> Mark | Heir | None:
+    """What an object carries: a mark, or what became of it in a copy."""
+    return vars(owner).get(Mark.name)
+
+
 def mark_of(owner: object) -> Mark | None:
     """What an object carries that is watched."""
-    return vars(owner).get(Mark.name)
+    found = carried(owner)
+    return found if isinstance(found, Mark) else None
 
 
 def defining(owner: object, name: str) -> type | None:
@@ -87,8 +120,12 @@ def watched(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        mark = mark_of(self)
+        mark, heir = mark_of(self), carried(self)
         call = functools.partial(original, self)
+        if isinstance(heir, Heir):
+            result = call(*args, **kwargs)
+            heir.tell(name)
+            return result
         if mark is None or mark.owner() is not self or name in mark.busy:
             return call(*args, **kwargs)
         mark.busy.add(name)
@@ -123,6 +160,9 @@ class SamplerClock:
         active: whether a generation is under way.
         counts: whether the scheduler has a `step` that is counted.
         thread: the thread that announced it; calls from others are none of its own.
+        own: whether the scheduler itself has made a step of the generation.
+        due: whether copies of it have, since the model was called last.
+        split: whether these have no step in common.
     """
 
     def __init__(self, scheduler: Any) -> None:
@@ -133,12 +173,16 @@ class SamplerClock:
         self.begin_index = 0
         self.active = False
         self.thread = 0
+        self.own = self.due = self.split = False
         self._around: dict[str, Around] = {
             "set_timesteps": self._set_timesteps,
             "set_begin_index": self._set_begin_index,
             "step": self._step,
         }
         self.counts = {name: watch(scheduler, name, around) for name, around in self._around.items()}["step"]
+        mark = mark_of(scheduler)
+        if mark is not None:
+            mark.heir = self.heir
 
     @property
     def stage(self) -> int:
@@ -152,21 +196,46 @@ class SamplerClock:
         return 2 if hasattr(type(scheduler), "state_in_first_order") else 1
 
     @property
+    def present(self) -> bool:
+        """Whether this thread is in a generation."""
+        return self.active and self.thread == threading.get_ident()
+
+    @property
     def drives(self) -> bool:
         """Whether a call of this thread belongs to the generation under way."""
-        return self.active and self.thread == threading.get_ident() and self.step < self.num_steps
+        return self.present and self.step < self.num_steps
 
     def start(self, begin_index: int = 0) -> None:
         """A generation begins with timestep `begin_index`."""
         timesteps = getattr(self.scheduler(), "timesteps", ())
         self.step, self.begin_index, self.num_steps = 0, begin_index, len(timesteps) - begin_index
         self.active, self.thread = True, threading.get_ident()
+        self.own = self.due = self.split = False
         for listener in list(self.listeners):
             listener.announce(self.num_steps, self)
 
     def stop(self) -> None:
         """The generation is over."""
         self.active = False
+
+    def heir(self) -> Heir | None:
+        """What a copy of the scheduler carries that is made now."""
+        return Heir(self) if self.present else None
+
+    def hear(self, copy: Heir, name: str) -> None:
+        """A copy has made a step, or its timesteps were set: anew after steps, for the next part of a film."""
+        if self.own:
+            return
+        if name == "step":
+            self.split = self.split or (not copy.begun and self.step > 0)
+            copy.begun = self.due = True
+        elif name == "set_timesteps" and (self.step or self.due):
+            self.start()
+
+    def settle(self) -> None:
+        """Before a call of the model: a step that copies have made is over."""
+        if self.due:
+            self.step, self.due = self.step + 1, False
 
     def release(self) -> None:
         """Watch the scheduler no more."""
@@ -188,6 +257,7 @@ class SamplerClock:
     def _step(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = call(*args, **kwargs)
         self.step += 1
+        self.own, self.due = True, False
         return result
 
 

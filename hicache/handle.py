@@ -230,13 +230,25 @@ class Handle:
         self._attached, self.pipe = {}, None
 
     def prepare(self) -> None:
-        """Before a call of a model: follow the pipeline's scheduler, if it was exchanged."""
+        """Before a call of a model: follow the pipeline's scheduler, if it was exchanged.
+
+        Raises:
+            PlanError: if copies of it make steps that have no common count.
+        """
         scheduler = getattr(self.pipe, "scheduler", None)
         if scheduler is not None and (self._clock is None or self._clock.scheduler() is not scheduler):
             self._follow()
             timesteps = getattr(scheduler, "timesteps", None)
             if self._clock is not None and timesteps is not None and len(timesteps):
                 self._clock.start()
+        if self._clock is None or not self._clock.present:
+            return
+        self._clock.settle()
+        if self._clock.split and any(attached.executor.caches for attached in self._attached.values()):
+            raise PlanError(
+                f"scheduler: its copies must step together, got one whose first step came after {self._clock.step} of "
+                "the others (frames that are denoised one after the other; ar_step=0 denoises them together)"
+            )
 
     def _follow(self) -> None:
         """Let the pipeline's scheduler give the steps."""

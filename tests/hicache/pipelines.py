@@ -64,6 +64,32 @@ def wan(models=2):
     )  # fmt: skip
 
 
+def skyreels():
+    """A pipeline of diffusion forcing, whose scheduler is copied for every latent frame."""
+    from diffusers import (
+        AutoencoderKLWan,
+        SkyReelsV2DiffusionForcingPipeline,
+        SkyReelsV2Transformer3DModel,
+        UniPCMultistepScheduler,
+    )
+
+    torch.manual_seed(0)
+    model = SkyReelsV2Transformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=16, out_channels=16,
+        text_dim=32, freq_dim=256, ffn_dim=32, num_layers=2, cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads", rope_max_seq_len=32, inject_sample_info=False,
+    )  # fmt: skip
+    vae = AutoencoderKLWan(
+        base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
+    )
+    scheduler = UniPCMultistepScheduler(flow_shift=8.0, use_flow_sigmas=True, prediction_type="flow_prediction")
+    return quiet(
+        SkyReelsV2DiffusionForcingPipeline(
+            tokenizer=None, text_encoder=None, vae=vae, scheduler=scheduler, transformer=lively(model)
+        )
+    )
+
+
 @functools.cache
 def embeddings():
     return torch.randn(1, 8, 32, generator=torch.Generator().manual_seed(0))
@@ -71,9 +97,9 @@ def embeddings():
 
 def run(pipe, steps=8, seed=0, **kwargs):
     """Latents of one generation."""
-    if type(pipe).__name__.startswith("Wan"):
+    if type(pipe).__name__.startswith(("Wan", "SkyReels")):
         kwargs = {"prompt_embeds": embeddings(), "negative_prompt_embeds": -embeddings(), "num_frames": 9, **kwargs}
-        kwargs = {"height": 16, "width": 16, "output_type": "latent", **kwargs}
+        kwargs = {"prompt": None, "height": 16, "width": 16, "output_type": "latent", **kwargs}
     else:
         kwargs = {"prompt": "a cat", **FLUX, **kwargs}
     result = pipe(num_inference_steps=steps, generator=torch.Generator().manual_seed(seed), **kwargs)
