@@ -22,9 +22,9 @@ def load(model: str | None) -> DiffusionPipeline:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return DiffusionPipeline.from_pretrained(model, torch_dtype=torch.bfloat16).to(device)
     sys.path.insert(0, str(Path(__file__).parents[1]))  # the experiments beside this folder
-    from experiments.backends.tiny import tiny_pipeline
+    from experiments.backends.tiny.flux import build
 
-    return tiny_pipeline("flux")
+    return build("tiny", guided=True)
 
 
 def main() -> None:

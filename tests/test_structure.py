@@ -27,6 +27,23 @@ LAYERS = (
 )
 """Rooms of `experiments`, from the floor up. What stands on one floor does not import each other."""
 
+SHARED_NAMES = {
+    "__init__": "every package",
+    "__main__": "every package that is a program",
+    "base": "the interface of what its folder holds: adapters, patches, policies, backends",
+    "cli": "experiments and evaluation keep to themselves",
+    "errors": "experiments and evaluation keep to themselves",
+    "backend": "an embedded model's `Backend`, and the schemas of conf/backend/",
+    "pipeline": "an embedded model's diffusers pipeline",
+    "dit": "one model: its adapter, its backend, its tiny counterpart",
+    "flux": "one model: its backend, its tiny counterpart",
+    "hunyuan_video": "one model: its backend, its tiny counterpart",
+    "qwen_image": "one model: its backend, its tiny counterpart",
+    "guidance": "adaptive guidance, and the schemas of conf/guidance/",
+    "operators": "the schemas of conf/operators/, and the benchmark of that name",
+}
+"""File names that may be there more than once, with the reason."""
+
 
 @cache
 def modules() -> dict[str, Path]:
@@ -37,6 +54,25 @@ def modules() -> dict[str, Path]:
             parts = path.relative_to(ROOT).with_suffix("").parts
             found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
+
+
+@cache
+def tree(module: str) -> ast.Module:
+    """What a module says."""
+    return ast.parse(modules()[module].read_text())
+
+
+def offered(module: str) -> set[str]:
+    """The names that can be imported from a module: what it defines or imports at its top, and what lies in its folder."""
+    names = {name.rpartition(".")[2] for name in modules() if name.rpartition(".")[0] == module}
+    for node in tree(module).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            names |= {alias.asname or alias.name for alias in node.names}
+        else:
+            names |= {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+    return names
 
 
 def named(module: str, node: ast.AST) -> set[str]:
@@ -51,8 +87,7 @@ def named(module: str, node: ast.AST) -> set[str]:
 
 def imports_of(module: str) -> set[str]:
     """The project's modules that a module imports: at the top, inside functions, under TYPE_CHECKING."""
-    tree = ast.parse(modules()[module].read_text())
-    asked = {name for node in ast.walk(tree) for name in named(module, node)}
+    asked = {name for node in ast.walk(tree(module)) for name in named(module, node)}
     found = {name if name in modules() else name.rpartition(".")[0] for name in asked}
     return (found & modules().keys()) - {module}
 
@@ -106,9 +141,21 @@ def test_packages_keep_to_themselves(package, foreign):
 
 
 def test_a_class_has_a_name_of_its_own():
-    trees = [ast.parse(path.read_text()) for path in modules().values()]
-    names = [node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)]
+    names = [node.name for module in modules() for node in tree(module).body if isinstance(node, ast.ClassDef)]
     assert [name for name, count in Counter(names).items() if count > 1] == []
+
+
+def test_a_file_has_a_name_of_its_own():
+    counts = Counter(path.stem for path in modules().values())
+    assert {name for name, count in counts.items() if count > 1} == SHARED_NAMES.keys()
+
+
+def test_examples_import_what_exists():
+    for path in sorted((ROOT / "examples").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module in modules():
+                missing = {alias.name for alias in node.names} - offered(node.module)
+                assert not missing, f"{path.name} imports {missing} of {node.module}"
 
 
 def test_few_files_lie_loose():

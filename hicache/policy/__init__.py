@@ -8,6 +8,7 @@ from hicache.policy.learned import LayerMask
 from hicache.policy.modulated import Alternate, Modulated
 from hicache.policy.probe import Probe
 from hicache.policy.scheduled import KindSchedule
+from hicache.policy.speculative import Verify
 from hicache.policy.static import (
     Algorithm1,
     Even,
@@ -21,7 +22,6 @@ from hicache.policy.static import (
     Uniform,
     full_steps,
 )
-from hicache.policy.verify import Verify
 
 POLICIES: dict[str, type[Policy]] = {
     "interval": Interval,

@@ -20,7 +20,7 @@ from experiments.settings.compatibility import adapter_class
 from experiments.settings.library_method import method_of
 from experiments.settings.resolve import resolve
 from experiments.settings.zoo import entry
-from hicache.policy.verify import Verify
+from hicache.policy.speculative import Verify
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,7 @@ import torch
 import hicache
 from hicache.patch import ClusterPatch
 from hicache.policy import Clock
-from hicache.policy.verify import Verify
+from hicache.policy.speculative import Verify
 from hicache.tree import Site
 from tests.hicache.models import MODELS, build, denoise, inputs, method
 
