@@ -1,4 +1,8 @@
-"""What every artefact has: the settings it is valid for, its place, its digest, and the command that makes it.
+"""Artefacts: files that were made once for some settings, and that runs of those settings take something from.
+
+Each kind (`plans`, `curves`, `moments`, `places`, `weights`) says in one `Artefact` when a run uses it, where it lies,
+what it is valid for, which command makes it and how it is read. That it is there, is whole, belongs to the run, and is
+a part of the run's identity by its digest, is seen to here for all of them.
 
 A file is read once while it stays as it is: its digest, a part of a run's identity, and what is loaded from it are of
 the same bytes.
@@ -12,20 +16,23 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+from safetensors import SafetensorError
 
 from experiments.backends.base import sampling_of
 from experiments.config.backend import BackendConfig
 from experiments.config.compose import compose
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
-from experiments.files import ASSETS
+from experiments.files import ASSETS, sweep, write_text
 
 __all__ = [
     "SCOPES",
+    "Artefact",
     "artefacts",
     "check_keys",
     "check_output",
@@ -33,9 +40,81 @@ __all__ = [
     "compact",
     "digest_of",
     "keys_of",
+    "prepare",
     "read_stored",
+    "store_json",
     "stored_json",
 ]
+
+
+T = TypeVar("T")
+
+UNREADABLE = (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError)
+"""What reading a file ends with that is not what it should be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artefact(Generic[T]):
+    """One kind of artefact.
+
+    Attributes:
+        name: what its digest is called in a run's identity.
+        option: the option that refusals name.
+        what: what a file of the kind is called there.
+        absent: what a run without its file is told; empty: that it must be `what`.
+        used: whether a run takes something from a file of the kind.
+        path: where that is.
+        keys: what it must be valid for.
+        maker: the command that makes it, or why none can.
+        read: what a file holds, and what it is valid for; may end in any of `UNREADABLE`.
+    """
+
+    name: str
+    option: str
+    what: str
+    absent: str = ""
+    used: Callable[[Settings], bool]
+    path: Callable[[Settings], Path]
+    keys: Callable[[Settings], Mapping[str, Any]]
+    maker: Callable[[Settings], str]
+    read: Callable[[Path], tuple[T, Mapping[str, Any]]]
+
+    def load(self, settings: Settings, option: str = "", path: Path | None = None) -> T:
+        """What the run takes, from its file or from `path`; `option` is what the user gave.
+
+        Raises:
+            ConfigError: if there is none, if it is damaged, or if it belongs to other settings.
+        """
+        option, path = option or self.option, self.path(settings) if path is None else path
+        if not path.is_file():
+            rule = self.absent or f"must be {self.what}"
+            raise ConfigError(f"{option}: {rule} ({self.maker(settings)}), got no {str(path)!r}")
+        found, keys = self.open(path, option)
+        check_keys(option, path, keys, self.keys(settings))
+        return found
+
+    def open(self, path: Path, option: str = "") -> tuple[T, Mapping[str, Any]]:
+        """What a file holds, and what it is valid for.
+
+        Raises:
+            ConfigError: if it is no file of this kind.
+        """
+        try:
+            found, keys = self.read(path)
+            return found, dict(keys)
+        except UNREADABLE as error:
+            rule = f"must be {self.what} ({' '.join(str(error).split())})"
+            raise ConfigError(f"{option or self.option}: {rule}, got {str(path)!r}") from error
+
+    def digest(self, settings: Settings) -> dict[str, str]:
+        """Of the file, a part of the run's identity; empty where none is used or there."""
+        path = self.path(settings) if self.used(settings) else None
+        return {} if path is None or not path.is_file() else {self.name: digest_of(path)}
+
+    def lacks(self, settings: Settings) -> str:
+        """Which file must be made before the run can start, and how; empty if none."""
+        path = self.path(settings) if self.used(settings) else None
+        return "" if path is None or path.is_file() else f"no {path.name}: {self.maker(settings)}"
 
 
 SCOPES = ("output", "stack", "modules")
@@ -159,6 +238,19 @@ def check_keys(key: str, path: Path, found: Mapping[str, Any], wanted: Mapping[s
     for name, value in wanted.items():
         if found.get(name) != value:
             raise ConfigError(f"{key}: {path.name} is valid for {name}={found.get(name)!r}, got {value!r}")
+
+
+def prepare(path: Path) -> None:
+    """Make the folder of an artefact, without what a killed process left there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent)
+
+
+def store_json(path: Path, keys: Mapping[str, Any], made: Mapping[str, Any], **contents: Any) -> None:
+    """Write an artefact of JSON: what it is valid for, how it was made, and what it holds."""
+    prepare(path)
+    data = {"keys": dict(keys), "made": dict(made), **contents}
+    write_text(path, compact(json.dumps(data, indent=1, allow_nan=False)) + "\n")
 
 
 def compact(text: str) -> str:

@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from experiments.artefacts.artefact import check_keys, command, digest_of, keys_of
+from experiments.artefacts.artefact import Artefact, command, keys_of, prepare
 from experiments.config.method import TRAINED_SCOPES, LearnedConfig
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
-from experiments.files import ASSETS, sweep, write_tensors
+from experiments.files import ASSETS, write_tensors
 from hicache.forecast.lesa import Predictor
 
 __all__ = [
-    "contents",
+    "WEIGHTS",
     "load_artefact",
     "load_predictor",
     "load_router",
@@ -52,14 +52,6 @@ def path_of(settings: Settings) -> Path:
     return ASSETS / settings.backend.name / "learned" / name
 
 
-def contents(settings: Settings) -> dict[str, str]:
-    """The digest of the artefact, a part of the run's identity."""
-    if not isinstance(settings.method, LearnedConfig):
-        return {}
-    path = path_of(settings)
-    return {"artefact": digest_of(path)} if path.is_file() else {}
-
-
 def maker(settings: Settings) -> str:
     """The command that trains the run's artefact, or why there is none."""
     config, own = settings.method, settings.method.defaults()
@@ -84,8 +76,7 @@ def save_artefact(
     path: Path, tensors: dict[str, Tensor], keys: dict[str, Any], described: dict[str, Any], made: dict[str, Any]
 ) -> None:
     """Write tensors with the keys they are valid for, what they parametrise and how they were made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path.parent)
+    prepare(path)
     header = {"keys": keys, "described": described, "made": made}
     text = json.dumps(header, allow_nan=False, sort_keys=True)
     write_tensors(path, {name: tensor.detach().cpu() for name, tensor in tensors.items()}, {HEADER: text})
@@ -99,6 +90,27 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return {name: handle.get_tensor(name) for name in handle.keys()}, header  # noqa: SIM118
 
 
+def read_described(path: Path) -> tuple[tuple[dict[str, Tensor], dict[str, Any]], dict[str, Any]]:
+    """An artefact's tensors and what they parametrise, and what it is valid for."""
+    tensors, header = read(path)
+    found, described = header["keys"], header["described"]
+    fits = isinstance(found, dict) and isinstance(described, dict)
+    check(fits, "header", "must say keys and what it describes", type(described).__name__)
+    return (tensors, described), found
+
+
+WEIGHTS = Artefact(
+    name="artefact",
+    option="method.artefact",
+    what="a trained file",
+    used=lambda settings: isinstance(settings.method, LearnedConfig),
+    path=path_of,
+    keys=valid_for,
+    maker=maker,
+    read=read_described,
+)
+
+
 def load_artefact(settings: Settings) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and description of the run's artefact.
 
@@ -106,16 +118,7 @@ def load_artefact(settings: Settings) -> tuple[dict[str, Tensor], dict[str, Any]
         ConfigError: if there is none, or it is not valid for the run.
     """
     path, name = path_of(settings), settings.method.name
-    if not path.is_file():
-        raise ConfigError(f"method.artefact: must be a trained file ({maker(settings)}), got no {str(path)!r}")
-    try:
-        tensors, header = read(path)
-        found, described = header["keys"], header["described"]
-        fits = isinstance(found, dict) and isinstance(described, dict)
-        check(fits, "header", "must say keys and what it describes", type(described).__name__)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"method.artefact: must be a trained file ({error}), got {str(path)!r}") from error
-    check_keys("method.artefact", path, found, valid_for(settings))
+    tensors, described = WEIGHTS.load(settings)
     if described.get("method") != name:
         rule = f"{path.name} is for method {described.get('method')!r}"
         raise ConfigError(f"method.artefact: {rule}, got {name!r}")

@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from experiments.artefacts.artefact import SCOPES, artefacts, check_keys, command, digest_of, keys_of
+from experiments.artefacts.artefact import SCOPES, Artefact, artefacts, command, digest_of, keys_of, prepare
 from experiments.config.run import Settings
-from experiments.errors import ConfigError
-from experiments.files import sweep, write_tensors
+from experiments.files import write_tensors
 
 __all__ = [
+    "MOMENTS",
     "Moments",
     "load_moments",
     "moments_path",
@@ -63,8 +63,7 @@ def moments_path(settings: Settings) -> Path:
 
 def save_moments(path: Path, moments: Moments, keys: dict[str, Any], made: dict[str, Any]) -> None:
     """Write them with the keys that they are valid for and how they were made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path.parent)
+    prepare(path)
     tensors = {"gram": moments.gram.float(), "cost": moments.cost.double(), "size": moments.size.double()}
     tensors["carry"] = moments.carry.double()
     tensors |= {f"clock/{name}": torch.tensor(times, dtype=torch.float64) for name, times in moments.clocks.items()}
@@ -89,23 +88,31 @@ def read(path: Path, modified: int) -> tuple[Moments, dict[str, Any]]:
     return Moments(**parts, clocks=clocks, digest=digest_of(path)), keys
 
 
+def maker(settings: Settings) -> str:
+    """The command that stores the run's trajectories, or why none can."""
+    if settings.scope not in SCOPES:
+        return f"only scopes {', '.join(SCOPES)} can be calibrated"
+    scope = None if settings.scope == settings.backend.recommended.scope else settings.scope
+    return command(settings, "calibrate", method="hicache", scope=scope)
+
+
+MOMENTS = Artefact(
+    name="moments",
+    option="sigma",
+    what="a file of experiments calibrate",
+    absent="must be a number where no trajectories are stored",
+    used=lambda settings: False,  # a run's settings hold the choice that was made from them
+    path=moments_path,
+    keys=lambda settings: keys_of(settings) | {"scope": settings.scope},
+    maker=maker,
+    read=lambda path: read(path, path.stat().st_mtime_ns),
+)
+
+
 def load_moments(settings: Settings, key: str) -> Moments:
     """Those for such a run, asked for by `key` (sigma or order).
 
     Raises:
         ConfigError: if there are none, or they belong to other settings.
     """
-    path, wanted = moments_path(settings), keys_of(settings) | {"scope": settings.scope}
-    if not path.is_file():
-        scope = None if settings.scope == settings.backend.recommended.scope else settings.scope
-        made = command(settings, "calibrate", method="hicache", scope=scope)
-        made = made if settings.scope in SCOPES else f"only scopes {', '.join(SCOPES)} can be calibrated"
-        raise ConfigError(f"{key}: must be a number where no trajectories are stored ({made}), got 'auto'")
-    try:
-        moments, found = read(path, path.stat().st_mtime_ns)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{key}: {path.name} must be a file of experiments calibrate ({error}), got 'auto'"
-        ) from error
-    check_keys(key, path, found, wanted)
-    return moments
+    return MOMENTS.load(settings, key)

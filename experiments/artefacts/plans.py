@@ -8,28 +8,17 @@ other values.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from experiments.artefacts.artefact import (
-    SCOPES,
-    artefacts,
-    check_keys,
-    command,
-    compact,
-    digest_of,
-    keys_of,
-    stored_json,
-)
+from experiments.artefacts.artefact import SCOPES, Artefact, artefacts, command, keys_of, store_json, stored_json
 from experiments.config.method import CalibratedConfig, decibels_of
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
-from experiments.files import sweep, write_text
 from hicache.fitting.calibrated_plan import CalibratedPlan
 
 __all__ = [
-    "contents",
+    "PLANS",
     "load_plan",
     "maker",
     "path_of",
@@ -92,7 +81,7 @@ def fewest_stored(settings: Settings) -> tuple[Path, CalibratedPlan] | None:
     assert isinstance(config, CalibratedConfig) and config.quality is not None
     wanted, keys, found = decibels_of("method.quality", config.quality), keys_of(settings), []
     for path in sorted(pattern.parent.glob(pattern.name)):
-        plan, valid = read_plan(path)
+        plan, valid = PLANS.open(path)
         reached = plan.closed_loop_psnr is not None and plan.closed_loop_psnr >= wanted
         if reached and valid == keys | {"scope": settings.scope}:
             found.append((path, plan))
@@ -100,24 +89,21 @@ def fewest_stored(settings: Settings) -> tuple[Path, CalibratedPlan] | None:
 
 
 def read_plan(path: Path) -> tuple[CalibratedPlan, dict[str, Any]]:
-    """A plan and what it is valid for.
-
-    Raises:
-        ConfigError: if the file is no plan.
-    """
-    try:
-        data = stored_json(path)
-        return CalibratedPlan.from_data(data["plan"]), dict(data["keys"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ConfigError(f"method.plan: must be a plan file ({error}), got {str(path)!r}") from error
+    """A plan and what it is valid for."""
+    data = stored_json(path)
+    return CalibratedPlan.from_data(data["plan"]), dict(data["keys"])
 
 
-def contents(settings: Settings) -> dict[str, str]:
-    """The digest of the plan, a part of the run's identity."""
-    if not isinstance(settings.method, CalibratedConfig):
-        return {}
-    path = path_of(settings)
-    return {"plan": digest_of(path)} if path.is_file() else {}
+PLANS = Artefact(
+    name="plan",
+    option="method.plan",
+    what="a plan file",
+    used=lambda settings: isinstance(settings.method, CalibratedConfig),
+    path=path_of,
+    keys=lambda settings: keys_of(settings) | {"scope": settings.scope},
+    maker=maker,
+    read=read_plan,
+)
 
 
 def load_plan(settings: Settings) -> CalibratedPlan:
@@ -126,11 +112,7 @@ def load_plan(settings: Settings) -> CalibratedPlan:
     Raises:
         ConfigError: if there is none, or it belongs to other settings.
     """
-    path = path_of(settings)
-    if not path.is_file():
-        raise ConfigError(f"method.plan: must be a plan file ({maker(settings)}), got no {str(path)!r}")
-    plan, found = read_plan(path)
-    check_keys("method.plan", path, found, keys_of(settings) | {"scope": settings.scope})
+    plan, path = PLANS.load(settings), path_of(settings)
     config, budget = settings.method, stored_budget(settings)
     assert isinstance(config, CalibratedConfig)
     named = config.speedup is not None or config.budget != CalibratedConfig.budget
@@ -142,8 +124,4 @@ def load_plan(settings: Settings) -> CalibratedPlan:
 
 def save_plan(path: Path, plan: CalibratedPlan, keys: dict[str, Any], made: dict[str, Any]) -> None:
     """Write a plan with the keys that it is valid for and how it was made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path.parent)
-    data = {"keys": keys | {"scope": plan.scope}, "made": made, "plan": plan.as_data()}
-    text = json.dumps(data, indent=1, allow_nan=False)
-    write_text(path, compact(text) + "\n")
+    store_json(path, keys | {"scope": plan.scope}, made, plan=plan.as_data())

@@ -9,25 +9,23 @@ from __future__ import annotations
 
 import functools
 import importlib
-import json
 from pathlib import Path
 from typing import Any
 
 import hicache
-from experiments.artefacts.artefact import artefacts, check_keys, command, compact, digest_of, keys_of, stored_json
+from experiments.artefacts.artefact import Artefact, artefacts, command, keys_of, store_json, stored_json
 from experiments.backends import backend_class
 from experiments.config.method import SmoothCacheConfig
 from experiments.config.run import Settings
 from experiments.errors import ConfigError
-from experiments.files import sweep, write_text
 from hicache.adapters import ADAPTERS
 from hicache.policy.accumulate import MAGNITUDES, POLYNOMIALS
 from hicache.policy.scheduled import greedy
 
 __all__ = [
     "COEFFICIENTS",
+    "CURVES",
     "calibrated_by",
-    "curve_digest",
     "curve_options",
     "curve_path",
     "load_curves",
@@ -48,10 +46,7 @@ def curve_path(settings: Settings, name: str) -> Path:
 
 def save_curves(path: Path, curves: dict[str, Any], keys: dict[str, Any], made: dict[str, Any]) -> None:
     """Write curves with the keys that they are valid for and how they were made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path.parent)
-    text = json.dumps({"keys": keys, "made": made, "curves": curves}, indent=1, allow_nan=False)
-    write_text(path, compact(text) + "\n")
+    store_json(path, keys, made, curves=curves)
 
 
 def load_curves(settings: Settings, name: str) -> dict[str, Any]:
@@ -60,17 +55,7 @@ def load_curves(settings: Settings, name: str) -> dict[str, Any]:
     Raises:
         ConfigError: if there are none, or they belong to other settings.
     """
-    path = curve_path(settings, name)
-    if not path.is_file():
-        made = command(settings, "calibrate", method=name)
-        raise ConfigError(f"method: {name} must have been calibrated for these settings ({made}), got no {path.name}")
-    try:
-        data = stored_json(path)
-        found, curves = dict(data["keys"]), dict(data["curves"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"method: {path} must be a file of experiments calibrate ({error})") from error
-    check_keys("method", path, found, keys_of(settings))
-    return curves
+    return CURVES.load(settings, path=curve_path(settings, name))
 
 
 @functools.cache
@@ -97,13 +82,28 @@ def calibrated_by(settings: Settings) -> str | None:
     return None if named or not curve_path(settings, policy).is_file() else policy
 
 
-def curve_digest(settings: Settings) -> dict[str, str]:
-    """The digest of the curves, a part of the run's identity; empty where none are used."""
-    name = calibrated_by(settings)
-    path = curve_path(settings, name) if name is not None else None
-    if path is None or not path.is_file():
-        return {}
-    return {"curves": digest_of(path)}
+def read_curves(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A file's curves, and what they are valid for."""
+    data = stored_json(path)
+    return dict(data["curves"]), dict(data["keys"])
+
+
+def method_of_curves(settings: Settings) -> str:
+    """Whose curves a run uses, or would."""
+    return calibrated_by(settings) or settings.method.name
+
+
+CURVES = Artefact(
+    name="curves",
+    option="method",
+    what="a file of experiments calibrate",
+    absent="must have been calibrated for these settings",
+    used=lambda settings: calibrated_by(settings) is not None,
+    path=lambda settings: curve_path(settings, method_of_curves(settings)),
+    keys=keys_of,
+    maker=lambda settings: command(settings, "calibrate", method=method_of_curves(settings)),
+    read=read_curves,
+)
 
 
 PUBLISHED_AS = {("qwen_image_edit", "magcache"): {"curve": "qwen_image_edit"}}

@@ -7,22 +7,19 @@ is refused with the command that makes its own.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.artefacts.artefact import artefacts, check_keys, command, compact, digest_of, keys_of, stored_json
+from experiments.artefacts.artefact import Artefact, artefacts, command, keys_of, store_json, stored_json
 from experiments.config.backend import semantic
 from experiments.config.run import Settings
-from experiments.errors import ConfigError
-from experiments.files import sweep, write_text
 
 __all__ = [
+    "PLACES",
     "is_placed",
     "load_places",
     "maker",
-    "places_digest",
     "places_keys",
     "places_path",
     "save_places",
@@ -79,35 +76,36 @@ def worded(value: Any) -> Any:
     return value
 
 
+def read_places(path: Path) -> tuple[list[int], dict[str, Any]]:
+    """A file's full steps, and what they are valid for."""
+    data = stored_json(path)
+    return [int(step) for step in data["places"]], dict(data["keys"])
+
+
+PLACES = Artefact(
+    name="places",
+    option="policy",
+    what="a file of experiments calibrate",
+    absent="placed must have been calibrated",
+    used=is_placed,
+    path=places_path,
+    keys=places_keys,
+    maker=maker,
+    read=read_places,
+)
+
+
 def load_places(settings: Settings) -> list[int]:
     """The run's full steps.
 
     Raises:
         ConfigError: if there are none, or they belong to other settings.
     """
-    path = places_path(settings)
-    if not path.is_file():
-        raise ConfigError(f"policy: placed must have been calibrated ({maker(settings)}), got no {path.name}")
-    try:
-        data = stored_json(path)
-        found, places = dict(data["keys"]), [int(step) for step in data["places"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"policy: {path} must be a file of experiments calibrate ({error})") from error
-    check_keys("policy", path, found, places_keys(settings))
-    return places
-
-
-def places_digest(settings: Settings) -> dict[str, str]:
-    """The digest of the file, a part of the run's identity; empty where none is used."""
-    path = places_path(settings) if is_placed(settings) else None
-    return {"places": digest_of(path)} if path is not None and path.is_file() else {}
+    return PLACES.load(settings)
 
 
 def save_places(settings: Settings, places: Sequence[int], made: dict[str, Any]) -> Path:
     """Write the places of such runs, with how they were found."""
     path = places_path(settings)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path.parent)
-    data = {"keys": places_keys(settings), "made": made, "places": list(places)}
-    write_text(path, compact(json.dumps(data, indent=1, allow_nan=False)) + "\n")
+    store_json(path, places_keys(settings), made, places=list(places))
     return path

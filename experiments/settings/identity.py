@@ -17,10 +17,7 @@ import json
 from typing import Any
 
 import hicache
-from experiments.artefacts.learned_weights import contents as learned_contents
-from experiments.artefacts.plans import contents
-from experiments.artefacts.stored_curves import curve_digest
-from experiments.artefacts.stored_places import places_digest
+from experiments.artefacts.kinds import digests
 from experiments.config.backend import semantic
 from experiments.config.method import StepsConfig
 from experiments.config.run import Settings
@@ -78,12 +75,6 @@ def canonical(settings: Settings) -> dict[str, Any]:
     if settings.operators.name != "none":
         described["operators"] = semantic(settings.operators)
     return described
-
-
-def digests(settings: Settings) -> dict[str, str]:
-    """Of the artefacts that the method uses."""
-    found = contents(settings) | curve_digest(settings) | learned_contents(settings)
-    return found | places_digest(settings)
 
 
 def depends_on_batch(settings: Settings) -> bool:

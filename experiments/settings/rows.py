@@ -5,14 +5,7 @@ from __future__ import annotations
 import itertools
 
 import hicache
-from experiments.artefacts.artefact import command
-from experiments.artefacts.learned_weights import maker as weights_maker
-from experiments.artefacts.learned_weights import path_of as weights_path
-from experiments.artefacts.plans import maker as plan_maker
-from experiments.artefacts.plans import path_of as plan_path
-from experiments.artefacts.stored_curves import curve_path
-from experiments.artefacts.stored_places import is_placed, places_path
-from experiments.artefacts.stored_places import maker as places_maker
+from experiments.artefacts.kinds import lacking
 from experiments.config.compose import Shared, compose, key, options
 from experiments.config.method import CalibratedConfig, LearnedConfig, SmoothCacheConfig
 from experiments.config.preset import PresetConfig, RowConfig
@@ -87,16 +80,4 @@ def missing(config: RunConfig) -> str:
     placed = "placed" in (config.policy, config.method.policy)
     if not placed and not isinstance(config.method, (SmoothCacheConfig, CalibratedConfig, LearnedConfig)):
         return ""
-    settings, name = resolve(config), config.method.name
-    if is_placed(settings):
-        path = places_path(settings)
-        return "" if path.is_file() else f"no {path.name}: {places_maker(settings)}"
-    if isinstance(config.method, SmoothCacheConfig):
-        path = curve_path(settings, name)
-        return "" if path.is_file() else f"no {path.name}: {command(settings, 'calibrate', method=name)}"
-    path, maker = (
-        (plan_path(settings), plan_maker)
-        if isinstance(config.method, CalibratedConfig)
-        else (weights_path(settings), weights_maker)
-    )
-    return "" if path.is_file() else f"no {path.name}: {maker(settings)}"
+    return lacking(resolve(config))

@@ -104,7 +104,7 @@ def test_other_settings_are_refused_with_their_command(words, tiny):
         execute(of)
     for torn in ("{", "[" * 100_000):
         path.write_text(torn)
-        with pytest.raises(ConfigError, match="policy: .* must be a file of experiments calibrate"):
+        with pytest.raises(ConfigError, match=f"policy: must be a file of experiments calibrate .*{path.name}"):
             execute(of)
 
 
