@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hicache.generic import Tap, flatten
 from hicache.generic.blocks import flat_blocks
+from hicache.generic.gated import GatedTap
 from hicache.generic.modules_tap import ModulesTap
 from hicache.policy.scheduled import kind_of
 from hicache.steps.tapped_modules import site_of
@@ -26,18 +27,18 @@ class FeatureTaps:
 
     def __init__(self, model: nn.Module, scopes: Sequence[str], keep: Keep) -> None:
         self.model, self.keep = model, keep
-        self.taps = [Tap(model, scope) for scope in scopes]
+        self.taps = {scope: tap_of(model, scope) for scope in scopes}
 
     def see(self, call: Callable[[], Any]) -> Any:
         """The result of a call of the model, whose features are handed on."""
-        for tap in self.taps:
-            call = functools.partial(self._seen, tap, call)
+        for scope in self.taps:
+            call = functools.partial(self._seen, scope, call)
         return call()
 
-    def _seen(self, tap: Tap, call: Callable[[], Any]) -> Any:
-        result, features = tap.compute(call)
+    def _seen(self, scope: str, call: Callable[[], Any]) -> Any:
+        result, features, *_ = self.taps[scope].compute(call)
         for index, feature in enumerate(features):
-            self.keep(tap.scope if len(features) == 1 else f"{index}.{tap.scope}", feature)
+            self.keep(scope if len(features) == 1 else f"{index}.{scope}", feature)
         return result
 
     @contextmanager
@@ -57,6 +58,11 @@ class FeatureTaps:
                 del slots["forward"]
             else:
                 slots["forward"] = before
+
+
+def tap_of(model: nn.Module, scope: str) -> Tap | GatedTap:
+    """What a method sees of the model at a scope, so that its sites are those of a plan."""
+    return GatedTap(model) if scope == "modules" and GatedTap.has(model) else Tap(model, scope)
 
 
 def first_tensor(value: Any) -> Tensor:

@@ -23,7 +23,7 @@ from experiments.backends.base import Backend, Item, sampling_of
 from experiments.calibration.closed_loop import ClosedLoop, by_rows
 from experiments.calibration.trajectories import TrajectoryRecorder
 from experiments.config.run import Settings
-from hicache.adapters import adapter_for
+from hicache.adapters import find_adapter
 from hicache.fitting.calibrated_plan import CalibratedPlan, StepWeights
 from hicache.fitting.newton import Fit, levenberg
 from hicache.policy.scheduled import kind_of
@@ -177,11 +177,12 @@ class Inside:
         return dataclasses.replace(self, items=items, finals=self.finals[chosen])
 
     def groups(self) -> list[tuple[int, ...]]:
-        """Modules of one kind where there are items enough, else all sites together."""
-        if self.plan.scope != "modules" or len(self.items) < ITEMS_FOR_KINDS:
+        """Modules of one kind where there are items enough and an adapter tells kinds, else all sites together."""
+        adapter = find_adapter(self.backend.transformer)
+        if self.plan.scope != "modules" or len(self.items) < ITEMS_FOR_KINDS or adapter is None:
             return [()]
         kinds: dict[str, list[int]] = {}
-        for index, site in enumerate(adapter_for(self.backend.transformer).sites("modules")):
+        for index, site in enumerate(adapter.sites("modules")):
             kinds.setdefault(kind_of(site), []).append(index)
         return [tuple(members) for members in kinds.values()]
 

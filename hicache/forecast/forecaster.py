@@ -47,6 +47,8 @@ class Forecaster:
         self.clock = clock
         self.num_steps: int | None = None
         self.kernel = ""
+        self.among: tuple[Tensor, int] | None = None
+        """Which its sites are of so many that weights may be for; None: all of them."""
         self._dtype: torch.dtype | None = None
         self._device: torch.device | None = None
 
@@ -91,7 +93,7 @@ class Forecaster:
         """Scalars that combine `history.frames` to the forecast at `step`.
 
         Raises:
-            ValueError: without an anchor, or if `step` is not later than the last one.
+            ValueError: without an anchor, if `step` is not later than the last one, or for weights of other sites.
         """
         if not self.ready:
             raise ValueError(f"step: nothing observed yet, cannot forecast step {step}")
@@ -99,7 +101,16 @@ class Forecaster:
             raise ValueError(f"step: must be later than the last anchor {self.last_anchor}, got {step}")
         k = self.history.at(step) - self.history.at(self.last_anchor)
         found = self.history.coefficients(step, self.sigma.at(step, k, self.num_steps))
-        return [w.to(self._device, non_blocking=True) if isinstance(w, Tensor) else w for w in found]
+        return [self._own(w).to(self._device, non_blocking=True) if isinstance(w, Tensor) else w for w in found]
+
+    def _own(self, weights: Tensor) -> Tensor:
+        """The weights of these sites, of those of all sites."""
+        if self.among is not None and weights.dim() and len(weights) == self.among[1]:
+            weights = weights[self.among[0].to(weights.device)]
+        sites = len(self.history.frames[0])
+        if weights.dim() and len(weights) not in (1, sites):
+            raise ValueError(f"weights: must be one for each of {sites} sites, got {len(weights)}")
+        return weights
 
     def predict(self, step: int, site: int | slice | None = None) -> Tensor:
         """The forecast at `step`, in the dtype of the observed values; of some sites only, if `site` is given."""

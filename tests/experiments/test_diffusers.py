@@ -1,11 +1,13 @@
 """Any pipeline of diffusers as a backend: presets and classes on tiny random pipelines, offline."""
 
 import json
+import re
 
 import pytest
 import torch
 
 import hicache
+from experiments.artefacts.plans import load_plan
 from experiments.backends import PRESETS, backend_of, load_backend
 from experiments.backends.tiny.build import RECIPES
 from experiments.config.compose import compose, options
@@ -14,6 +16,7 @@ from experiments.runs import runner
 from experiments.runs.runner import execute, folder_of, items_of
 from experiments.settings.identity import canonical
 from experiments.settings.resolve import resolve
+from hicache.generic.gated import GatedTap
 
 STEPS = 6
 QUICK = [f"num_steps={STEPS}", "interval=3", "warmup_steps=2", "num_items=2", "backend.size=tiny"]
@@ -242,6 +245,34 @@ def test_plans_are_calibrated(scope, assets):
     assert len(facts["full_steps"]) == 4
     _, reused, _ = made("method=fora", f"scope={scope}", "interval=2", "warmup_steps=1")
     assert (calibrated - plain).norm() < (reused - plain).norm()
+
+
+def test_the_sites_of_a_plan_are_those_of_a_run(assets):
+    """Of two streams, where the gates of one are declared: a plan weighs what is added to the picture, and no more."""
+    from experiments.calibration.calibrate import main
+
+    words = ["backend=sd3", "backend.size=tiny", "num_steps=6", "scope=modules"]
+    main([*words, "budget=3", "items=2", "refine=none"])
+    of = resolve(compose([*words, "method=calibrated", "method.budget=3", "num_items=1"]))
+    backend = load_backend(of.backend)
+    _, facts = media_of(of)
+    rows = load_plan(of).rows
+    width = len(GatedTap(backend.transformer).modules)
+    assert width == 6 and {len(weights) for row in rows.values() for weights in row.weights} == {width}
+    assert len(facts["full_steps"]) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scope", ["output", "modules"])
+def test_weights_are_refined_through_the_sampler(scope, assets, capsys):
+    """Without an adapter, too; all modules share a move."""
+    from experiments.calibration.calibrate import main
+
+    words = ["backend=sd3", "backend.size=tiny", "backend.samples=2", "num_steps=4", f"scope={scope}", "batch_size=8"]
+    main([*words, "budget=2", "items=32", "rounds=1", "seconds=0", "refine=newton"])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "newton: " in line]
+    before, after = (float(word) for word in re.findall(r"[\d.]+(?= to| dB on held)", line))
+    assert after >= before
 
 
 @pytest.mark.matrix

@@ -7,6 +7,8 @@ import torch
 
 import hicache
 from hicache.forecast import combine, gated_sum
+from hicache.forecast.frames import FeatureForecaster
+from hicache.forecast.table import StepWeights
 from hicache.methods import METHODS
 
 CACHING = [name for name, spec in METHODS.items() if spec.caches]
@@ -215,3 +217,26 @@ def test_gated_sums_of_large_and_small_values_are_one():
         full = torch.stack([w if isinstance(w, torch.Tensor) else torch.full((3, 2), w) for w in weights])
         expected = base + torch.einsum("sbd,ksb,ksbnd->bnd", gates, full, torch.stack(frames))
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_weights_per_site_of_features_of_two_shapes():
+    """By hand: each feature has its own weights, whichever history it is in; weights of other sites are refused."""
+    shapes, values = [(2, 3), (1, 5), (2, 3), (1, 5)], torch.Generator().manual_seed(0)
+    anchors = [[torch.randn(shape, generator=values) for shape in shapes] for _ in range(2)]
+    rows = torch.randn(2, 4, generator=values)
+
+    def forecast(count):
+        row = StepWeights(anchors=(0, 1), weights=tuple(tuple(each[:count].tolist()) for each in rows))
+        chosen = hicache.method(
+            "calibrated", policy="mask", mask=[0, 1], basis_options={"rows": {2: row}, "memory": 2}, scope="modules"
+        )
+        frames = FeatureForecaster(lambda shape: chosen.build_forecaster(lead=2))
+        frames.reset(3)
+        for step, features in enumerate(anchors):
+            frames.observe(step, features)
+        return frames.predict(2)
+
+    for index, found in enumerate(forecast(4)):
+        torch.testing.assert_close(found, rows[0, index] * anchors[0][index] + rows[1, index] * anchors[1][index])
+    with pytest.raises(ValueError, match="weights: must be one for each of 2 sites, got 3"):
+        forecast(3)
