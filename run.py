@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 
 from experiments.cli import Exit, JobError
 from experiments.config.compose import compose, set_up, to_dataclass
-from experiments.config.words import check_words, compared
+from experiments.config.words import check_words, expand_compare
 
 outcome = Exit()
 
@@ -53,7 +53,7 @@ def start() -> None:
 
     Flags, sweeps and Hydra's own keys are Hydra's; a single run is composed once here, and not twice there.
     """
-    words, sweep().pictures = compared(sys.argv[1:])
+    words, sweep().pictures = expand_compare(sys.argv[1:])
     check_words(words)
     if any(word.startswith(("-", "hydra")) for word in words):
         sys.argv[1:] = words

@@ -55,7 +55,7 @@ def help_text() -> str:
     return "\n".join([__doc__ or "", "", *(f"    {verb:<{wide}}  {line}" for verb, (_, line) in VERBS.items())])
 
 
-def described(verb: str) -> str | None:
+def docstring_of(verb: str) -> str | None:
     """What `--help` says of a verb: its module's docstring, read without an import; None where argparse says more."""
     text = Path(__file__).parent.joinpath(*VERBS[verb][0].split(".")).with_suffix(".py").read_text()
     parses = "Arguments(" in text or "ArgumentParser(" in text
@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> int:
         verb = " ".join(arguments[:words])
         if verb in VERBS:
             asked = {"-h", "--help"} & set(arguments[words:])
-            if asked and (text := described(verb)) is not None:
+            if asked and (text := docstring_of(verb)) is not None:
                 print(text)
                 return 0
             sys.argv = [f"python -m experiments {verb}", *arguments[words:]]

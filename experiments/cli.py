@@ -80,9 +80,9 @@ class Exit:
         except (RunError, JobError) as error:
             self.report(one_line(f"run failed: {error}"), 1)
         except Exception as error:
-            if (said := told_by_composer(error)) is not None:
+            if (said := explain_composer(error)) is not None:
                 return self.report(one_line(said), 2)
-            if (said := told_by_system(error)) is None:
+            if (said := explain_system(error)) is None:
                 raise
             self.report(one_line(said), 1)
 
@@ -108,7 +108,7 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else " " if c.isspace() else repr(c)[1:-1] for c in text)
 
 
-def told_by_composer(error: Exception) -> str | None:
+def explain_composer(error: Exception) -> str | None:
     """What an error of Hydra's means for the user; None for another. Who has not composed has not loaded Hydra."""
     if "omegaconf" not in sys.modules:
         return None
@@ -120,7 +120,7 @@ def told_by_composer(error: Exception) -> str | None:
     return explain(error) if isinstance(error, (HydraException, OmegaConfBaseException)) else None
 
 
-def told_by_system(error: Exception) -> str | None:
+def explain_system(error: Exception) -> str | None:
     """What an error of the operating system means for the user; None for an error of another kind."""
     if lacks_space(error):
         return f"no space left{where(error)}; free some and give the same command"

@@ -43,7 +43,7 @@ __all__ = [
     "prepare",
     "read_stored",
     "store_json",
-    "stored_json",
+    "read_stored_json",
 ]
 
 
@@ -212,7 +212,7 @@ def read_stored(path: Path) -> bytes:
     return read_at(path, stamp_of(path))
 
 
-def stored_json(path: Path) -> Any:
+def read_stored_json(path: Path) -> Any:
     """What an artefact of JSON holds.
 
     Raises:

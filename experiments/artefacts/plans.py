@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from experiments.artefacts.artefact import SCOPES, Artefact, artefacts, command, keys_of, store_json, stored_json
+from experiments.artefacts.artefact import SCOPES, Artefact, artefacts, command, keys_of, read_stored_json, store_json
 from experiments.config.method import CalibratedConfig, decibels_of
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
@@ -23,7 +23,7 @@ __all__ = [
     "maker",
     "path_of",
     "save_plan",
-    "stored_budget",
+    "budget_of",
 ]
 
 
@@ -36,10 +36,10 @@ def maker(settings: Settings) -> str:
     scope = None if settings.scope == config.defaults()["scope"] else settings.scope
     if config.quality is not None:
         return command(settings, "calibrate", quality=config.quality, refine="newton", scope=scope)
-    return command(settings, "calibrate", budget=stored_budget(settings), scope=scope, output=config.plan)
+    return command(settings, "calibrate", budget=budget_of(settings), scope=scope, output=config.plan)
 
 
-def stored_budget(settings: Settings) -> int:
+def budget_of(settings: Settings) -> int:
     """The number of full steps that the run asks for.
 
     `method.budget`, the one nearest to `method.speedup`, or the fewest stored ones that have `method.quality`.
@@ -47,7 +47,7 @@ def stored_budget(settings: Settings) -> int:
     config = settings.method
     assert isinstance(config, CalibratedConfig)
     if config.quality is not None:
-        found = fewest_stored(settings)
+        found = find_fewest(settings)
         return config.budget if found is None else len(found[1].full_steps)
     if config.speedup is None:
         return config.budget
@@ -63,21 +63,21 @@ def path_of(settings: Settings) -> Path:
     if config.plan is not None:
         return Path(config.plan)
     if config.quality is not None:
-        found = fewest_stored(settings)
-        return stored(settings, f"q{config.quality}") if found is None else found[0]
-    return stored(settings, f"b{stored_budget(settings)}")
+        found = find_fewest(settings)
+        return plan_path(settings, f"q{config.quality}") if found is None else found[0]
+    return plan_path(settings, f"b{budget_of(settings)}")
 
 
-def stored(settings: Settings, what: str) -> Path:
+def plan_path(settings: Settings, what: str) -> Path:
     """The place of a plan for the run's backend, scope, solver, steps and guidance."""
     keys = keys_of(settings)
     guided = f"g{keys['guidance'] or 0:g}-{what}"
     return artefacts(settings.backend) / "plans" / f"{settings.scope}-{keys['solver']}{keys['num_steps']}-{guided}.json"
 
 
-def fewest_stored(settings: Settings) -> tuple[Path, CalibratedPlan] | None:
+def find_fewest(settings: Settings) -> tuple[Path, CalibratedPlan] | None:
     """Of the stored plans for the run's settings with `method.quality` on held-out items, that of fewest full steps."""
-    config, pattern = settings.method, stored(settings, "b*")
+    config, pattern = settings.method, plan_path(settings, "b*")
     assert isinstance(config, CalibratedConfig) and config.quality is not None
     wanted, keys, found = decibels_of("method.quality", config.quality), keys_of(settings), []
     for path in sorted(pattern.parent.glob(pattern.name)):
@@ -90,7 +90,7 @@ def fewest_stored(settings: Settings) -> tuple[Path, CalibratedPlan] | None:
 
 def read_plan(path: Path) -> tuple[CalibratedPlan, dict[str, Any]]:
     """A plan and what it is valid for."""
-    data = stored_json(path)
+    data = read_stored_json(path)
     return CalibratedPlan.from_data(data["plan"]), dict(data["keys"])
 
 
@@ -113,7 +113,7 @@ def load_plan(settings: Settings) -> CalibratedPlan:
         ConfigError: if there is none, or it belongs to other settings.
     """
     plan, path = PLANS.load(settings), path_of(settings)
-    config, budget = settings.method, stored_budget(settings)
+    config, budget = settings.method, budget_of(settings)
     assert isinstance(config, CalibratedConfig)
     named = config.speedup is not None or config.budget != CalibratedConfig.budget
     if named and budget != len(plan.full_steps):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import hicache
-from experiments.artefacts.artefact import Artefact, artefacts, command, keys_of, store_json, stored_json
+from experiments.artefacts.artefact import Artefact, artefacts, command, keys_of, read_stored_json, store_json
 from experiments.backends import backend_class
 from experiments.config.method import SmoothCacheConfig
 from experiments.config.run import Settings
@@ -84,7 +84,7 @@ def calibrated_by(settings: Settings) -> str | None:
 
 def read_curves(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """A file's curves, and what they are valid for."""
-    data = stored_json(path)
+    data = read_stored_json(path)
     return dict(data["curves"]), dict(data["keys"])
 
 

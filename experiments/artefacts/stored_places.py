@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.artefacts.artefact import Artefact, artefacts, command, keys_of, store_json, stored_json
+from experiments.artefacts.artefact import Artefact, artefacts, command, keys_of, read_stored_json, store_json
 from experiments.config.backend import semantic
 from experiments.config.run import Settings
 
@@ -62,23 +62,23 @@ def maker(settings: Settings) -> str:
     words = {name: keys[name] for name in ("scope", "budget", "order", "sigma", "time") if name in keys}
     groups = {"method": keys["method"], "sigma_schedule": keys.get("sigma_schedule", {})}
     for group, values in groups.items():
-        words |= {f"{group}.{name}": worded(value) for name, value in values.items() if name != "name"}
+        words |= {f"{group}.{name}": as_word(value) for name, value in values.items() if name != "name"}
     words["sigma_schedule"] = groups["sigma_schedule"].get("name")
     return command(settings, "calibrate", method=keys["method"]["name"], policy="placed", **words)
 
 
-def worded(value: Any) -> Any:
+def as_word(value: Any) -> Any:
     """A value as the command line takes it."""
     if isinstance(value, dict):
-        return "{" + ",".join(f"{name}:{worded(each)}" for name, each in value.items()) + "}"
+        return "{" + ",".join(f"{name}:{as_word(each)}" for name, each in value.items()) + "}"
     if isinstance(value, (list, tuple)):
-        return "[" + ",".join(str(worded(each)) for each in value) + "]"
+        return "[" + ",".join(str(as_word(each)) for each in value) + "]"
     return value
 
 
 def read_places(path: Path) -> tuple[list[int], dict[str, Any]]:
     """A file's full steps, and what they are valid for."""
-    data = stored_json(path)
+    data = read_stored_json(path)
     return [int(step) for step in data["places"]], dict(data["keys"])
 
 

@@ -25,7 +25,7 @@ from evaluation.decoders import open_picture
 from experiments.backends import media
 from experiments.backends.base import Item, Sampling
 from experiments.backends.pipeline_backend import PromptedBackend, generators
-from experiments.backends.tiny.build import RECIPES, build, described
+from experiments.backends.tiny.build import RECIPES, build, describe_denoisers
 from experiments.backends.weights import DTYPES, Hub, locate
 from experiments.config.backend import BackendConfig
 from experiments.config.diffusers import ARGUMENTS, About, DiffusersConfig
@@ -52,7 +52,7 @@ class DiffusersBackend(PromptedBackend):
     @classmethod
     def of(cls, config: BackendConfig) -> type[DiffusersBackend]:
         assert isinstance(config, DiffusersConfig)
-        return specialised(config.media, config.max_batch or (1 if config.edits else None))
+        return specialise(config.media, config.max_batch or (1 if config.edits else None))
 
     @classmethod
     def hub(cls, config: DiffusersConfig) -> Hub:
@@ -85,7 +85,7 @@ class DiffusersBackend(PromptedBackend):
         """
         assert isinstance(config, DiffusersConfig)
         if config.weights == "random":
-            return described(str(config.pipeline))
+            return describe_denoisers(str(config.pipeline))
         folder = locate(config.path, cls.hub(config), config.revision)
         index: Any = diffusers.DiffusionPipeline.load_config(str(folder))
         found = {name: index[name][1] for name in DENOISERS if isinstance(index.get(name), list) and index[name][1]}
@@ -207,7 +207,7 @@ KINDS: dict[str, type[DiffusersBackend]] = {kind.media: kind for kind in (Images
 
 
 @functools.cache
-def specialised(made: str, most: int | None) -> type[DiffusersBackend]:
+def specialise(made: str, most: int | None) -> type[DiffusersBackend]:
     """The class for what a pipeline makes, and for how many at once it does."""
     kind = KINDS[made]
     return kind if most is None else type(kind.__name__, (kind,), {"max_batch": most, "__module__": kind.__module__})

@@ -92,7 +92,7 @@ def incomplete(folder: Path) -> str | None:
             continue
         part, kind = folder / name, str(entry[1])
         rule = f"must have parts of diffusers and transformers alone in {index}"
-        check(installed(str(entry[0])), "backend.path", rule, f"{name} of {entry[0]}")
+        check(is_installed(str(entry[0])), "backend.path", rule, f"{name} of {entry[0]}")
         if not part.is_dir():
             return f"no folder {name}"
         if any(word in kind for word in WITHOUT_WEIGHTS):
@@ -103,7 +103,7 @@ def incomplete(folder: Path) -> str | None:
     return None
 
 
-def installed(library: str) -> bool:
+def is_installed(library: str) -> bool:
     """Whether the classes of a part are in diffusers, one of its pipelines, or transformers: no other is imported."""
     if library in ("diffusers", "transformers"):
         return True

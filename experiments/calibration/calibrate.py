@@ -60,7 +60,7 @@ from experiments.calibration.newton_refinement import Chain, Inside, Outside, ne
 from experiments.calibration.options import CURVE_OPTIONS, MOMENT_OPTIONS, PLACE_OPTIONS, PLAN_OPTIONS, Options
 from experiments.calibration.places import PLACE_DEFAULTS, store_places
 from experiments.calibration.targets import cost_line, fewest
-from experiments.calibration.trajectories import grams, split_arguments, watched
+from experiments.calibration.trajectories import grams, split_arguments, watch
 from experiments.cli import Exit
 from experiments.config.compose import compose
 from experiments.config.method import CalibratedConfig, decibels_of
@@ -119,7 +119,7 @@ def measure(settings: Settings, options: Options, backend: Backend) -> Calibrati
     for start in range(0, len(items), size):
         batch = items[start : start + size]
         wanted = ("output", "sample" if scope == "output" else scope)
-        recorder = watched(backend, settings, batch, wanted, None if scope == "output" else options.tokens)
+        recorder = watch(backend, settings, batch, wanted, None if scope == "output" else options.tokens)
         if gains is None:
             gains, (alpha, sigma, _) = probe(recorder.scheduler), sampler.levels(recorder.scheduler)
             clocks, carry = sampler.clocks(alpha, sigma), carry_of(alpha, sigma, log_spectrum())
@@ -164,7 +164,7 @@ def schedule(settings: Settings, backend: Backend) -> tuple[Tensor, Tensor, str,
     return *sampler.levels(scheduler), gains
 
 
-def settled(settings: Settings, options: Options, backend: Backend) -> Options:
+def settle(settings: Settings, options: Options, backend: Backend) -> Options:
     """The options with `refine` chosen where it is open; no model is run.
 
     Raises:
@@ -213,7 +213,7 @@ def make_plan(
     settings: Settings, options: Options, found: Calibration, budget: int, backend: Backend
 ) -> CalibratedPlan:
     """The plan for so many full steps."""
-    scope, options = settings.scope, settled(settings, options, backend)
+    scope, options = settings.scope, settle(settings, options, backend)
     memory, cost = memory_of(scope, options), cost_of(found, options)
 
     def built(
@@ -242,10 +242,10 @@ def make_plan(
     if options.refine in ("search", "newton") and linear:
         few = found.loop.part(torch.arange(len(found.items)) < SEARCH_ITEMS)
         plan = built(full_steps=few.search(plan.full_steps, memory, options.seconds, tell))
-    return closed(found.loop, plan, options, memory, linear)
+    return close_loop(found.loop, plan, options, memory, linear)
 
 
-def closed(loop: ClosedLoop, plan: CalibratedPlan, options: Options, memory: int, linear: bool) -> CalibratedPlan:
+def close_loop(loop: ClosedLoop, plan: CalibratedPlan, options: Options, memory: int, linear: bool) -> CalibratedPlan:
     """The plan at scope output with weights that were found under it; `linear` where the sampler's step is."""
     full = plan.full_steps
     if options.refine == "newton":
@@ -292,7 +292,7 @@ def calibrate(settings: Settings, options: Options, budgets: Sequence[int], qual
     check(options.output is None or len(budgets) == 1, "output", rule, options.output)
     started = time.monotonic()
     backend = load_backend(settings.backend)
-    options, scope = settled(settings, options, backend), settings.scope
+    options, scope = settle(settings, options, backend), settings.scope
     if quality is not None:
         held = scope == "output" and options.refine != "none" and options.items > 1
         rule = "must be left out where no items are held out: scope output, a closed loop and two items are needed"
@@ -302,14 +302,14 @@ def calibrate(settings: Settings, options: Options, budgets: Sequence[int], qual
     found = gaussian(settings, backend) if options.data == "gaussian" else measure(settings, options, backend)
     print(f"{options.data}: {time.monotonic() - started:.1f} s", flush=True)
 
-    def made_for(budget: int) -> CalibratedPlan:
+    def make_for(budget: int) -> CalibratedPlan:
         return make_plan(settings, options, found, budget, backend)
 
-    plans: Iterable[CalibratedPlan] = map(made_for, budgets)
+    plans: Iterable[CalibratedPlan] = map(make_for, budgets)
     if quality is not None:
         assert found.loop is not None
         cost, memory = cost_of(found, options), memory_of(scope, options)
-        plans = [fewest(found.loop, found.gram, cost, quality, memory, made_for)]
+        plans = [fewest(found.loop, found.gram, cost, quality, memory, make_for)]
     paths, begun = [], time.monotonic()
     for plan in plans:
         budget = len(plan.full_steps)

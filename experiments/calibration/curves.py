@@ -86,7 +86,7 @@ class HistoryObserver:
             for hook in hooks:
                 hook.remove()
 
-    def bound(self) -> Any:
+    def bind_hook(self) -> Any:
         """A hook by which the adapter learns the sizes of a call before its modules are seen."""
         return self.backend.transformer.register_forward_pre_hook(
             lambda _, args, kwargs: void(self.adapter.bind(args, kwargs)), with_kwargs=True
@@ -154,7 +154,7 @@ def smoothness(backend: Backend, settings: Settings, items: list[Item]) -> dict[
     def hooks() -> list[Any]:
         sink = watcher.sink
         return [
-            watcher.bound(),
+            watcher.bind_hook(),
             *attach_modules(watcher.adapter, modules, lambda s, v: sink(f"{kind_of(s)}/{s.layer}", v)),
         ]
 
@@ -229,7 +229,7 @@ def magnitudes(backend: Backend, settings: Settings, items: list[Item]) -> dict[
 
     def hooks() -> list[Any]:
         return [
-            watcher.bound(),
+            watcher.bind_hook(),
             *attach_scope(watcher.adapter, "stack", blocks, lambda _, value: watcher.sink("stack", value)),
         ]
 

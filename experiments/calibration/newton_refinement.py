@@ -28,7 +28,7 @@ from hicache.fitting.calibrated_plan import CalibratedPlan, StepWeights
 from hicache.fitting.newton import Fit, levenberg
 from hicache.policy.scheduled import kind_of
 
-__all__ = ["Chain", "Inside", "Move", "Outside", "jacobian", "moved", "moves_of", "newton", "split"]
+__all__ = ["Chain", "Inside", "Move", "Outside", "jacobian", "apply_moves", "moves_of", "newton", "split"]
 
 HELD_OUT = 4
 """Every so many-th item is held out."""
@@ -60,7 +60,7 @@ def moves_of(
     return found
 
 
-def moved(rows: Mapping[int, StepWeights], moves: Sequence[Move], by: Tensor) -> dict[int, StepWeights]:
+def apply_moves(rows: Mapping[int, StepWeights], moves: Sequence[Move], by: Tensor) -> dict[int, StepWeights]:
     """The rows with every move made by its number."""
     weights = {s: {a: list(w) for a, w in zip(row.anchors, row.weights, strict=True)} for s, row in rows.items()}
     for move, amount in zip(moves, by.tolist(), strict=True):
@@ -87,7 +87,7 @@ class Chain(Protocol):
         """What the final samples under these weights lack, `[items, D]`."""
         ...
 
-    def nudged(self, rows: Mapping[int, StepWeights], step: int) -> Tensor:
+    def nudge(self, rows: Mapping[int, StepWeights], step: int) -> Tensor:
         """The same for weights that differ from those of the last `residuals` from `step` on."""
         ...
 
@@ -122,7 +122,7 @@ class Outside:
 
         return self.lacking(self.loop.run(self.full_steps, watch))
 
-    def nudged(self, rows: Mapping[int, StepWeights], step: int) -> Tensor:
+    def nudge(self, rows: Mapping[int, StepWeights], step: int) -> Tensor:
         known = {s: value for s, value in self.known.items() if s < step}
         return self.lacking(self.loop.run(self.full_steps, by_rows(rows), known))
 
@@ -168,7 +168,7 @@ class Inside:
             found.append(recorder.final.detach().cpu().float())
         return (torch.cat(found) - self.finals).flatten(1)
 
-    def nudged(self, rows: Mapping[int, StepWeights], step: int) -> Tensor:
+    def nudge(self, rows: Mapping[int, StepWeights], step: int) -> Tensor:
         del step
         return self.residuals(rows)
 
@@ -194,11 +194,11 @@ def split(count: int) -> Tensor:
 
 def jacobian(chain: Chain, rows: Mapping[int, StepWeights], moves: Sequence[Move], by: Tensor) -> Tensor:
     """`d residuals / d moves` at the moves `by`, `[items, D, P]`, by differences."""
-    here, columns = chain.residuals(moved(rows, moves, by)), []
+    here, columns = chain.residuals(apply_moves(rows, moves, by)), []
     for index, move in enumerate(moves):
         nudged = by.clone()
         nudged[index] += NUDGE
-        columns.append((chain.nudged(moved(rows, moves, nudged), move.steps[0]) - here) / NUDGE)
+        columns.append((chain.nudge(apply_moves(rows, moves, nudged), move.steps[0]) - here) / NUDGE)
     return torch.stack(columns, dim=-1)
 
 
@@ -209,10 +209,10 @@ def newton(
     train = split(len(chain.items))
     fitted, moves = chain.part(train), moves_of(plan.full_steps, plan.num_steps, memory, chain.groups())
     fit = levenberg(
-        lambda by: chain.residuals(moved(plan.rows, moves, by)),
+        lambda by: chain.residuals(apply_moves(plan.rows, moves, by)),
         lambda by: jacobian(fitted, plan.rows, moves, by),
         torch.zeros(len(moves), dtype=torch.float64),
         train,
         report=report,
     )
-    return moved(plan.rows, moves, fit.parameters), fit
+    return apply_moves(plan.rows, moves, fit.parameters), fit

@@ -84,7 +84,7 @@ class Solver:
         vars(scheduler)["step"] = step
         shifts = {s: extra.get(("tau", gap, gap), 0.0) for gap, s in enumerate(full)}
         try:
-            with loop.skipping(lambda: count[0] in full[max(since, 0) :]), self.told(count, shifts):
+            with loop.skipping(lambda: count[0] in full[max(since, 0) :]), self.tell_times(count, shifts):
                 self.images = loop.backend.generate(loop.items, loop.sampling)
         finally:
             del vars(scheduler)["step"]
@@ -92,7 +92,7 @@ class Solver:
             self.known = dict(zip(anchors, values, strict=True))
         return final[0].cpu().float().flatten(1)
 
-    def told(self, count: list[int], shifts: dict[int, float]) -> Any:
+    def tell_times(self, count: list[int], shifts: dict[int, float]) -> Any:
         """The model is told other times at the calls; a context."""
         scheduler = self.loop.backend.pipe.scheduler
 

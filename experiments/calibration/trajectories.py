@@ -51,7 +51,7 @@ from hicache.adapters.base import Adapter
 from hicache.adapters.hooks import attach_scope
 from hicache.generic import scopes_of
 
-__all__ = ["TrajectoryRecorder", "Recording", "grams", "load", "record", "require_plain", "split_arguments", "watched"]
+__all__ = ["TrajectoryRecorder", "Recording", "grams", "load", "record", "require_plain", "split_arguments", "watch"]
 
 SAMPLER_SITES = ("output", "sample")
 KEEPS = ("tensors", "gram")
@@ -145,7 +145,7 @@ class TrajectoryRecorder:
         while len(steps) <= self.step:
             steps.append([])
         if self.tokens is not None and site not in SAMPLER_SITES and value.dim() == 3:
-            value = value[:, chosen_tokens(value.shape[1], self.tokens).to(value.device)]
+            value = value[:, choose_tokens(value.shape[1], self.tokens).to(value.device)]
         steps[self.step].append(value.detach().to("cpu", copy=True))
 
     def trajectories(self, num_items: int) -> dict[str, Tensor]:
@@ -210,7 +210,7 @@ def check_scopes(model: torch.nn.Module, sites: Sequence[str]) -> None:
         choose("sites", site, known)
 
 
-def chosen_tokens(count: int, tokens: int) -> Tensor:
+def choose_tokens(count: int, tokens: int) -> Tensor:
     """The seeded subset of token rows."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(TOKEN_SEED))[:tokens].sort().values
 
@@ -221,7 +221,7 @@ def grams(values: Tensor) -> Tensor:
     return flat @ flat.mT / flat.shape[-1]
 
 
-def reduced(recorder: TrajectoryRecorder, num_items: int, keep: str) -> dict[str, Tensor]:
+def reduce_values(recorder: TrajectoryRecorder, num_items: int, keep: str) -> dict[str, Tensor]:
     """What a shard holds; site by site, so that with `gram` one site at a time is there in float64."""
     found: dict[str, Tensor] = {}
     for site in list(recorder.frames):
@@ -233,7 +233,7 @@ def reduced(recorder: TrajectoryRecorder, num_items: int, keep: str) -> dict[str
     return found
 
 
-def watched(
+def watch(
     backend: Backend, settings: Settings, batch: list[Item], sites: Sequence[str], tokens: int | None = None
 ) -> TrajectoryRecorder:
     """A recorder that has seen a batch under the un-cached model."""
@@ -249,12 +249,12 @@ def generate(
     backend: Backend, settings: Settings, batch: list[Item], sites: Sequence[str], tokens: int | None = None
 ) -> dict[str, Tensor]:
     """Trajectories of a batch under the un-cached model."""
-    return watched(backend, settings, batch, sites, tokens).trajectories(len(batch))
+    return watch(backend, settings, batch, sites, tokens).trajectories(len(batch))
 
 
 def record(settings: Settings, recording: Recording, folder: Path) -> dict[str, Any]:
     """Record what is missing in `folder`, or damaged; returns the manifest."""
-    manifest = opened(settings, recording, folder)
+    manifest = open_folder(settings, recording, folder)
     for name, said in damages(folder, manifest).items():
         print(f"{folder.name}: {name} {said}; it is recorded again", file=sys.stderr, flush=True)
         del manifest["shards"][name]
@@ -275,8 +275,8 @@ def record(settings: Settings, recording: Recording, folder: Path) -> dict[str, 
     with Progress(folder.name, len(items), done, settings.progress_every) as progress:
         for index, batch in todo:
             stopping.check()
-            recorder = watched(backend, settings, batch, recording.sites, recording.tokens)
-            shard = reduced(recorder, len(batch), recording.keep)
+            recorder = watch(backend, settings, batch, recording.sites, recording.tokens)
+            shard = reduce_values(recorder, len(batch), recording.keep)
             size_now = sum(t.numel() * t.element_size() for t in shard.values())
             left = sum(len(other) for i, other in todo if i >= index)
             require_space(folder, size_now * left / len(batch), recording.reserve)
@@ -291,7 +291,7 @@ def record(settings: Settings, recording: Recording, folder: Path) -> dict[str, 
     return manifest
 
 
-def opened(settings: Settings, recording: Recording, folder: Path) -> dict[str, Any]:
+def open_folder(settings: Settings, recording: Recording, folder: Path) -> dict[str, Any]:
     """The folder's manifest, new or found; one that belongs to other settings is refused."""
     wanted: dict[str, Any] = {
         "keys": keys_of(settings),

@@ -37,11 +37,11 @@ __all__ = [
     "Shared",
     "check_override",
     "compose",
-    "composed",
+    "compose_untyped",
     "explain",
     "key",
     "options",
-    "parsed",
+    "parse_override",
     "set_up",
     "to_dataclass",
 ]
@@ -134,7 +134,7 @@ def check_override(word: str) -> None:
     key, equals, _ = word.partition("=")
     check(bool(equals) and bool(key.lstrip("+")), "override", "must read key=value", word)
     try:
-        override = parsed(word)
+        override = parse_override(word)
     except HydraException as error:
         raise ConfigError(quoting(word) or explain(error)) from error
     if override.is_sweep_override():
@@ -162,20 +162,20 @@ def compose(overrides: list[str], row: bool = False, shared: Shared | None = Non
         check_override(override)
     try:
         if shared is None:
-            return typed_of(overrides, row)
+            return compose_afresh(overrides, row)
         common = tuple(override for override in overrides if not is_number(override))
         if (common, row) not in shared:
-            shared[common, row] = typed_of(list(common), row)
+            shared[common, row] = compose_afresh(list(common), row)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error)) from error
-    numbers = {key(override): parsed(override).value() for override in overrides if is_number(override)}
+    numbers = {key(override): parse_override(override).value() for override in overrides if is_number(override)}
     refuse_infinite(numbers)
     return dataclasses.replace(shared[common, row], **numbers)
 
 
-def typed_of(overrides: list[str], row: bool) -> RunConfig:
+def compose_afresh(overrides: list[str], row: bool) -> RunConfig:
     """As `compose`, from the beginning."""
-    typed = to_dataclass(merged(overrides, row))
+    typed = to_dataclass(merge_values(overrides, row))
     return dataclasses.replace(typed, preset=None) if row else typed
 
 
@@ -192,10 +192,10 @@ NUMBERS: dict[str, tuple[type, ...]] = {
 def is_number(override: str) -> bool:
     """Whether it sets one of `NUMBERS` to a number, which a typed configuration takes without being composed again."""
     name, _, value = override.partition("=")
-    return name in NUMBERS and "," not in value and type(parsed(override).value()) in NUMBERS[name]
+    return name in NUMBERS and "," not in value and type(parse_override(override).value()) in NUMBERS[name]
 
 
-def composed(overrides: list[str]) -> DictConfig:
+def compose_untyped(overrides: list[str]) -> DictConfig:
     """The configuration as Hydra composes it."""
     set_up()
     with ExitStack() as stack:
@@ -205,34 +205,36 @@ def composed(overrides: list[str]) -> DictConfig:
 
 
 @cache
-def parsed(override: str) -> Override:
+def parse_override(override: str) -> Override:
     """An override in Hydra's grammar."""
     return OverridesParser.create().parse_override(override)
 
 
 @cache
-def chosen(conf: Path, choice: tuple[str, ...], row: bool) -> DictConfig:
+def compose_choice(conf: Path, choice: tuple[str, ...], row: bool) -> DictConfig:
     """What Hydra composes of a choice of groups; of a `row`, without the preset."""
-    made = composed(list(choice))
+    made = compose_untyped(list(choice))
     if row:
         with flag_override(made, "readonly", False):
             made.preset = None
     return made
 
 
-def merged(overrides: list[str], row: bool = False) -> DictConfig:
-    """Values on a copy of what their groups compose to: `composed` in a twentieth of its time, from the second on.
+def merge_values(overrides: list[str], row: bool = False) -> DictConfig:
+    """Values on a copy of what their groups compose to: a twentieth of the time of `compose_untyped` after the first.
 
     No default list of `conf/` depends on a value, which is what makes this right; sweeps, additions, deletions and
     overrides of the preset itself are left to Hydra.
     """
     values = [override for override in overrides if key(override) not in groups()]
     own = any(v.startswith(("+", "~", "preset", "hydra")) or "@" in key(v) or "/" in key(v) for v in values)
-    if own or any(parsed(override).is_sweep_override() for override in overrides):
-        return composed(overrides)
-    made = copy.deepcopy(chosen(CONF, tuple(override for override in overrides if key(override) in groups()), row))
+    if own or any(parse_override(override).is_sweep_override() for override in overrides):
+        return compose_untyped(overrides)
+    made = copy.deepcopy(
+        compose_choice(CONF, tuple(override for override in overrides if key(override) in groups()), row)
+    )
     for value in values:
-        OmegaConf.update(made, key(value), parsed(value).value(), merge=True)
+        OmegaConf.update(made, key(value), parse_override(value).value(), merge=True)
     return made
 
 

@@ -9,7 +9,7 @@ from experiments.config.compose import check_override
 from experiments.errors import check
 from experiments.files import ensure_writable
 
-__all__ = ["FLAGS", "check_words", "compared"]
+__all__ = ["FLAGS", "check_words", "expand_compare"]
 
 FLAGS = {
     **dict.fromkeys(("-h", "--help", "--hydra-help", "--version", "--resolve", "-r", "--run", "-m", "--multirun"), 0),
@@ -23,7 +23,7 @@ FOLDERS = ("hydra.sweep.dir", "hydra.run.dir")
 """Where Hydra writes."""
 
 
-def compared(words: Sequence[str]) -> tuple[list[str], bool]:
+def expand_compare(words: Sequence[str]) -> tuple[list[str], bool]:
     """The command line with `compare=a,b,...` as the sweep that it means (`-m method=a,b,...`), and whether it had it.
 
     Raises:

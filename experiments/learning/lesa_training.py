@@ -83,18 +83,22 @@ class PredictorTask:
         errors: list[Tensor] = []
         for anchors, last in intervals_of(self.module.num_steps, interval, self._warmup_steps):
             times = anchors[-self._memory :]
-            forecasts = self._guided(times, last, values) if phase == "guided" else self._closed(times, last, values)
+            forecasts = (
+                self._forecast_guided(times, last, values)
+                if phase == "guided"
+                else self._forecast_closed(times, last, values)
+            )
             errors.append((forecasts - values[times[-1] + 1 : last + 1]).abs().mean((1, 2)))
         return torch.cat(errors).mean()
 
-    def _guided(self, times: list[int], last: int, values: Tensor) -> Tensor:
+    def _forecast_guided(self, times: list[int], last: int, values: Tensor) -> Tensor:
         """Forecasts of the steps up to `last`, each one step ahead of the truth."""
         windows = self.module.windows(times, last)
         found = self.module.one_step(windows)
         made = {s: torch.einsum("kd,krd->rd", w, values[windows[s]]) + b for s, (w, b) in found.items()}
         return torch.stack([made[step] for step in windows])
 
-    def _closed(self, times: list[int], last: int, values: Tensor) -> Tensor:
+    def _forecast_closed(self, times: list[int], last: int, values: Tensor) -> Tensor:
         """Forecasts of the steps up to `last` from the anchors alone."""
         weights = torch.stack(list(self.module.unrolled(times, last).values()))
         return torch.einsum("snd,nrd->srd", weights[:, :-1], values[times]) + weights[:, -1:]

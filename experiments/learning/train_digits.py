@@ -75,7 +75,7 @@ def alphas_cumprod() -> Tensor:
     return torch.cumprod(1 - betas, 0).float()
 
 
-def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
+def jitter(images: Tensor, generator: torch.Generator) -> Tensor:
     """Each image moved by -1, 0 or 1 pixel in both directions (the only augmentation)."""
     padded = F.pad(images, (1, 1, 1, 1), value=-1.0)
     moves = torch.randint(0, 3, (len(images), 2), generator=generator)
@@ -137,7 +137,7 @@ def train_dit(steps: int, batch: int, seed: int, rate: float = 1e-3) -> tuple[Di
         pick = torch.randint(0, len(images), (batch,), generator=generator)
         dropped = torch.rand(batch, generator=generator) < 0.1
         y = torch.where(dropped, NULL_CLASS, labels[pick])
-        loss = epsilon_loss(model, shifted(images[pick], generator), y, generator)
+        loss = epsilon_loss(model, jitter(images[pick], generator), y, generator)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -161,7 +161,7 @@ def train_classifier(steps: int, seed: int) -> tuple[DigitsClassifier, float]:
     generator = torch.Generator().manual_seed(seed)
     for _ in tqdm(range(steps), mininterval=5):
         pick = torch.randint(0, len(images), (128,), generator=generator)
-        clean = shifted(images[pick], generator)
+        clean = jitter(images[pick], generator)
         noisy = clean + 0.1 * torch.randn(clean.shape, generator=generator)
         loss = F.cross_entropy(model(noisy), labels[pick], label_smoothing=0.05)
         optimizer.zero_grad(set_to_none=True)

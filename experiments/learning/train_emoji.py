@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from experiments.backends.emoji.captions import draw, random_scene
-from experiments.backends.emoji.pipeline import CHANNELS, pack, predict, shifted
+from experiments.backends.emoji.pipeline import CHANNELS, pack, predict, shift_levels
 from experiments.backends.emoji.text_encoder import TextEncoder, encode
 from experiments.files import ASSETS, replacing
 from experiments.learning.train_digits import autocast
@@ -82,7 +82,7 @@ def batch_of(seed: int, update: int, size: int) -> tuple[Tensor, Tensor, Tensor,
     images = torch.stack([draw(scene, rng) for scene in scenes])
     tokens = encode(["" if rng.random() < DROPPED else scene.caption for scene in scenes])
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    levels = shifted(torch.sigmoid(torch.randn(size, generator=generator)))
+    levels = shift_levels(torch.sigmoid(torch.randn(size, generator=generator)))
     packed = pack(images)
     return packed, tokens, torch.randn(packed.shape, generator=generator), levels
 

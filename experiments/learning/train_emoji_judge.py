@@ -41,7 +41,7 @@ def real_pictures(seed: int, number: int, held: bool | None) -> tuple[list[Scene
     return scenes, torch.stack([draw(scene, rng) for scene in scenes])
 
 
-def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
+def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     """Half of the pictures with noise, a quarter blurred a little, all with a slightly other brightness."""
     n = len(images)
     uniform = torch.rand(4, n, 1, 1, 1, generator=generator)
@@ -117,7 +117,7 @@ def train(updates: int, batch: int, seed: int, rate: float) -> EmojiJudge:
         scenes = [random_scene(rng) for _ in range(batch)]
         images = torch.stack([draw(scene, rng) for scene in scenes])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        loss = loss_of(judge, augmented(images, generator), scenes)
+        loss = loss_of(judge, augment(images, generator), scenes)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(judge.parameters(), 1.0)

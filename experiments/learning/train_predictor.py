@@ -40,7 +40,7 @@ from experiments.settings.resolve import resolve
 from hicache.adapters import adapter_for
 from hicache.forecast.lesa import Predictor
 
-__all__ = ["recorded", "train_predictor"]
+__all__ = ["record_trajectories", "train_predictor"]
 
 KINDS: dict[str, type[TrainOptions]] = {"lesa": LesaOptions, "l2c": L2cOptions}
 
@@ -58,7 +58,7 @@ def folder_of(settings: Settings, options: TrainOptions) -> Path:
     return settings.results / "training" / f"{settings.method.name}-{settings.backend.name}-{name}"
 
 
-def recorded(settings: Settings, options: LesaOptions) -> tuple[Tensor, Tensor]:
+def record_trajectories(settings: Settings, options: LesaOptions) -> tuple[Tensor, Tensor]:
     """Trajectories of the training and of the held-out items, `[items, T, ...]`; recorded once."""
     scope = choose("scope", settings.scope, TRAINED_SCOPES)
     none = dataclasses.replace(
@@ -78,7 +78,7 @@ def recorded(settings: Settings, options: LesaOptions) -> tuple[Tensor, Tensor]:
 def lesa_task(settings: Settings, options: LesaOptions) -> PredictorTask:
     """The predictor with its data."""
     check_lesa(settings, options)
-    known, unseen = recorded(settings, options)
+    known, unseen = record_trajectories(settings, options)
     adapter = adapter_for(load_backend(settings.backend).transformer)
     axis = adapter.channel(settings.scope)
     train_rows, held_rows = rows_of(known, axis), rows_of(unseen, axis)

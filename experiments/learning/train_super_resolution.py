@@ -30,7 +30,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from experiments.backends.inf_dit.backend import SIGMA_DATA
 from experiments.backends.inf_dit.edm import Preconditioning
-from experiments.backends.inf_dit.images import channel_statistics, enlarged, reduced
+from experiments.backends.inf_dit.images import channel_statistics, downscale, upscale
 from experiments.backends.inf_dit.model import InfDiTTransformer2DModel
 from experiments.backends.inf_dit.photographs import TRAIN, VALIDATION_ROWS, photograph
 
@@ -51,8 +51,8 @@ class ImageTriple:
 
 def scene(image: Tensor) -> ImageTriple:
     """The three images of `[1, 3, H, W]`."""
-    low = reduced(image, SCALE)
-    return ImageTriple(clean=image[0], up=enlarged(low, SCALE)[0], low=low[0])
+    low = downscale(image, SCALE)
+    return ImageTriple(clean=image[0], up=upscale(low, SCALE)[0], low=low[0])
 
 
 def scenes(validation: bool = False) -> list[tuple[ImageTriple, float]]:

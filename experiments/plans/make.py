@@ -26,7 +26,7 @@ from hydra.errors import HydraException
 from experiments.backends import backend_of
 from experiments.cli import Exit
 from experiments.config.backend import BackendConfig
-from experiments.config.compose import Shared, compose, parsed
+from experiments.config.compose import Shared, compose, parse_override
 from experiments.config.preset import RowConfig
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
@@ -52,7 +52,7 @@ def sweeps(words: list[str]) -> list[list[str]]:
     choices = []
     for word in words:
         try:
-            override = parsed(word)
+            override = parse_override(word)
         except HydraException as error:
             raise ConfigError(f"override: must read key=value, got {word!r}") from error
         choices.append(values_of(override, word))

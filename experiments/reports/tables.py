@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 
 from experiments.cli import Exit
-from experiments.config.compose import options, parsed
+from experiments.config.compose import options, parse_override
 from experiments.errors import ConfigError, check
 from experiments.files import ensure_writable, sweep, write_text
 from experiments.plans.manifest import Plan
@@ -148,7 +148,7 @@ def show(table: ResultTable, folders: list[Path], suffix: str = "") -> None:
 def overrides_of(given: dict[str, str]) -> list[str]:
     """The arguments that are those of run.py; a row stands for one run, so each has one value."""
     for key, value in given.items():
-        sweep = parsed(f"{key}={value}").is_sweep_override()
+        sweep = parse_override(f"{key}={value}").is_sweep_override()
         check(not sweep, key, "must be one value here (experiments plan takes several, plan= shows them)", value)
     return [f"{key}={value}" for key, value in given.items()]
 

@@ -23,7 +23,7 @@ from evaluation.ground_truth import crop_border, luma
 from evaluation.statistics import bootstrap_mean
 from experiments.backends import backend_of
 from experiments.backends.base import Item
-from experiments.backends.inf_dit.images import enlarged, reduced
+from experiments.backends.inf_dit.images import downscale, upscale
 from experiments.cli import Exit
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
@@ -55,7 +55,7 @@ def fidelity(image: Tensor, truth: Tensor) -> float:
 
 def bicubic(truth: Tensor) -> Tensor:
     """What enlarging the reduced image by interpolation gives, in [0, 1]."""
-    return enlarged(reduced(truth[None] * 2 - 1, 4), 4)[0] / 2 + 0.5
+    return upscale(downscale(truth[None] * 2 - 1, 4), 4)[0] / 2 + 0.5
 
 
 def against_bicubic(preset: str, results: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import hicache
-from experiments.artefacts.plans import load_plan, path_of, stored_budget
+from experiments.artefacts.plans import budget_of, load_plan, path_of
 from experiments.artefacts.stored_curves import calibrated_by, curve_path
 from experiments.config.guidance import AdaptiveGuidanceConfig
 from experiments.config.method import CalibratedConfig, SmoothCacheConfig, StepsConfig
@@ -53,7 +53,7 @@ def title_of(settings: Settings) -> str:
     if isinstance(method, StepsConfig):
         return f"{method.solver or 'fewer steps'} ({method.steps} steps)"
     if isinstance(method, CalibratedConfig):
-        return f"{spec.title} ({stored_budget(settings)} full steps, {settings.scope})"
+        return f"{spec.title} ({budget_of(settings)} full steps, {settings.scope})"
     if isinstance(method, SmoothCacheConfig):
         return f"{spec.title} (α={method.alpha:g})"
     symbols = {"interval": "N", "budget": "K", "order": "m", "sigma": "σ"}

@@ -12,7 +12,7 @@ from functools import cache
 import hicache
 from experiments.backends import PRESETS
 from experiments.backends.meta_backend import quiet
-from experiments.backends.tiny.build import described
+from experiments.backends.tiny.build import describe_denoisers
 from experiments.config.compose import compose
 from experiments.config.diffusers import DiffusersConfig
 from hicache.generic import denoisers, scopes_of
@@ -35,7 +35,7 @@ def pipeline_of(preset: str) -> str:
 def taken(pipeline: str) -> dict[str, tuple[str, ...]]:
     """Method -> the scopes at which a pipeline takes it; empty where it takes none."""
     with quiet():
-        pipe = described(pipeline)
+        pipe = describe_denoisers(pipeline)
     known = {scope for model in denoisers(pipe).values() for scope in scopes_of(model)}
     found = {}
     for name, spec in hicache.METHODS.items():

@@ -8,7 +8,7 @@ import torch
 from experiments.backends import load_backend
 from experiments.calibration.calibrate import measure
 from experiments.calibration.closed_loop import by_rows
-from experiments.calibration.newton_refinement import moved, moves_of
+from experiments.calibration.newton_refinement import apply_moves, moves_of
 from experiments.calibration.options import Options
 from experiments.calibration.solver import NUDGES, Solver, fit_solver
 from experiments.config.compose import compose
@@ -45,7 +45,7 @@ def test_estimated_steps_are_a_choice_of_its_coefficients(solver):
     """Weights that are moved over the last gap do what a coefficient does there."""
     solver, gains = solver
     moves = moves_of(FULL, 8, 1)
-    rows = moved(solver.plan.rows, moves, torch.tensor([0.0, 0.0, 0.3]))
+    rows = apply_moves(solver.plan.rows, moves, torch.tensor([0.0, 0.0, 0.3]))
     expected = solver.loop.run(FULL, by_rows(rows)).flatten(1)
     reach = sum(float(gains.prediction[s] * gains.sample[s + 1 :].prod()) for s in (6, 7))
     by = torch.tensor([0.3 * reach if entry == ("delta", 2, 2) else 0.0 for entry in solver.layout])

@@ -151,11 +151,11 @@ def test_a_folder_says_its_class_and_steps(tmp_path):
 
 def test_both_models_of_a_pipeline_are_cached():
     """Wan 2.2: full steps of the second model are counted on from the first, FLOPs are those of both."""
-    from experiments.backends.diffusers_backend import specialised
+    from experiments.backends.diffusers_backend import specialise
     from tests.hicache.pipelines import wan
 
     of = settings("backend=wan", "method=hicache", "num_items=1", "num_steps=8", "scope=stack")
-    backend = specialised("video", None)(of.backend)
+    backend = specialise("video", None)(of.backend)
     backend.pipe = wan()
     backend.pipe.text_encoder, backend.pipe.tokenizer = (
         getattr(load_backend(of.backend).pipe, key) for key in ("text_encoder", "tokenizer")

@@ -14,7 +14,7 @@ from experiments.backends.emoji.atlas import OBJECTS, SIZES, sprites
 from experiments.backends.emoji.backend import EmojiBackend, digest, folder_of
 from experiments.backends.emoji.captions import COLOURS, Scene, draw, held_out, parse, random_scene
 from experiments.backends.emoji.judge import EmojiJudge, Verdict, load_judge, targets
-from experiments.backends.emoji.pipeline import CHANNELS, EmojiPipeline, pack, scheduler, shift, shifted, unpack
+from experiments.backends.emoji.pipeline import CHANNELS, EmojiPipeline, pack, scheduler, shift, shift_levels, unpack
 from experiments.backends.emoji.text_encoder import LENGTH, TextEncoder, encode, read_words
 from experiments.backends.meta_backend import blueprint
 from experiments.config.compose import compose
@@ -181,7 +181,7 @@ def test_packing_is_lossless():
 def test_training_and_sampling_shift_the_noise_levels_alike():
     solver = scheduler()
     solver.set_timesteps(sigmas=np.linspace(1.0, 0.1, 10), mu=shift())
-    assert torch.allclose(solver.sigmas[:-1], shifted(torch.linspace(1.0, 0.1, 10)), atol=1e-6)
+    assert torch.allclose(solver.sigmas[:-1], shift_levels(torch.linspace(1.0, 0.1, 10)), atol=1e-6)
 
 
 def test_guidance_one_is_one_prediction_and_noise_can_be_given(weights):

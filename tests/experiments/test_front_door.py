@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.__main__ import VERBS, described, main
+from experiments.__main__ import VERBS, docstring_of, main
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "hydra", "omegaconf", "numpy", "pandas", "scipy", "diffusers")
@@ -27,7 +27,7 @@ def test_every_verb_is_a_program_with_a_line_of_help(capsys):
         assert '__name__ == "__main__"' in text or module(verb).stem == "__main__", verb
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if described(verb)])
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if docstring_of(verb)])
 def test_help_is_the_docstring_of_the_module(verb, capsys):
     assert main([*verb.split(), "--help"]) == 0
     assert f"python -m experiments {verb}" in capsys.readouterr().out
@@ -67,7 +67,7 @@ def loaded(code):
 
 def test_status_and_help_load_no_library_of_numbers(tmp_path):
     assert loaded("from experiments.__main__ import main; main(['--help']); main(['tables', '--help'])") == "[]"
-    light = [verb for verb in VERBS if not described(verb) and not verb.startswith("train ")]
+    light = [verb for verb in VERBS if not docstring_of(verb) and not verb.startswith("train ")]
     assert {"status", "execute", "submit", "collect"} <= set(light)
     names = [f"experiments.{VERBS[verb][0]}" for verb in light]
     found = loaded(f"import importlib\nfor name in {names}: importlib.import_module(name)")
@@ -75,7 +75,7 @@ def test_status_and_help_load_no_library_of_numbers(tmp_path):
 
 
 def test_every_verb_answers_to_help():
-    assert {verb for verb in VERBS if not described(verb) and "Arguments(" not in module(verb).read_text()} == {
+    assert {verb for verb in VERBS if not docstring_of(verb) and "Arguments(" not in module(verb).read_text()} == {
         verb for verb in VERBS if verb.startswith("train ") and "ArgumentParser(" in module(verb).read_text()
     }
 

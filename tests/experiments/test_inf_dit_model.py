@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from experiments.backends.inf_dit.checkpoint import ENCODER, NETWORK, convert, official_names, renamed
+from experiments.backends.inf_dit.checkpoint import ENCODER, NETWORK, convert, official_names, rename_weights
 from experiments.backends.inf_dit.edm import EDMScheduler, Preconditioning, noise_levels
-from experiments.backends.inf_dit.images import channel_statistics, cropped, enlarged, reduced
+from experiments.backends.inf_dit.images import channel_statistics, crop, downscale, upscale
 from experiments.backends.inf_dit.model import InfDiTTransformer2DModel
 from experiments.errors import ConfigError
 
@@ -25,7 +25,7 @@ def golden():
 def model(golden):
     network = InfDiTTransformer2DModel(**TINY).eval()
     official = {k.removeprefix("weights."): v for k, v in golden.items() if k.startswith("weights.")}
-    network.load_state_dict(renamed(official, network), strict=True)
+    network.load_state_dict(rename_weights(official, network), strict=True)
     return network
 
 
@@ -36,7 +36,7 @@ def denoiser(model, golden, calls):
     def denoise(x, sigma, stage):
         calls.append(float(sigma))
         condition = (sigma.log() / 4).expand(1), golden["in_vector"], golden["in_lr"]
-        return edm.denoised(model(edm.inputs(x, sigma, up), *condition).sample, x, sigma, up)
+        return edm.denoise(model(edm.inputs(x, sigma, up), *condition).sample, x, sigma, up)
 
     return denoise
 
@@ -99,7 +99,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(model, golden, change, messag
     official = {k.removeprefix("weights."): v for k, v in golden.items() if k.startswith("weights.")}
     change(official)
     with pytest.raises(ConfigError, match=message):
-        renamed(official, model)
+        rename_weights(official, model)
 
 
 def test_a_conversion_reads_tensors_and_nothing_else(model, golden, tmp_path, monkeypatch):
@@ -142,16 +142,16 @@ def test_the_target_is_what_the_denoiser_inverts(residual):
     for sigma in noise_levels(20)[:-1]:
         x = clean + sigma * torch.randn_like(clean)
         target = edm.target(clean, x, sigma, up)
-        torch.testing.assert_close(edm.denoised(target, x, sigma, up), clean, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(edm.denoise(target, x, sigma, up), clean, rtol=1e-4, atol=1e-3)
 
 
 def test_low_resolution_images_are_bicubic_and_eight_bit():
     image = torch.linspace(-1, 1, 64).expand(1, 3, 64, 64)
-    low = reduced(image, 4)
+    low = downscale(image, 4)
     assert low.shape == (1, 3, 16, 16)
     assert torch.allclose((low + 1) * 127.5, ((low + 1) * 127.5).round(), atol=1e-4)
-    torch.testing.assert_close(enlarged(low, 4)[..., 8:-8], image[..., 8:-8], atol=0.02, rtol=0)
-    assert cropped(torch.zeros(1, 3, 70, 40), 32).shape == (1, 3, 64, 32)
+    torch.testing.assert_close(upscale(low, 4)[..., 8:-8], image[..., 8:-8], atol=0.02, rtol=0)
+    assert crop(torch.zeros(1, 3, 70, 40), 32).shape == (1, 3, 64, 32)
     assert channel_statistics(low).shape == (1, 6)
 
 

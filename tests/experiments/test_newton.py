@@ -10,7 +10,7 @@ from experiments.artefacts.plans import load_plan, path_of
 from experiments.backends import load_backend
 from experiments.backends.base import Sampling
 from experiments.calibration.calibrate import main, make_plan, measure
-from experiments.calibration.newton_refinement import Inside, Outside, jacobian, moved, moves_of, newton
+from experiments.calibration.newton_refinement import Inside, Outside, apply_moves, jacobian, moves_of, newton
 from experiments.calibration.options import Options
 from experiments.calibration.targets import cost_line, fewest, generations
 from experiments.config.compose import compose
@@ -41,10 +41,10 @@ def test_moves_are_added_to_the_weights_of_their_sites():
         3: StepWeights(anchors=(0, 1), weights=((0.0,) * 3, (1.0,) * 3)),
     }
     moves = moves_of([0, 1], 4, 2, [(0, 2), (1,)])
-    found = moved(rows, moves, torch.tensor([0.5, 0.0, 0.0, -1.0]))
+    found = apply_moves(rows, moves, torch.tensor([0.5, 0.0, 0.0, -1.0]))
     assert found[2] == StepWeights(anchors=(0, 1), weights=((0.5, 0.0, 0.5), (1.0, 1.0, 3.0)))
     assert found[3] == StepWeights(anchors=(0, 1), weights=((0.5, 0.0, 0.5), (1.0, 0.0, 1.0)))
-    assert moved(rows, moves, torch.zeros(4))[3] == rows[3]
+    assert apply_moves(rows, moves, torch.zeros(4))[3] == rows[3]
 
 
 def test_the_gradient_of_the_closed_loop_is_that_of_autograd(settings):

@@ -9,7 +9,7 @@ import pytest
 from plans import planned
 
 from experiments.backends import ALIASES, PRESETS
-from experiments.config.compose import compose, composed, key, options, to_dataclass
+from experiments.config.compose import compose, compose_untyped, key, options, to_dataclass
 from experiments.errors import ConfigError
 from experiments.files import write_json
 from experiments.plans.estimate import speeds_of
@@ -75,7 +75,7 @@ def test_rows_composed_together_are_those_composed_alone(preset):
     """By Hydra each time: of rows that set the same keys, the last."""
     rows = [row for row in expand(compose(line).preset) if not lacks(row)]
     for row in list({tuple(key(word) for word in row.set): row for row in rows}.values())[-2:]:
-        alone = to_dataclass(composed([*line, *row.set]))
+        alone = to_dataclass(compose_untyped([*line, *row.set]))
         alone.preset = None
         assert compose([*line, *row.set], row=True) == alone, row.label
         words, shared = [word for word in [*line, *row.set] if not word.startswith(("seed", "sigma"))], {}

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from experiments.config.compose import compose
-from experiments.config.words import compared
+from experiments.config.words import expand_compare
 from experiments.errors import ConfigError
 from experiments.files import write_json
 from experiments.reports import tables
@@ -80,15 +80,17 @@ def test_p_and_effect_stand_beside_the_difference(sweep, tmp_path):
 
 
 def test_compare_is_a_sweep_with_a_picture(sweep, tmp_path, capsys, monkeypatch):
-    words, there = compared(["compare=hicache,fora", "seed=3"])
-    assert there and words == ["-m", "method=hicache,fora", "seed=3"] and compared(["seed=3"]) == (["seed=3"], False)
+    words, there = expand_compare(["compare=hicache,fora", "seed=3"])
+    assert (
+        there and words == ["-m", "method=hicache,fora", "seed=3"] and expand_compare(["seed=3"]) == (["seed=3"], False)
+    )
     for wrong, line in (
         (["compare=fora"], "compare: must name two methods or more"),
         (["compare=fora,hicash"], "method: must be one of .*got 'hicash'"),
         (["compare=fora,hicache", "method=dmd"], "method: must not stand beside compare="),
     ):
         with pytest.raises(ConfigError, match=line):
-            compared(wrong)
+            expand_compare(wrong)
     sweep.pictures = True
     monkeypatch.setattr("experiments.reports.sweep.grid", lambda table, results, count, stem: [stem.with_name("x.png")])
     sweep.rank()

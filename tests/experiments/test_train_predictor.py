@@ -16,7 +16,7 @@ from experiments.errors import ConfigError
 from experiments.learning.l2c_training import RouterTask, mixing
 from experiments.learning.lesa_training import PredictorTask, intervals_of, rows_of
 from experiments.learning.predictor_options import LesaOptions
-from experiments.learning.train_predictor import main, recorded
+from experiments.learning.train_predictor import main, record_trajectories
 from experiments.learning.training_loop import Phase, train
 from experiments.runs import runner
 from experiments.runs.runner import execute, items_of
@@ -127,12 +127,12 @@ def test_a_trained_predictor_runs(fast, tmp_path, scope, capsys):
 def test_the_recording_is_the_uncached_run_and_made_once(small, monkeypatch):
     settings = resolve(compose([*small, "method=lesa", "scope=output"]))
     options = LesaOptions(items=4, held_out=2, tokens=4)
-    train_part, held_out = recorded(settings, options)
+    train_part, held_out = record_trajectories(settings, options)
     assert train_part.shape == (4, 8, 1, 1, 16, 16) and held_out.shape == (2, 8, 1, 1, 16, 16)
     monkeypatch.setattr(
         "experiments.calibration.trajectories.generate", lambda *args: pytest.fail("it is recorded already")
     )
-    again, _ = recorded(settings, options)
+    again, _ = record_trajectories(settings, options)
     assert torch.equal(again, train_part)
 
 

@@ -14,7 +14,7 @@ from experiments.calibration.trajectories import (
     main,
     record,
     split_arguments,
-    watched,
+    watch,
 )
 from experiments.config.compose import compose
 from experiments.errors import ConfigError
@@ -111,9 +111,9 @@ def test_tokens_are_a_seeded_subset(settings):
     whole = generate(backend, settings, batch, ["stack"])["stack"]
     part = generate(backend, settings, batch, ["stack"], tokens=5)["stack"]
     assert part.shape == (2, 8, 2, 5, 16)
-    from experiments.calibration.trajectories import chosen_tokens
+    from experiments.calibration.trajectories import choose_tokens
 
-    assert torch.equal(part, whole[:, :, :, chosen_tokens(64, 5)])
+    assert torch.equal(part, whole[:, :, :, choose_tokens(64, 5)])
 
 
 def test_the_disk_is_not_filled(settings, tmp_path):
@@ -124,7 +124,7 @@ def test_the_disk_is_not_filled(settings, tmp_path):
 
 def test_frames_are_let_go_site_by_site(settings):
     backend, batch = load_backend(settings.backend), items_of(settings)[:2]
-    recorder = watched(backend, settings, batch, ["output", "stack"])
+    recorder = watch(backend, settings, batch, ["output", "stack"])
     assert recorder.take("stack", 2).shape == (2, 8, 2, 64, 16)
     assert set(recorder.frames) == {"output"}
 

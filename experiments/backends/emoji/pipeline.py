@@ -60,7 +60,7 @@ def shift(tokens: int = TOKENS) -> float:
     return FLOW["base_shift"] + slope * (tokens - FLOW["base_image_seq_len"])
 
 
-def shifted(levels: Tensor) -> Tensor:
+def shift_levels(levels: Tensor) -> Tensor:
     """Noise levels in [0, 1] under FLUX's shift."""
     ratio = math.exp(shift())
     return ratio * levels / (1 + (ratio - 1) * levels)

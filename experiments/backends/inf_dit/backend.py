@@ -25,7 +25,7 @@ from experiments.backends.base import Backend, Item, Sampling
 from experiments.backends.inf_dit.checkpoint import ENCODER, NETWORK
 from experiments.backends.inf_dit.edm import EDMScheduler, Preconditioning
 from experiments.backends.inf_dit.encoder import ClipVector
-from experiments.backends.inf_dit.images import channel_statistics, cropped, reduced
+from experiments.backends.inf_dit.images import channel_statistics, crop, downscale
 from experiments.backends.inf_dit.model import InfDiTTransformer2DModel
 from experiments.backends.inf_dit.pipeline import InfDiTPipeline, corners
 from experiments.backends.pipeline_backend import PipelineBackend, generators
@@ -105,8 +105,8 @@ class EnlargingBackend(Backend):
     @classmethod
     def low(cls, config: Any, item: Item) -> Tensor:
         """The low-resolution image `[1, 3, h, w]` in [-1, 1], made of whole blocks."""
-        whole = cropped(read(item.inputs["path"]), cls.multiple(config))
-        return reduced(whole, config.scale) if config.inputs == "hr" else whole
+        whole = crop(read(item.inputs["path"]), cls.multiple(config))
+        return downscale(whole, config.scale) if config.inputs == "hr" else whole
 
     @classmethod
     def truth(cls, config: BackendConfig, item: Item) -> Tensor | None:
@@ -119,7 +119,7 @@ class EnlargingBackend(Backend):
         path, scale = item.inputs["path"], settings.scale
         image = read(path)
         if settings.inputs == "hr":
-            return cropped(image, settings.block)[0] / 2 + 0.5
+            return crop(image, settings.block)[0] / 2 + 0.5
         folder = Path(settings.truth or "")
         rule = "must be a folder of high-resolution images for what is measured against them"
         check(settings.truth is not None and folder.is_dir(), "backend.truth", rule, settings.truth)
@@ -129,7 +129,7 @@ class EnlargingBackend(Backend):
         fits = all(0 <= a - scale * b < scale for a, b in zip(high.shape[-2:], image.shape[-2:], strict=True))
         size = " x ".join(str(side) for side in reversed(high.shape[-2:]))
         check(fits, "backend.truth", f"must be {scale} times as large as {path}", f"{found[0]} ({size})")
-        rows, columns = cropped(image, settings.block // scale).shape[-2:]
+        rows, columns = crop(image, settings.block // scale).shape[-2:]
         top, left = ((side - kept) // 2 for side, kept in zip(image.shape[-2:], (rows, columns), strict=True))
         high = high[..., scale * top : scale * (top + rows), scale * left : scale * (left + columns)]
         return high[0] / 2 + 0.5

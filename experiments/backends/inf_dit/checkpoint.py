@@ -23,7 +23,7 @@ from torch import Tensor
 from experiments.backends.inf_dit.model import InfDiTTransformer2DModel
 from experiments.errors import ConfigError, check
 
-__all__ = ["ENCODER", "NETWORK", "convert", "official_names", "renamed"]
+__all__ = ["ENCODER", "NETWORK", "convert", "official_names", "rename_weights"]
 
 NETWORK, ENCODER = "transformer", "image_encoder"
 """Folders that a conversion writes."""
@@ -89,7 +89,7 @@ def official_names(names: Iterable[str], layers: int) -> set[str]:
     return {official_name(name)[0] for name in names} | unused
 
 
-def renamed(official: Mapping[str, Tensor], model: InfDiTTransformer2DModel) -> dict[str, Tensor]:
+def rename_weights(official: Mapping[str, Tensor], model: InfDiTTransformer2DModel) -> dict[str, Tensor]:
     """The state dict of `model` from the official one.
 
     Raises:
@@ -120,7 +120,7 @@ def convert(source: Path, target: Path) -> None:
         raise ConfigError(f"checkpoint: must be a torch file with `module`, got {source} ({error})") from error
     with torch.device("meta"):
         model = InfDiTTransformer2DModel()
-    network = renamed({k: v for k, v in state.items() if not k.startswith(PREFIX)}, model)
+    network = rename_weights({k: v for k, v in state.items() if not k.startswith(PREFIX)}, model)
     vision = {k.removeprefix(PREFIX): v for k, v in state.items() if k.startswith(PREFIX + "visual.")}
     check(bool(vision), "checkpoint", f"must hold {PREFIX}visual.*", "none")
     model.load_state_dict(network, strict=True, assign=True)

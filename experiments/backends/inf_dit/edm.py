@@ -51,7 +51,7 @@ class Preconditioning:
             return torch.cat([(x - up) * c_in, up], 1)
         return torch.cat([x, up], 1) * c_in
 
-    def denoised(self, predicted: Tensor, x: Tensor, sigma: Tensor, up: Tensor) -> Tensor:
+    def denoise(self, predicted: Tensor, x: Tensor, sigma: Tensor, up: Tensor) -> Tensor:
         """`D` from the network's prediction `F`."""
         c_skip, c_out, _ = self.coefficients(sigma)
         if self.residual:

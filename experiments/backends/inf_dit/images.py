@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["channel_statistics", "cropped", "enlarged", "reduced", "to_eight_bits"]
+__all__ = ["channel_statistics", "crop", "upscale", "downscale", "to_eight_bits"]
 
 
 def to_eight_bits(image: Tensor) -> Tensor:
@@ -19,18 +19,18 @@ def to_eight_bits(image: Tensor) -> Tensor:
     return ((image + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
 
 
-def reduced(image: Tensor, scale: int) -> Tensor:
+def downscale(image: Tensor, scale: int) -> Tensor:
     """The low-resolution image of a high-resolution one whose sides are multiples of `scale`."""
     size = [side // scale for side in image.shape[-2:]]
     return to_eight_bits(F.interpolate(image, size=size, mode="bicubic", antialias=True))
 
 
-def enlarged(image: Tensor, scale: int) -> Tensor:
+def upscale(image: Tensor, scale: int) -> Tensor:
     """The image at `scale` times its size, clipped to [-1, 1]."""
     return F.interpolate(image, scale_factor=scale, mode="bicubic", antialias=True).clamp(-1, 1)
 
 
-def cropped(image: Tensor, multiple: int) -> Tensor:
+def crop(image: Tensor, multiple: int) -> Tensor:
     """The centre of the image whose sides are the largest multiples of `multiple`; empty where it is smaller."""
     height, width = (side // multiple * multiple for side in image.shape[-2:])
     top, left = (image.shape[-2] - height) // 2, (image.shape[-1] - width) // 2

@@ -86,24 +86,24 @@ def rotation(positions: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     return angles.cos(), angles.sin()
 
 
-def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """`x` `[B, R, C, T, H, d]` turned pairwise by the angles `[R, C, T, d]`."""
     cos, sin = cos[..., None, :].to(x.dtype), sin[..., None, :].to(x.dtype)
     turned = torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
     return x * cos + turned * sin
 
 
-def normalised(x: Tensor) -> Tensor:
+def normalise(x: Tensor) -> Tensor:
     """Layer norm without affine parts."""
     return F.layer_norm(x, x.shape[-1:], eps=EPS)
 
 
-def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """`x (1 + scale) + shift` with one shift and scale `[B, D]` per image."""
     return x * (1 + scale[:, None]) + shift[:, None]
 
 
-def attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of queries `[..., T, H, d]` to keys and values `[..., S, H, d]`, heads joined: `[..., T, H d]`."""
     lead, tokens = q.shape[:-3], q.shape[-3]
     q, k, v = (t.flatten(0, -4).transpose(1, 2) for t in (q, k, v))
@@ -127,12 +127,12 @@ class BlockAttention(nn.Module):
         batch = x.shape[0]
         shape = (batch, grid.rows, grid.columns, grid.tokens, 3, self.heads, self.dim)
         q, k, v = self.qkv(x).view(shape).unbind(4)
-        q, k = (rotated(self.norm(t), *rotary) for t in (q, k))
+        q, k = (rotate(self.norm(t), *rotary) for t in (q, k))
         known = above[index]
         above[index] = k[:, -1:], v[:, -1:]
         keys = [near + self.slots[slot] for slot, near in enumerate(neighbours(k, known and known[0]))]
         values = neighbours(v, known and known[1])
-        return self.out(attended(q, torch.cat(keys, 3), torch.cat(values, 3)).flatten(1, 3))
+        return self.out(attend(q, torch.cat(keys, 3), torch.cat(values, 3)).flatten(1, 3))
 
 
 def neighbours(x: Tensor, above: Tensor | None) -> list[Tensor]:
@@ -162,7 +162,7 @@ class CrossAttention(nn.Module):
         k, v = self.key_value(windows).view(batch * blocks, -1, 2, self.heads, self.dim).unbind(2)
         q = self.query_norm(q) + self.query_position
         k = self.key_norm(k) + self.key_position
-        return self.out(attended(q, k, v).reshape(x.shape))
+        return self.out(attend(q, k, v).reshape(x.shape))
 
 
 class FeedForward(nn.Module):
@@ -202,11 +202,11 @@ class Layer(nn.Module):
         """Hidden states `[B, R C T, D]` after this layer."""
         x = hidden_states
         shift, scale, mlp_shift, mlp_scale = self.adaln(condition).chunk(4, 1)
-        x = x + self.attn(modulated(normalised(x), shift, scale), grid, rotary, index, above)
+        x = x + self.attn(modulate(normalise(x), shift, scale), grid, rotary, index, above)
         if self.cross is None or self.norm is None:
-            return x + self.mlp(modulated(normalised(x), mlp_shift, mlp_scale))
-        x = x + self.cross(normalised(x), windows)
-        return x + self.mlp(modulated(self.norm(x), mlp_shift, mlp_scale))
+            return x + self.mlp(modulate(normalise(x), mlp_shift, mlp_scale))
+        x = x + self.cross(normalise(x), windows)
+        return x + self.mlp(modulate(self.norm(x), mlp_shift, mlp_scale))
 
 
 class Stack(nn.ModuleList):
@@ -239,7 +239,7 @@ class Head(nn.Module):
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """Patches `[B, R C T, p p c]`; the norm is twice, as published."""
         shift, scale = self.adaln(condition).chunk(2, 1)
-        return self.linear(modulated(normalised(normalised(x)), shift, scale))
+        return self.linear(modulate(normalise(normalise(x)), shift, scale))
 
 
 def perceptron(inputs: int, width: int) -> nn.Sequential:

@@ -19,7 +19,7 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor
 
 from experiments.backends.inf_dit.edm import EDMScheduler, Preconditioning
-from experiments.backends.inf_dit.images import enlarged, reduced
+from experiments.backends.inf_dit.images import downscale, upscale
 from experiments.backends.inf_dit.model import InfDiTTransformer2DModel
 
 __all__ = ["InfDiTPipeline", "corners"]
@@ -84,13 +84,13 @@ class InfDiTPipeline(DiffusionPipeline):
         device = self._execution_device
         image = image.to(device)
         own = self.transformer.config.scale
-        low = image if scale == own else reduced(image, own // scale)
-        up = enlarged(image, scale)
-        noise = noise_scale * drawn(up.shape, generator).to(device)
+        low = image if scale == own else downscale(image, own // scale)
+        up = upscale(image, scale)
+        noise = noise_scale * draw_noise(up.shape, generator).to(device)
         if patch is None:
             found = self.run(low, up, noise, self.vector(low), num_inference_steps, state_dtype)
         else:
-            found = self.patched(low, up, noise, num_inference_steps, state_dtype, patch, overlap)
+            found = self.blend_patches(low, up, noise, num_inference_steps, state_dtype, patch, overlap)
         if not self.scheduler.by_step:  # the second stage has a call less than steps, which would be an early end
             self.maybe_free_model_hooks()
         images: Any = (found.float() / 2 + 0.5).clamp(0, 1)
@@ -100,7 +100,7 @@ class InfDiTPipeline(DiffusionPipeline):
             images = self.numpy_to_pil(images)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def patched(
+    def blend_patches(
         self, low: Tensor, up: Tensor, noise: Tensor, calls: int, dtype: torch.dtype, patch: int, overlap: int
     ) -> Tensor:
         """The blend of independent patches; they share the image's vector."""
@@ -133,13 +133,13 @@ class InfDiTPipeline(DiffusionPipeline):
             with model.cache_context(f"stage {stage}") if scheduler.by_step else nullcontext():
                 predicted = model(inputs, level, *condition, return_dict=False)[0]
             progress.update()
-            return edm.denoised(predicted.to(dtype), x, sigma, up)
+            return edm.denoise(predicted.to(dtype), x, sigma, up)
 
         with progress:
             return scheduler.sample(denoise, up + noise.to(dtype) * scheduler.sigmas[0].to(dtype))
 
 
-def drawn(shape: torch.Size, generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
+def draw_noise(shape: torch.Size, generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
     """Noise on the CPU, image by image where there are several generators."""
     if isinstance(generator, list):
         return torch.stack([torch.randn(shape[1:], generator=one) for one in generator])

@@ -17,7 +17,7 @@ from experiments.backends.tiny.pictures import PICTURES
 from experiments.errors import choose
 from hicache.generic.structure import DENOISERS
 
-__all__ = ["RECIPES", "build", "described"]
+__all__ = ["RECIPES", "build", "describe_denoisers"]
 
 RECIPES: dict[str, Recipe] = {**PICTURES, **FILMS}
 """By the class of the pipeline."""
@@ -31,16 +31,16 @@ def build(pipeline: str, dtype: torch.dtype = torch.float32, device: str = "cpu"
     """
     recipe = RECIPES[choose("backend.pipeline", pipeline, RECIPES)]
     with random_weights(dtype, device):
-        parts = {name: made(part) for name, part in recipe.parts.items()}
+        parts = {name: make_component(part) for name, part in recipe.parts.items()}
         kind = getattr(diffusers, pipeline)
-        left_out = dict.fromkeys(set(expected(kind)) - parts.keys() - recipe.values.keys())
+        left_out = dict.fromkeys(set(required_components(kind)) - parts.keys() - recipe.values.keys())
         pipe = kind(**left_out, **parts, **recipe.values)
     for name, value in recipe.attributes.items():
         setattr(pipe, name, value)
     return pipe
 
 
-def described(pipeline: str) -> SimpleNamespace:
+def describe_denoisers(pipeline: str) -> SimpleNamespace:
     """The denoisers of that pipeline by their names, on the meta device.
 
     Raises:
@@ -48,16 +48,18 @@ def described(pipeline: str) -> SimpleNamespace:
     """
     recipe = RECIPES[choose("backend.pipeline", pipeline, RECIPES)]
     with torch.device("meta"):
-        return SimpleNamespace(**{name: made(part) for name, part in recipe.parts.items() if name in DENOISERS})
+        return SimpleNamespace(
+            **{name: make_component(part) for name, part in recipe.parts.items() if name in DENOISERS}
+        )
 
 
-def expected(kind: Any) -> list[str]:
+def required_components(kind: Any) -> list[str]:
     """The components that a pipeline's constructor asks for by all means."""
     required, _ = kind._get_signature_keys(kind)
     return sorted(set(required) - {"self"})
 
 
-def made(part: Component) -> Any:
+def make_component(part: Component) -> Any:
     """One component."""
     if part.kind.islower():
         return getattr(text, part.kind)(**part.options)

@@ -37,7 +37,7 @@ def byte_symbols() -> list[str]:
     return [symbol[byte] for byte in range(256)]
 
 
-def numbered(*pieces: str) -> dict[str, int]:
+def vocabulary_of(*pieces: str) -> dict[str, int]:
     """A vocabulary in the given order."""
     return {piece: index for index, piece in enumerate(pieces)}
 
@@ -45,7 +45,7 @@ def numbered(*pieces: str) -> dict[str, int]:
 def clip_tokenizer() -> transformers.CLIPTokenizer:
     """CLIP marks the end of a word, so every byte has a second symbol."""
     symbols = byte_symbols()
-    vocabulary = numbered("<|startoftext|>", "<|endoftext|>", *symbols, *(f"{s}</w>" for s in symbols))
+    vocabulary = vocabulary_of("<|startoftext|>", "<|endoftext|>", *symbols, *(f"{s}</w>" for s in symbols))
     return transformers.CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
 
 
@@ -83,7 +83,7 @@ def t5_encoder(width: int) -> transformers.T5EncoderModel:
 def llama_tokenizer() -> transformers.LlamaTokenizer:
     """Bytes as `<0x41>`."""
     codes = [f"<0x{byte:02X}>" for byte in range(256)]
-    vocabulary = numbered("<unk>", "<s>", "</s>", "<pad>", "\N{LOWER ONE EIGHTH BLOCK}", *codes)
+    vocabulary = vocabulary_of("<unk>", "<s>", "</s>", "<pad>", "\N{LOWER ONE EIGHTH BLOCK}", *codes)
     return transformers.LlamaTokenizer(vocab=vocabulary, merges=[], pad_token="<pad>", model_max_length=1024)
 
 
@@ -106,7 +106,7 @@ def llama_encoder(width: int) -> transformers.LlamaModel:
 def qwen_tokenizer() -> transformers.Qwen2Tokenizer:
     """Bytes, and the marks around turns and pictures."""
     marks = [f"<|{name}|>" for name in QWEN_MARKS]
-    vocabulary = numbered(*byte_symbols(), "<|endoftext|>", *marks)
+    vocabulary = vocabulary_of(*byte_symbols(), "<|endoftext|>", *marks)
     return transformers.Qwen2Tokenizer(
         vocab=vocabulary, merges=[], additional_special_tokens=marks, model_max_length=4096
     )
