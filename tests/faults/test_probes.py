@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -308,3 +309,9 @@ def test_save_file_is_not_used_where_it_would_leave_files_behind():
     for path in (ROOT / "experiments").rglob("*.py"):
         if path.name not in ("files.py", "checkpoint.py") and "learning/train_" not in str(path):
             assert "save_file(" not in path.read_text(), path
+
+
+def test_the_page_names_tests_that_are():
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "security.md").read_text()))
+    written = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert len(named) >= 30 and not [name for name in named if f"def {name}(" not in written]
