@@ -4,11 +4,14 @@ import pytest
 
 from tests.hicache import originals
 
-PLAIN = {"dit": 2e-6, "flux": 2e-6}
-"""Un-cached: what another machine's rounding does."""
-ALLOWED = {"dit": 3e-6, "flux": 3e-6, "spectrum": 2e-5}
-"""The originals' own precision, 1e-6 to 2e-6, beside that of the machine; Spectrum's fit is float32 in a float64 run.
-A mistake is larger by two orders: order 2 for 1 gives 1e-2."""
+ALLOWED = 2e-6
+"""Largest difference of a step, as a share of its largest value: float32's rounding, un-cached runs included.
+
+The stored DiT runs are float32: they are up to 2.2e-6 from the same run in float64, ours up to 0.9e-6. The stored FLUX
+runs are float64 with float32 time embeddings, which another machine computed. Order 2 for 1 gives 1e-2.
+"""
+SPECTRUM = 4e-6
+"""Its original fits in float32 within a float64 run, which moves ours by 2.6e-6; ours fits in float64."""
 
 
 def slow_if_long(names):
@@ -20,7 +23,7 @@ def slow_if_long(names):
 def test_flux_is_the_original(name):
     kind = originals.read(name)[0]
     worst, ours, theirs, _ = originals.compare("flux", name)
-    assert worst <= (PLAIN["flux"] if kind == "plain" else ALLOWED.get(kind, ALLOWED["flux"]))
+    assert worst <= (SPECTRUM if kind == "spectrum" else ALLOWED)
     assert ours == theirs
 
 
@@ -29,7 +32,7 @@ def test_flux_is_the_original(name):
 def test_dit_is_the_original(name):
     stored, kind = originals.golden("dit"), originals.read(name)[0]
     worst, ours, theirs, picked = originals.compare("dit", name)
-    assert worst <= (PLAIN if kind == "plain" else ALLOWED)["dit"]
+    assert worst <= ALLOWED
     assert ours == theirs
     for layer in (0, 5, 14, 27) if kind in ("toca", "duca", "clusca") else ():
         for i, step in enumerate(stored[f"{name}|row_steps|layer={layer}"].tolist()):
