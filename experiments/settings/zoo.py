@@ -25,7 +25,13 @@ from experiments.artefacts.stored_curves import COEFFICIENTS
 from experiments.backends import BACKENDS, backend_class
 from experiments.cli import Exit
 from experiments.config.compose import compose, options
-from experiments.config.method import CalibratedConfig, LearnedConfig, MethodConfig, SmoothCacheConfig
+from experiments.config.method import (
+    TRAINED_SCOPES,
+    CalibratedConfig,
+    LearnedConfig,
+    MethodConfig,
+    SmoothCacheConfig,
+)
 from experiments.config.run import RunConfig
 from experiments.errors import ConfigError, choose
 from experiments.files import write_text
@@ -98,18 +104,21 @@ def entry(name: str) -> Entry:
     basis = knobs.build_basis()
     ready, later = split(name)
     sigma = knobs.sigma_schedule if caches and basis.uses_sigma else ""
+    trained = TRAINED_SCOPES if name == "lesa" else ()
+    anywhere = ", ".join(trained) or "any scope"
+    usable = [scope for scope in SCOPES if caches and any(scope in found for found in accepting(name).values())]
     return Entry(
         name=name,
         title=spec.title,
         paper=spec.paper,
-        scope="" if not caches else "any scope" if "scope" in spec.uses else built.scope,
+        scope="" if not caches else anywhere if "scope" in spec.uses else built.scope,
         policy=knobs.policy if caches else "",
         basis=knobs.basis if caches else "",
         sigma=f"{sigma} or another" if "sigma_schedule" in spec.uses and sigma else sigma,
         patch=knobs.patch if built.patch is not None else "",
         reads=[key for key in [f.name for f in dataclasses.fields(RunConfig)] if key in spec.uses],
         needs=needs(name, built),
-        scopes=[scope for scope in SCOPES if caches and any(scope in found for found in accepting(name).values())],
+        scopes=[scope for scope in usable if not trained or scope in trained],
         backends=ready,
         later=later,
     )
