@@ -35,6 +35,11 @@ def quantise(model):
         return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, torch.qint8)
 
 
+def quantise_by_torchao(model):
+    quantization = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
+    quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+
+
 def cast(model):
     model.enable_layerwise_casting(
         storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32, skip_modules_pattern=()
@@ -74,6 +79,7 @@ def adapt(model):
 
 CHANGES = {
     "quantised": quantise,
+    "quantised by torchao": quantise_by_torchao,
     "cast": cast,
     "fused projections": lambda model: model.fuse_qkv_projections(),
     "channels last": lambda model: model.to(memory_format=torch.channels_last),
