@@ -84,6 +84,7 @@ class Part:
         source: the argument of the block that carries the condition, or the modulation itself.
         layer: the linear layer behind the condition.
         table: the parameter that is added to the modulation.
+        axis: of the chunks in a modulation of three or more axes; by default the last but one.
         before: what is done to the condition before the layer.
         behind: what is done to the chunk.
         take: the stream's rows of what the module returns (of its first tensor), from it and the block's arguments.
@@ -94,6 +95,7 @@ class Part:
     source: str = "temb"
     layer: str = ""
     table: str = ""
+    axis: int = -2
     before: Change = F.silu
     behind: Change = same
     take: Take = whole
@@ -112,15 +114,19 @@ class Gated:
 
 
 def from_table(
-    ff: str = "ffn", source: str = "temb", take: Take = whole, attention: tuple[str, str] = ("attn1", "attn2")
+    ff: str = "ffn",
+    source: str = "temb",
+    take: Take = whole,
+    attention: tuple[str, str] = ("attn1", "attn2"),
+    axis: int = -2,
 ) -> Gated:
     """AdaLN-single: self-attention, cross-attention without a gate, feed-forward."""
     table = "scale_shift_table"
     return Gated(
         parts={
-            attention[0]: Part(chunk=2, source=source, table=table),
+            attention[0]: Part(chunk=2, source=source, table=table, axis=axis),
             attention[1]: Part(),
-            ff: Part(chunk=5, source=source, table=table, take=take),
+            ff: Part(chunk=5, source=source, table=table, axis=axis, take=take),
         }
     )
 
@@ -212,7 +218,7 @@ GATED: dict[str, Gated] = {
     "OvisImageTransformerBlock": from_norm(),
     "SanaTransformerBlock": from_table("ff", "timestep", take=pixels),
     "SanaVideoTransformerBlock": from_table("ff", "timestep", take=frames),
-    "SkyReelsV2TransformerBlock": from_table(),
+    "SkyReelsV2TransformerBlock": from_table(axis=1),
     "WanTransformerBlock": from_table(),
     "ZImageTransformerBlock": sandwiched(
         ("attention_norm2", "ffn_norm2"), "adaLN_modulation.0", "adaln_input", before=same, stream="x"
@@ -249,6 +255,8 @@ def gate_of(part: Part, block: nn.Module, ins: Mapping[str, Tensor], width: int)
     if part.layer:
         found = rows_of(block.get_submodule(part.layer), part.before(source), part.chunk, width)
         return part.behind(found[:, None] if found.dim() == 2 else found)
+    if source.dim() > 2:
+        source = source.movedim(part.axis, -2)
     found = source.reshape(len(source), -1, part.parts, width)[:, :, part.chunk]
     if part.table:
         found = found + block.get_parameter(part.table).reshape(part.parts, width)[part.chunk].to(found.device)
