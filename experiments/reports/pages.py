@@ -8,7 +8,7 @@ every block of README.md and docs/, and a test compares, so a number cannot outl
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -211,6 +211,82 @@ def forecast_error(basis: str, order: int, horizon: int) -> str:
     return f"{rows[chosen & (rows['site'] != 'output')]['relative MSE'].mean():.3f}"
 
 
+def found(name: str, method: str, *settings: str) -> list[float]:
+    """PSNR of a study's rows of a method, of all its settings or of those that begin so."""
+    rows = pd.read_csv(EMBEDDED / f"{name}.csv")
+    rows = rows[rows["method"] == method]
+    chosen = [rows[rows["setting"].str.startswith(setting)] for setting in settings] or [rows]
+    return [float(value) for some in chosen for value in some["PSNR (dB)"]]
+
+
+def worded(values: Sequence[float]) -> str:
+    """`38.7, 45.2 and 51.3`."""
+    words = [f"{value:.1f}" for value in values]
+    return f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def span(values: Iterable[float], digits: int = 1) -> str:
+    """`0.6 to 0.8 dB`: the least and the most."""
+    some = [f"{value:.{digits}f}" for value in sorted(values)]
+    return f"{some[0]} dB" if some[0] == some[-1] else f"{some[0]} to {some[-1]} dB"
+
+
+def others(name: str) -> list[float]:
+    """The best other method of a study by number of full steps."""
+    rows = pd.read_csv(EMBEDDED / f"{name}.csv")
+    rows = rows[rows["method"] != "calibrated plan (ours)"]
+    return [float(value) for value in rows.groupby("full steps")["PSNR (dB)"].max()]
+
+
+def newton_weights() -> str:
+    """How far the weights of Newton's basis lie below least squares, at the same places, without data."""
+    squares, newton = (
+        found("calibrated_free", FREE, kind) for kind in ("least squares", "Newton, order 2, time=index")
+    )
+    return span((a - b for a, b in zip(squares, newton, strict=True)), 0)
+
+
+def sizes(other: str, digits: int) -> str:
+    """How far the plan of 16 x 16 lies above another, at three image sizes."""
+    here, there = (found("calibrated_transfer", method, *SIZES) for method in ("calibrated at 16", other))
+    return span((a - b for a, b in zip(here, there, strict=True)), digits)
+
+
+def chosen_scale() -> str:
+    """Sigma and order chosen from trajectories, beside the best of a grid and two fixed ones."""
+    lines = []
+    for scope in ("output", "modules"):
+        cells = [found("sigma_auto", kind, scope) for kind in ("auto", "best of the grid", "recommended", "paper")]
+        lines.append([f"{scope}, N = 6, 8, 9", *(", ".join(f"{value:.1f}" for value in values) for values in cells)])
+    return table(["", "auto", "best of a grid", "recommended (σ=0.7, m=4)", "σ=0.5, m=2"], lines)
+
+
+def guidance() -> str:
+    """Adaptive guidance by steps with both predictions and by the forecast of their difference."""
+    rows = read("digits_guidance")
+
+    def quality(label: str) -> str:
+        if pd.isna(rows.loc[label, "psnr"]):
+            return "∞"
+        return f"{number(rows, label, 'psnr')} [{number(rows, label, 'psnr_low')}, {number(rows, label, 'psnr_high')}]"
+
+    lines: list[list[str]] = []
+    for method in rows["block"].unique():
+        lines.append(
+            [method, "plain guidance", number(rows, method, "flops_speedup", 2) + "×", quality(method), "", ""]
+        )
+        for steps in (2, 10, 25):
+            labels = [f"{method}, w={steps}, order {order}" for order in ("1", "0", "null")]
+            factor = number(rows, labels[0], "flops_speedup", 2) + "×"
+            lines.append([method, str(steps), factor, *(quality(label) for label in labels)])
+    return table(["method", "`guidance.warmup_steps`", "FLOPs", "PSNR, order 1", "order 0", "null"], lines)
+
+
+FREE = "plan without data"
+SIZES = ("12 x 12", "24 x 24", "32 x 32")
+STEPS = ("40 steps", "60 steps", "100 steps")
+TRANSFER = "calibrated_transfer"
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "headline": headline,
     "collapse": lambda: f"{number(read('digits_sigma'), 'HiCache (σ=1.0)', 'psnr')} dB",
@@ -225,6 +301,20 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "hermite_after_5": lambda: forecast_error("hermite", 1, 5),
     "robustness": lambda: listed("calibrated_robustness", "method", "setting"),
     "variables": variables,
+    "classes": lambda: worded(found("calibrated_classes", "calibrated plan (ours)")),
+    "classes_others": lambda: worded(others("calibrated_classes")),
+    "free": lambda: worded(found("calibrated_free", FREE, "least squares")),
+    "free_foca": lambda: worded(found("calibrated", "FoCa")),
+    "free_newton": newton_weights,
+    "sizes": lambda: worded(found(TRANSFER, "calibrated at 16", *SIZES)),
+    "sizes_home": lambda: f"{found(TRANSFER, 'calibrated at 16', '16 x 16')[0]:.1f}",
+    "sizes_loop": lambda: sizes("calibrated there, loop", 1),
+    "sizes_foca": lambda: sizes("FoCa", 0),
+    "steps_mapped": lambda: worded(found(TRANSFER, "mapped from 50 steps", *STEPS)),
+    "steps_there": lambda: worded(found(TRANSFER, "calibrated there", *STEPS)),
+    "steps_foca": lambda: worded(found(TRANSFER, "FoCa", *STEPS)),
+    "chosen_scale": chosen_scale,
+    "guidance": guidance,
     "sigma": sigma,
     "best": best,
     "super_resolution": super_resolution,
