@@ -88,4 +88,4 @@ def watch_modules(model: nn.Module, keep: Keep) -> list[Any]:
 
 def fused_from(model: nn.Module) -> int | None:
     """The first layer whose attention and MLP are fused in one projection."""
-    return next((i for i, block in enumerate(flat_blocks(model)) if any(ModulesTap.named(block).values())), None)
+    return next((i for i, block in enumerate(flat_blocks(model)) if ModulesTap.joint(block)), None)

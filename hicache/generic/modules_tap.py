@@ -73,6 +73,12 @@ class ModulesTap:
             if (ATTENTION.match(name) or FEED_FORWARD.match(name)) and not OTHER.search(name)
         }
 
+    @staticmethod
+    def joint(block: nn.Module) -> bool:
+        """Whether one projection fuses attention and feed-forward of a block."""
+        named = ModulesTap.named(block)
+        return "proj_out" in named and any(named.values())
+
     def compute(self, call: Call) -> tuple[Any, list[Tensor], Layout]:
         calls: list[ModuleCall] = []
         features: list[Tensor] = []

@@ -53,10 +53,9 @@ class TappedModules:
         self.sites: list[Site] = []
         self.feeds: list[bool] = []
         for layer, block in enumerate(self.blocks):
-            named = ModulesTap.named(block)
-            for name, feeds in named.items():
+            for name, feeds in ModulesTap.named(block).items():
                 self.modules.append(block.get_submodule(name))
-                fused = feeds and "proj_out" in named
+                fused = feeds and ModulesTap.joint(block)
                 self.sites.append(Site(layer, "fused", "joint") if fused else site_of(layer, name))
                 self.feeds.append(feeds)
         if not self.modules:

@@ -12,6 +12,9 @@ from torch import nn
 
 import hicache
 from hicache.generic import Tap, TapError, scopes_of
+from hicache.generic.blocks import flat_blocks
+from hicache.generic.modules_tap import ModulesTap
+from hicache.steps.tapped_modules import TappedModules
 from tests.hicache.denoisers import build, inputs_of
 
 
@@ -213,3 +216,17 @@ def test_a_text_result_is_no_feature():
 def test_a_span_leaves_a_block():
     with pytest.raises(ValueError, match="front: front [+] back must be from 0 to below the 5 blocks"):
         Tap(Own(), "span", front=3, back=2)
+
+
+@pytest.mark.parametrize("name", ["ZImageTransformer2DModel", "Lumina2Transformer2DModel"])
+def test_a_norm_behind_a_module_stands_for_it(name):
+    """Module and norm are one site: they are computed and estimated together, and no projection joins two of them."""
+    model = build(name)
+    found = TappedModules(model, hicache.method("pab"))
+    blocks = flat_blocks(model)
+    assert found.feeds == [False, False, True, True] * len(blocks)
+    assert [(site.layer, site.module) for site in found.sites] == [
+        (layer, kind) for layer in range(len(blocks)) for kind in ("attn", "mlp") * 2
+    ]
+    assert not any(ModulesTap.joint(block) for block in blocks)
+    assert any(ModulesTap.joint(block) for block in flat_blocks(build("ChromaTransformer2DModel")))
