@@ -161,14 +161,14 @@ def measure(scenario: str, arm: str, horizon: int, seeds: int) -> list[float]:
     return (error / torch.linalg.vector_norm(truth, dim=-1)).tolist()
 
 
-def published() -> dict[str, dict[int, float]]:
+def read_published() -> dict[str, dict[int, float]]:
     """The published errors on `exponentials`, by our name of the forecaster."""
     with PUBLISHED.open() as file:
         rows = {row["basis"]: row for row in csv.DictReader(file)}
     return {ours: {h: float(rows[theirs][f"rel_l2_h{h}"]) for h in SHOWN} for theirs, ours in PAPER_ROWS.items()}
 
 
-def pooled(found: dict[int, list[float]]) -> float:
+def pool(found: dict[int, list[float]]) -> float:
     """Median over seeds and horizons."""
     return statistics.median([error for errors in found.values() for error in errors])
 
@@ -183,15 +183,15 @@ def verdict(errors: Errors) -> list[str]:
     return [
         f"- Exponentials: the largest error of DMD over all seeds and H = 1..8 is {exact:.1e}; the cubic goes from "
         f"{cubic[0]:.1e} at H = 1 to {cubic[1]:.1e} at H = 8.",
-        f"- Regime switch: the median over seeds and H = 1..8 is {pooled(auto):.3f} for auto (1step), "
-        f"{pooled(dmd):.3f} for DMD and {pooled(arm):.3f} for HiCache. By horizon, the median of DMD is the smaller "
+        f"- Regime switch: the median over seeds and H = 1..8 is {pool(auto):.3f} for auto (1step), "
+        f"{pool(dmd):.3f} for DMD and {pool(arm):.3f} for HiCache. By horizon, the median of DMD is the smaller "
         f"one at H = {', '.join(map(str, ahead)) or 'none'}: the decision is made once per window, for all H.",
     ]
 
 
 def markdown(errors: Errors, seeds: int) -> str:
     """The tables: means over seeds, published rows in brackets."""
-    paper = published()
+    paper = read_published()
     lines = ["# Forecasters on synthetic trajectories", "", f"Mean relative L2 error over {seeds} seeds, H steps past"]
     lines[-1] += " eight snapshots. `python -m benchmarks.forecasters`"
     lines += ["", *verdict(errors), ""]
@@ -220,8 +220,8 @@ def plot(errors: Errors, path: Path) -> None:
             mean = [statistics.mean(arms[arm][h]) for h in HORIZONS]
             dashed = "--" if arm.startswith("auto") else "-"
             axis.semilogy(HORIZONS, mean, dashed, color=colour, marker=marker, markersize=5, linewidth=1.3, label=arm)
-            if scenario == "exponentials" and arm in published():
-                theirs = published()[arm]
+            if scenario == "exponentials" and arm in read_published():
+                theirs = read_published()[arm]
                 axis.semilogy(list(theirs), list(theirs.values()), "x", color=colour, markersize=10)
         axis.set_title(scenario, fontsize=11)
         axis.grid(alpha=0.3)
@@ -251,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "forecasters.md").write_text(markdown(errors, given.seeds))
-    paper = published()
+    paper = read_published()
     with (given.out / "forecasters.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["scenario", "forecaster", "horizon", "mean", "median", "published_mean"])

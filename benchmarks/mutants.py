@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Mutant", "mutants", "mutated", "watched"]
+__all__ = ["Mutant", "mutants", "mutate", "instrument"]
 
 DATA = {"__all__", "POLYNOMIALS", "MAGNITUDES"}
 SILENT = {"strict", "repr"}
@@ -63,14 +63,14 @@ def mutants(root: Path, file: str) -> list[Mutant]:
     return found
 
 
-def mutated(root: Path, mutant: Mutant) -> str:
+def mutate(root: Path, mutant: Mutant) -> str:
     """The source of the file with the mistake made."""
     tree = ast.parse((root / mutant.file).read_text())
     node, _, other = list(_changes(tree))[mutant.index]
     return ast.unparse(ast.fix_missing_locations(_Swap(node, other).visit(tree)))
 
 
-def watched(source: str, file: str) -> str:
+def instrument(source: str, file: str) -> str:
     """The source, every statement of which first calls `__reached__(file, first line, last line)`.
 
     A compound statement says the lines of its head. Functions that a compiler reads (decorated with `jit`) do not say.
@@ -155,11 +155,11 @@ def _of(node: ast.AST) -> Iterator[Change]:
         yield "constant", ast.Constant(node.value + 1)
         yield "constant", ast.Constant(node.value - 1)
     elif isinstance(node, ast.If | ast.While | ast.IfExp) and not _is_not(node.test):
-        yield "condition", _with(node, test=_negated(node.test))
+        yield "condition", _with(node, test=_negate(node.test))
     elif isinstance(node, ast.comprehension):
         for at, test in enumerate(node.ifs):
             if not _is_not(test):
-                yield "condition", _with(node, ifs=[*node.ifs[:at], _negated(test), *node.ifs[at + 1 :]])
+                yield "condition", _with(node, ifs=[*node.ifs[:at], _negate(test), *node.ifs[at + 1 :]])
     elif isinstance(node, ast.Return) and node.value is not None and not _is_none(node.value):
         yield "return", _with(node, value=ast.Constant(None))
     if _removable(node):
@@ -182,7 +182,7 @@ def _with(node: ast.AST, **fields: Any) -> ast.AST:
     return other
 
 
-def _negated(test: ast.expr) -> ast.expr:
+def _negate(test: ast.expr) -> ast.expr:
     return ast.UnaryOp(ast.Not(), test)
 
 

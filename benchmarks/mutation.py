@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import arguments, at_least, machine, publish
-from benchmarks.mutants import Mutant, mutants, mutated, watched
+from benchmarks.mutants import Mutant, instrument, mutants, mutate
 from experiments.cli import Exit
 from experiments.errors import check
 
@@ -116,9 +116,9 @@ def record(copy: Path) -> Reach:
     """Run the tests once and see what each reaches."""
     files = [file for name in FILES for file in _python(name)]
     for file in files:
-        (copy / file).write_text(watched((ROOT / file).read_text(), file))
+        (copy / file).write_text(instrument((ROOT / file).read_text(), file))
     path = copy / "reach.pickle"
-    _forked(
+    _fork(
         copy,
         3600,
         ["-m", "not slow", *TESTS, *(f"--ignore=tests/hicache/test_{name}.py" for name in WHOLE_MODELS)],
@@ -135,9 +135,9 @@ def _try(mutant: Mutant, copy: Path, reach: Reach, seconds: int) -> str:
     if not tests:
         return "not reached"
     path = copy / mutant.file
-    path.write_text(mutated(ROOT, mutant))
+    path.write_text(mutate(ROOT, mutant))
     py_compile.compile(str(path))
-    code = _forked(copy, 30 + 4 * seconds, tests)
+    code = _fork(copy, 30 + 4 * seconds, tests)
     shutil.copy(ROOT / mutant.file, path)
     py_compile.compile(str(path))
     return "survived" if code == 0 else "too long" if code == -signal.SIGALRM else "killed"
@@ -156,7 +156,7 @@ def reaching(mutant: Mutant, reach: Reach, budget: float) -> list[str]:
     return [*quick, *(DECLARED if at_import and quick else ()), *ELSEWHERE.get(mutant.file, ())]
 
 
-def _forked(copy: Path, limit: int, words: list[str], reach: Path | None = None) -> int:
+def _fork(copy: Path, limit: int, words: list[str], reach: Path | None = None) -> int:
     """Run pytest in the copy, in a process of its own; its exit code, or minus the signal that ended it."""
     sys.stdout.flush()
     child = os.fork()

@@ -75,7 +75,7 @@ def agreement(kernels: Kernels, config: Chipmunk, device: str, dtype: torch.dtyp
     return {"attention": relative(two, one), "mlp": relative(found[1], found[0])}
 
 
-def timed(model: nn.Module, call: dict[str, Any], config: dict[str, Any], chosen: Any) -> dict[str, Any]:
+def time_loop(model: nn.Module, call: dict[str, Any], config: dict[str, Any], chosen: Any) -> dict[str, Any]:
     """Median seconds of a loop under a method and operators, its full steps and peak memory."""
     method, operators = chosen
     with hicache.cached(model, method, operators=operators) as handle:
@@ -115,7 +115,7 @@ def main(argv: list[str]) -> None:
         operators = replace(base, provider=name)
         plans[f"Chipmunk ({name})"] = (hicache.method("none"), operators)
         plans[f"Chipmunk ({name}) + HiCache N={config['interval']}"] = (hermite, operators)
-    rows = [{"method": label, **timed(model, call, config, chosen)} for label, chosen in plans.items()]
+    rows = [{"method": label, **time_loop(model, call, config, chosen)} for label, chosen in plans.items()]
     rows = [{**row, "speed-up": rows[0]["s"] / row["s"]} for row in rows]
     if config["save"]:
         publish("operators", "Sparse operators on FLUX.1", rows, about)

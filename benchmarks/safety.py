@@ -39,12 +39,12 @@ SAFE = ("seal", "append", "damages")
 
 
 @contextmanager
-def timed() -> Iterator[dict[str, float]]:
+def timing() -> Iterator[dict[str, float]]:
     """Seconds inside the functions of `SAFE`, while it lasts."""
     spent = {str(name): 0.0 for name in SAFE}
     plain = {name: getattr(RunFolder, name) for name in spent}
 
-    def clocked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def clock(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
         def call(*given: Any, **named: Any) -> Any:
             started = time.perf_counter()
@@ -57,7 +57,7 @@ def timed() -> Iterator[dict[str, float]]:
 
     try:
         for name, function in plain.items():
-            setattr(RunFolder, name, clocked(name, function))
+            setattr(RunFolder, name, clock(name, function))
         yield spent
     finally:
         for name, function in plain.items():
@@ -68,7 +68,7 @@ def digits(items: int, folder: Path) -> dict[str, Any]:
     """An ordinary run of the embedded model, un-cached, without metrics."""
     words = ["method=none", f"num_items={items}", f"batch_size={items}", "metrics=none", "progress_every=1000"]
     settings = dataclasses.replace(resolve(compose(words)), results=folder)
-    with timed() as spent, redirect_stdout(StringIO()):
+    with timing() as spent, redirect_stdout(StringIO()):
         started = time.perf_counter()
         outcome = runner.execute(settings)
         whole = time.perf_counter() - started
@@ -90,7 +90,7 @@ def pictures(count: int, side: int, seconds: float, folder: Path) -> dict[str, A
     names = [f"{index:05d}.png" for index in range(count)]
     for name in names:
         write_image(torch.rand(3, side, side, generator=generator), run.media, name[:-4], "png")
-    with timed() as spent:
+    with timing() as spent:
         found = run.seal([run.media / name for name in names])
         run.append([{"item": name[:-4], "files": [name], "digests": {name: found[name]}} for name in names])
         run.damages()

@@ -102,13 +102,13 @@ def sweep(folder: Path) -> list[Path]:
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
             match = _PARTIAL.match(entry.name)
-            if match and _abandoned(entry, match["host"], int(match["pid"])):
+            if match and _is_abandoned(entry, match["host"], int(match["pid"])):
                 remove(Path(entry.path))
                 gone.append(Path(entry.path))
     return gone
 
 
-def _abandoned(entry: os.DirEntry[str], host: str, pid: int) -> bool:
+def _is_abandoned(entry: os.DirEntry[str], host: str, pid: int) -> bool:
     if host == _HOST:
         return pid != os.getpid() and not Path(f"/proc/{pid}").exists() if Path("/proc/self").exists() else False
     with contextlib.suppress(OSError):

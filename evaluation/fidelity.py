@@ -145,7 +145,7 @@ def load_backbone(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 @lru_cache(maxsize=4)
-def _located_lpips(net: Backbone, device: str) -> nn.Module:
+def _locate_lpips(net: Backbone, device: str) -> nn.Module:
     from evaluation.pretrained import locate
 
     return load_lpips(net, locate(f"lpips_{net}"), device)
@@ -154,7 +154,7 @@ def _located_lpips(net: Backbone, device: str) -> nn.Module:
 def lpips(a: Tensor, b: Tensor, net: Backbone = "alex", model: nn.Module | None = None) -> Tensor:
     """LPIPS distance per image; `model` defaults to the network whose weight file is found here."""
     _check_pair(a, b, smallest=32)
-    network = model if model is not None else _located_lpips(net, str(a.device))
+    network = model if model is not None else _locate_lpips(net, str(a.device))
     with torch.inference_mode():
         return network(a.float(), b.float(), normalize=True).double().flatten()
 

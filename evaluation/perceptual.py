@@ -29,7 +29,7 @@ from evaluation.metric import Batch, ItemMetric, Scorer
 __all__ = ["ClipIqa", "Dists", "Maniqa", "Musiq", "Niqe"]
 
 
-def checked(path: Path) -> str:
+def check_weights(path: Path) -> str:
     """A weight file that holds tensors and nothing else.
 
     Raises:
@@ -97,7 +97,7 @@ class Dists(_Pyiqa):
 
     def build(self, create: Callable[..., Any], weights: Mapping[str, Path]) -> Any:
         with hub_with(weights["lpips_vgg"]):
-            return create(pretrained_model_path=checked(weights["dists"]))
+            return create(pretrained_model_path=check_weights(weights["dists"]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,7 @@ class Musiq(_Pyiqa):
         return ("musiq",)
 
     def build(self, create: Callable[..., Any], weights: Mapping[str, Path]) -> Any:
-        return create(pretrained_model_path=checked(weights["musiq"]))
+        return create(pretrained_model_path=check_weights(weights["musiq"]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +141,7 @@ class Maniqa(_Pyiqa):
 
         original = timm.create_model
         with mock.patch.object(timm, "create_model", lambda name, **o: original(name, **{**o, "pretrained": False})):
-            return create(pretrained_model_path=checked(weights["maniqa"]))
+            return create(pretrained_model_path=check_weights(weights["maniqa"]))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -264,12 +264,12 @@ def locate(name: str, given: Path | None = None) -> Path:
         )
     files = [path / file for file in weight.files] if len(weight.files) > 1 else [path]
     for file in files:
-        if said := damaged(file):
+        if said := find_damage(file):
             raise EvaluationError(f"weights.{name}: {file} {said}; get it with: {weight.command}")
     return path
 
 
-def damaged(path: Path) -> str | None:
+def find_damage(path: Path) -> str | None:
     """What the beginning of a file of weights gives away; None if it may be whole."""
     size = path.stat().st_size
     with path.open("rb") as file:

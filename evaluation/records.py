@@ -5,7 +5,7 @@
 
 What follows the last newline is torn and no record. Anything else that is no record is an error with file and line.
 Names are plain: nothing that they name lies outside the run's folder. Records of before there were digests
-are read, and `expected` says that nothing is known of their files.
+are read, and `expected_digests` says that nothing is known of their files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from evaluation.digests import Digest
 from evaluation.errors import EvaluationError
 
-__all__ = ["IDENTITY", "RecordLine", "expected", "is_identity", "is_plain", "lines_of", "read_records"]
+__all__ = ["IDENTITY", "RecordLine", "expected_digests", "is_identity", "is_plain", "lines_of", "read_records"]
 
 IDENTITY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 """Names of runs, which are names of folders."""
@@ -138,7 +138,7 @@ def read_records(folder: Path, required: Iterable[str] = ("item",)) -> dict[str,
     return found
 
 
-def expected(record: Mapping[str, Any]) -> dict[str, Digest] | None:
+def expected_digests(record: Mapping[str, Any]) -> dict[str, Digest] | None:
     """Digests of the item's files by name; None where the record is older than they are."""
     if "digests" not in record:
         return None

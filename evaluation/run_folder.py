@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from evaluation import media_files
 from evaluation.digests import Ledger
 from evaluation.errors import EvaluationError
-from evaluation.records import expected, is_identity, read_records
+from evaluation.records import expected_digests, is_identity, read_records
 
 __all__ = ["EvaluatedRun", "read_run", "read_values"]
 
@@ -51,7 +51,7 @@ def read_run(folder: Path) -> EvaluatedRun:
 def _check_files(folder: Path, records: dict[str, dict[str, Any]]) -> None:
     """The media must be what was recorded; every one that is not is named."""
     ledger = Ledger(folder / "media")
-    wanted = {name: digest for record in records.values() for name, digest in (expected(record) or {}).items()}
+    wanted = {name: digest for record in records.values() for name, digest in (expected_digests(record) or {}).items()}
     damages = ledger.damages(wanted)
     ledger.save()
     if damages:

@@ -2,7 +2,7 @@
 
 import builtins
 
-from benchmarks.mutants import mutants, mutated, watched
+from benchmarks.mutants import instrument, mutants, mutate
 from benchmarks.mutation import DECLARED, reaching, sample
 
 SOURCE = '''"""Text with 1 number."""
@@ -29,8 +29,8 @@ def test_every_mistake_is_one_and_made_alone(tmp_path):
     (tmp_path / "a.py").write_text(SOURCE)
     found = mutants(tmp_path, "a.py")
     assert {mutant.text for mutant in found} == EXPECTED
-    made = [mutated(tmp_path, mutant) for mutant in found]
-    assert len({*made, watched(SOURCE, "a.py")}) == len(EXPECTED) + 1
+    made = [mutate(tmp_path, mutant) for mutant in found]
+    assert len({*made, instrument(SOURCE, "a.py")}) == len(EXPECTED) + 1
     changed = {}
     exec(made[[mutant.text for mutant in found].index("`x < low` -> `x <= low`")], changed)  # noqa: S102
     assert [changed["clip"](x) for x in (2, 3, 4)] == [-2, -3, 4]
@@ -39,7 +39,7 @@ def test_every_mistake_is_one_and_made_alone(tmp_path):
 def test_statements_say_that_they_are_reached(monkeypatch):
     lines, names = [], {}
     monkeypatch.setattr(builtins, "__reached__", lambda file, *span: lines.append(span), raising=False)
-    exec(watched(SOURCE, "a.py"), names)  # noqa: S102
+    exec(instrument(SOURCE, "a.py"), names)  # noqa: S102
     assert lines == [(2, 2), (5, 5)]
     names["clip"](5)
     assert lines[2:] == [(7, 7), (9, 9), (11, 11)]

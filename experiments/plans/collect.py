@@ -83,14 +83,14 @@ def finish(plan: Plan, device: str) -> list[str]:
 
 def finish_one(worker: Worker, task: Task) -> list[str]:
     """Measure a run whose items are complete; a finished one is only read."""
-    from experiments.runs.runner import finished
+    from experiments.runs.runner import is_finished
 
     settings = worker.settings(task)
     folder = worker.plan.run(task.row)
     try:
         if (folder.path / "config.yaml").is_file():
             read_config(folder.path / "config.yaml")
-        if finished(settings, folder):
+        if is_finished(settings, folder):
             return []
     except ConfigError as error:
         return [str(error)]
@@ -113,11 +113,11 @@ def line(folder: Path) -> dict[str, Any]:
     """The line of a run; a file of it that cannot be read is said, and its values are left out."""
     made: dict[str, Any] = {"run": folder.name, "state": state_of(folder.parent.parent, folder.name).state.value}
     config, metrics = folder / "config.yaml", folder / "metrics.json"
-    with told(folder.name):
+    with reporting(folder.name):
         settings = read_config(config).get("settings", {}) if config.is_file() else {}
         made |= {key: settings[key]["name"] for key in ("backend", "method") if key in settings}
         made |= {key: value for key, value in settings.items() if isinstance(value, int | float | str)}
-    with told(folder.name):
+    with reporting(folder.name):
         for name, value in (read_json(metrics) if metrics.is_file() else {}).items():
             if isinstance(value, int | float) and name not in ("run", "state"):
                 made[name] = value
@@ -127,7 +127,7 @@ def line(folder: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def told(run: str) -> Iterator[None]:
+def reporting(run: str) -> Iterator[None]:
     """A file that cannot be read becomes a line."""
     try:
         yield

@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
     if given.tasks and given.devices is None:
         devices = devices[:1]
     shards = given.shards or 1
-    tasks = chosen(plan, given.tasks, given.element) if given.tasks else tasks_of(plan, shards)
+    tasks = tasks_of_element(plan, given.tasks, given.element) if given.tasks else tasks_of(plan, shards)
     executor = given.executor or ("local" if len(devices) > 1 and not given.tasks else "inline")
     if executor == "local":
         return Local(plan, devices, shards, given.threads).run()
@@ -106,7 +106,7 @@ def devices_of(text: str | None) -> list[str]:
     return devices
 
 
-def chosen(plan: Plan, path: Path, element: int | None) -> list[Task]:
+def tasks_of_element(plan: Plan, path: Path, element: int | None) -> list[Task]:
     """The tasks of one array element: `3 4:0/2` on its line."""
     try:
         text = path.read_text()

@@ -68,7 +68,7 @@ def values_of(override: Override, word: str) -> list[str]:
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
-def planned(line: list[str], shared: Shared) -> tuple[Rows, Absent]:
+def plan_rows(line: list[str], shared: Shared) -> tuple[Rows, Absent]:
     """The rows of one command line: those of its preset, or itself; and those that cannot be run."""
     config = compose(line, shared=shared)
     if config.preset is not None:
@@ -85,7 +85,7 @@ def make_plan(words: list[str], results: Path, title: str | None = None) -> tupl
     shared: Shared = {}
     checked: dict[tuple[Any, ...], Settings] = {}
     for line in lines:
-        made, left_out = planned(line, shared)
+        made, left_out = plan_rows(line, shared)
         absent |= {f"{row.label} ({reason})": None for row, reason in left_out}
         for row, config in made:
             settings = resolve(config)

@@ -28,7 +28,7 @@ from experiments.runs.folder import REQUIRED, RunFolder, is_status, read_values
 __all__ = ["main", "problems_of_run"]
 
 
-def tried(read: Callable[[], object]) -> Iterator[str]:
+def try_reading(read: Callable[[], object]) -> Iterator[str]:
     """What reading says, if it fails."""
     try:
         read()
@@ -43,17 +43,17 @@ def problems_of_run(folder: Path) -> list[str]:
     run = RunFolder.at(folder)
     said: list[str] = []
     for path in sorted(folder.glob("items*.jsonl")):
-        said += tried(lambda path=path: lines_of(path, REQUIRED))
-    said += [] if said else tried(lambda: said.extend(damages_of(run)))
+        said += try_reading(lambda path=path: lines_of(path, REQUIRED))
+    said += [] if said else try_reading(lambda: said.extend(damages_of(run)))
     readers: dict[str, Callable[[Path], object]] = {"config.yaml": check_settings, "env.json": read_json}
     readers |= {path.name: check_status for path in folder.glob("status*.json")}
     readers["picture.png"] = open_picture
     for name, reader in readers.items():
         if (folder / name).exists():
-            said += tried(lambda path=folder / name, reader=reader: reader(path))
-    said += tried(run.metrics)
+            said += try_reading(lambda path=folder / name, reader=reader: reader(path))
+    said += try_reading(run.metrics)
     for path in sorted((folder / "values").glob("*.json")):
-        said += tried(lambda path=path: read_values(path))
+        said += try_reading(lambda path=path: read_values(path))
     return said
 
 
@@ -89,7 +89,7 @@ def check_status(path: Path) -> None:
 
 def problems_of_plan(plan: Plan) -> list[str]:
     """What is wrong with a plan: its rows, its facts, and that its name is the digest of its rows."""
-    said = [*tried(lambda: plan.rows), *tried(lambda: plan.facts)]
+    said = [*try_reading(lambda: plan.rows), *try_reading(lambda: plan.facts)]
     path = plan.folder / "manifest.jsonl"
     title, _, digits = plan.folder.name.rpartition("-")
     if not said and plan_name(title, path.read_text()) != plan.folder.name:

@@ -14,7 +14,7 @@ from experiments.config.preset import PresetConfig
 from experiments.config.run import Settings
 from experiments.plans.freeze import restore_settings
 from experiments.plans.manifest import Plan
-from experiments.reports.result_table import Cell, ResultTable, Row, published, published_cells, rows_of
+from experiments.reports.result_table import Cell, ResultTable, Row, published_cells, read_published, rows_of
 from experiments.settings.cost import cost_of
 from experiments.settings.resolve import resolve
 
@@ -32,7 +32,7 @@ def build_costs(preset: str, overrides: list[str]) -> ResultTable:
     if paper is not None:
         shared = [config.compare[name] for name in columns if name in config.compare]
         paper = dataclasses.replace(paper, columns=[name for name in shared if name in paper.columns])
-    theirs = published(paper) if paper is not None else {}
+    theirs = read_published(paper) if paper is not None else {}
     base = baseline(preset, overrides) if any(isinstance(settings, Settings) for _, settings in found) else None
     rows: list[Row] = []
     for row, settings in found:

@@ -35,11 +35,11 @@ from experiments.files import ensure_writable
 from experiments.plans.manifest import Plan
 from experiments.reports.columns import directions
 from experiments.reports.montage import contact_sheet, frames, grid
-from experiments.reports.plot import draw_panel, height_of, identified, look_of_row
+from experiments.reports.plot import draw_panel, height_of, identify, look_of_row
 from experiments.reports.ranks import in_order
 from experiments.reports.report import whole
 from experiments.reports.result_table import ResultTable, Row, build, build_plan
-from experiments.reports.run_figures import ablation, full_steps, paired, step_errors
+from experiments.reports.run_figures import ablation, draw_pairs, full_steps, step_errors
 from experiments.reports.runs import build_runs
 from experiments.reports.tables import how_to_run, overrides_of, parse, presets_of
 from experiments.runs.style import COLUMN, save, styled
@@ -63,7 +63,7 @@ def front(points: list[tuple[float, float]], direction: int) -> list[int]:
     return sorted((i for i, point in enumerate(points) if not beaten(point)), key=lambda i: points[i][0])
 
 
-def measured(table: ResultTable, speed: str, quality: str) -> list[tuple[Row, float, float]]:
+def rows_with_both(table: ResultTable, speed: str, quality: str) -> list[tuple[Row, float, float]]:
     """The rows that have both numbers."""
     found = []
     for row in table.rows:
@@ -75,7 +75,7 @@ def measured(table: ResultTable, speed: str, quality: str) -> list[tuple[Row, fl
 
 def pareto(table: ResultTable, speed: str, quality: str, stem: Path) -> list[Path]:
     """Draw the plot; nothing if fewer than two rows have both numbers."""
-    found = measured(table, speed, quality)
+    found = rows_with_both(table, speed, quality)
     if len(found) < 2:
         return []
     high = height_of(len({look_of_row(row).title for row, _, _ in found}))
@@ -100,7 +100,7 @@ def quality_of(table: ResultTable, wanted: str) -> str | None:
         return None
     if wanted:
         return choose("quality", wanted, columns)
-    return next((name for name in columns if len(measured(table, "flops_speedup", name)) > 1), columns[0])
+    return next((name for name in columns if len(rows_with_both(table, "flops_speedup", name)) > 1), columns[0])
 
 
 def main(arguments: list[str]) -> None:
@@ -119,7 +119,7 @@ def main(arguments: list[str]) -> None:
     tables, results, folder = tables_of(given)
     ensure_writable(folder)
     for table in tables:
-        table = identified(dataclasses.replace(table, rows=in_order(list(table.rows), table.preset.sort, results)))
+        table = identify(dataclasses.replace(table, rows=in_order(list(table.rows), table.preset.sort, results)))
         stem, chosen = folder / table.preset.name, quality_of(table, quality)
         written = draw(table, results, stem, (speed, chosen, count, int(errors)))
         for path in written:
@@ -154,7 +154,7 @@ def draw(table: ResultTable, results: Path, stem: Path, asked: tuple[str, str | 
         written += pareto(table, speed, quality, stem)
         for key in ABLATED:
             written += ablation(table, key, quality, stem)
-        written += paired(table, results, quality, stem)
+        written += draw_pairs(table, results, quality, stem)
     written += full_steps(table, results, stem)
     written += [*grid(table, results, count, stem), *contact_sheet(table, results, stem), *frames(table, results, stem)]
     return written + (step_errors(table, errors, stem) if errors else [])

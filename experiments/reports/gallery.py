@@ -79,13 +79,13 @@ class Gallery:
         names = [name for name in records[reference] if all(name in records[run] for _, run in members)]
         found: list[dict[str, Any]] = []
         scores = {run: self.scores(run) for _, run in members}
-        for name in varied({name: str(records[reference][name].get("title", "")) for name in names})[:count]:
-            key, still = self.put(reference, records[reference][name])
+        for name in order_by_title({name: str(records[reference][name].get("title", "")) for name in names})[:count]:
+            key, still = self.keep_picture(reference, records[reference][name])
             media = [
                 {
                     "row": place,
                     "reference": key,
-                    "image": self.put(run, records[run][name])[0],
+                    "image": self.keep_picture(run, records[run][name])[0],
                     "scores": {metric: round(of[name], 4) for metric, of in scores[run].items() if name in of},
                 }
                 for place, run in members
@@ -101,7 +101,7 @@ class Gallery:
         kept = {path.stem: read_values(path) for path in sorted(folder.glob("*.json"))}
         return {name: {item: v for item, v in of.items() if v is not None} for name, of in kept.items()}
 
-    def put(self, run: str, record: dict[str, Any]) -> tuple[str, Image.Image]:
+    def keep_picture(self, run: str, record: dict[str, Any]) -> tuple[str, Image.Image]:
         """Keep a picture; returns its key."""
         key = f"{run}/{record['item']}"
         still = read_still(self.folder(run) / "media" / record["files"][0])
@@ -110,7 +110,7 @@ class Gallery:
         return key, still
 
 
-def varied(titles: dict[str, str]) -> list[str]:
+def order_by_title(titles: dict[str, str]) -> list[str]:
     """Names with the first of every title in front."""
     first: dict[str, str] = {}
     for name, title in titles.items():

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from evaluation.decoders import read_frames
-from experiments.reports.gallery import read_still, records_of, varied
+from experiments.reports.gallery import order_by_title, read_still, records_of
 from experiments.reports.plot import identity_of, is_plain
 from experiments.reports.ranks import values_of
 from experiments.reports.result_table import ResultTable
@@ -34,7 +34,7 @@ FRAMES = 6
 Records = dict[str, dict[str, Any]]
 
 
-def shown_runs(table: ResultTable, results: Path) -> dict[str, tuple[str, Records]]:
+def runs_with_pictures(table: ResultTable, results: Path) -> dict[str, tuple[str, Records]]:
     """Run -> label and records of the table's runs that have pictures, in its order; the reference first."""
     found = {}
     for row in sorted(table.rows, key=lambda row: not is_plain(identity_of(row))):
@@ -73,12 +73,14 @@ def name_row(axis: Any, label: str) -> None:
 
 def grid(table: ResultTable, results: Path, count: int, stem: Path) -> list[Path]:
     """The first `count` items that all runs have: a row per run, below it what differs from the first, and PSNR."""
-    runs = shown_runs(table, results)
+    runs = runs_with_pictures(table, results)
     if not runs:
         return []
     first = next(iter(runs))
     titles = {name: str(record.get("title", "")) for name, record in runs[first][1].items()}
-    names = varied({name: t for name, t in titles.items() if all(name in records for _, records in runs.values())})
+    names = order_by_title(
+        {name: t for name, t in titles.items() if all(name in records for _, records in runs.values())}
+    )
     if not (names := names[:count]):
         return []
     compared = [run for run in runs if read_metrics(results / "runs" / run / "metrics.json").get("reference") == first]
@@ -97,7 +99,7 @@ def grid(table: ResultTable, results: Path, count: int, stem: Path) -> list[Path
         size = (SIDE * len(names) + 1.35, (SIDE + 0.13) * len(rows) + 0.3)
         figure, axes = pyplot.subplots(len(rows), len(names), figsize=size, squeeze=False)
         for line, row in zip(axes, rows, strict=True):
-            put_row(line, *row)
+            draw_row(line, *row)
         for axis, name in zip(axes[0], names, strict=True):
             axis.set_title(textwrap.shorten(titles[name], 14, placeholder="…"), fontsize=6)
         room = {"hspace": 0.22, "wspace": 0.05}
@@ -105,7 +107,7 @@ def grid(table: ResultTable, results: Path, count: int, stem: Path) -> list[Path
         return [save(figure, stem.with_name(f"{stem.name}_grid.png"), bbox_inches="tight", pad_inches=0.03)]
 
 
-def put_row(axes: Any, label: str, images: list[Any], numbers: list[str]) -> None:
+def draw_row(axes: Any, label: str, images: list[Any], numbers: list[str]) -> None:
     """One row of a grid."""
     for axis, image, number in zip(axes, images, numbers, strict=True):
         show(axis, image)
@@ -115,7 +117,7 @@ def put_row(axes: Any, label: str, images: list[Any], numbers: list[str]) -> Non
 
 def contact_sheet(table: ResultTable, results: Path, stem: Path) -> list[Path]:
     """All items of the table's best cached run that has pictures (`SHEET` at most), each with its PSNR."""
-    runs = shown_runs(table, results)
+    runs = runs_with_pictures(table, results)
     ranked = [row.run for row in table.rows if row.run in runs and not is_plain(identity_of(row))]
     if not ranked:
         return []
@@ -147,7 +149,7 @@ def mean(values: Mapping[str, float]) -> float:
 
 def frames(table: ResultTable, results: Path, stem: Path) -> list[Path]:
     """Of runs of videos: `FRAMES` frames of the first item that all have, a row per run."""
-    runs = shown_runs(table, results)
+    runs = runs_with_pictures(table, results)
     lists = [records for _, records in runs.values()]
     shared = [name for name in (lists[0] if lists else {}) if all(name in records for records in lists)]
     if not shared or not lists[0][shared[0]]["files"][0].endswith(".mp4"):
@@ -159,7 +161,7 @@ def frames(table: ResultTable, results: Path, stem: Path) -> list[Path]:
         for line, (run, (label, records)) in zip(axes, runs.items(), strict=True):
             video = read_frames(results / "runs" / run / "media" / records[shared[0]]["files"][0])
             at = [round(i * (len(video) - 1) / (FRAMES - 1)) for i in range(FRAMES)]
-            put_row(line, label, [Image.fromarray(video[i]) for i in at], ["" for _ in at])
+            draw_row(line, label, [Image.fromarray(video[i]) for i in at], ["" for _ in at])
             for axis, i in zip(axes[0], at, strict=True):
                 axis.set_title(f"frame {i}", fontsize=6)
         return [save(figure, stem.with_name(f"{stem.name}_frames.png"), bbox_inches="tight", pad_inches=0.03)]

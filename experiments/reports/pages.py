@@ -173,7 +173,7 @@ def below() -> str:
     return f"{factors.min():.2f}x to {factors.max():.2f}x"
 
 
-def listed(name: str, *columns: str) -> str:
+def list_study(name: str, *columns: str) -> str:
     """The columns of a study's table, and its PSNR with the interval."""
     lines = []
     for row in pd.read_csv(EMBEDDED / f"{name}.csv").to_dict("records"):
@@ -184,7 +184,7 @@ def listed(name: str, *columns: str) -> str:
 
 def curves() -> str:
     """SmoothCache, MagCache and TeaCache with curves of the embedded model, beside FORA and TaylorSeer."""
-    return listed("smoothcache", "method", "setting", "FLOPs saved")
+    return list_study("smoothcache", "method", "setting", "FLOPs saved")
 
 
 def variables() -> str:
@@ -299,7 +299,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "reuse_from_31": lambda: forecast_error("reuse", 5, 5),
     "hermite_after_1": lambda: forecast_error("hermite", 1, 1),
     "hermite_after_5": lambda: forecast_error("hermite", 1, 5),
-    "robustness": lambda: listed("calibrated_robustness", "method", "setting"),
+    "robustness": lambda: list_study("calibrated_robustness", "method", "setting"),
     "variables": variables,
     "classes": lambda: worded(found("calibrated_classes", "calibrated plan (ours)")),
     "classes_others": lambda: worded(others("calibrated_classes")),

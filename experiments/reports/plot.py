@@ -25,7 +25,7 @@ __all__ = [
     "PlotPoint",
     "draw_panel",
     "height_of",
-    "identified",
+    "identify",
     "identity_of",
     "is_plain",
     "leaves",
@@ -65,7 +65,7 @@ def identity_of(row: Row) -> Mapping[str, Any]:
     return {**STEPS, **found} if found.get("method.name") == "steps" else found
 
 
-def identified(table: ResultTable) -> ResultTable:
+def identify(table: ResultTable) -> ResultTable:
     """The table whose rows know what they are, so that it is found out once."""
     return dataclasses.replace(table, rows=[dataclasses.replace(row, identity=identity_of(row)) for row in table.rows])
 
@@ -136,13 +136,13 @@ def tells(table: ResultTable, name: str) -> bool:
 
 def plot(table: ResultTable, path: Path) -> bool:
     """Draw the rows that have numbers; False if there are none."""
-    table = identified(table)
+    table = identify(table)
     known = [name for name in QUALITY if any(points(table, name).values())]
     shown = [name for name in known if tells(table, name)] or known[:1]
     if not shown:
         return False
     left_out = [head_of(name) for name in known if name not in shown]
-    heights = [height_of(len(drawn(table, name))) for name in shown]
+    heights = [height_of(len(panel_series(table, name))) for name in shown]
     with styled() as pyplot:
         figure, axes = pyplot.subplots(
             len(shown),
@@ -172,7 +172,7 @@ def frame(figure: Any, total: float, heights: list[float]) -> None:
     figure.subplots_adjust(left=0.15, right=0.68, bottom=0.36 / total, top=1 - 0.3 / total, hspace=room)
 
 
-def drawn(table: ResultTable, name: str) -> dict[str, list[PlotPoint]]:
+def panel_series(table: ResultTable, name: str) -> dict[str, list[PlotPoint]]:
     """The methods that a panel shows; the un-cached run is no method."""
     return {title: of for title, of in points(table, name).items() if of and not is_reference(of)}
 
@@ -196,7 +196,7 @@ def draw_panel(axis: Any, table: ResultTable, name: str, over: str, inches: floa
     """One metric over one horizontal axis."""
     looks = {look.title: look for look in map(look_of_row, table.rows)}
     found = (
-        drawn(table, name)
+        panel_series(table, name)
         if over == table.preset.axis
         else {title: of for title, of in points(table, name, over).items() if of and not is_reference(of)}
     )

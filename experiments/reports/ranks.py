@@ -27,10 +27,10 @@ from experiments.reports.columns import EXACT, directions
 from experiments.reports.result_table import Cell, ResultTable, Row
 from experiments.runs.folder import read_values
 
-__all__ = ["differences", "in_order", "judged", "values_of"]
+__all__ = ["differences", "in_order", "add_ranks", "values_of"]
 
 
-def judged(table: ResultTable, results: Path) -> ResultTable:
+def add_ranks(table: ResultTable, results: Path) -> ResultTable:
     """The table with ranks and tests in its cells."""
     rows = list(table.rows)
     if table.preset.baseline is not None:
@@ -66,7 +66,7 @@ def blocks(rows: list[Row]) -> Iterator[list[int]]:
     yield from found.values()
 
 
-def put(rows: list[Row], index: int, name: str, **changes: object) -> None:
+def set_cell(rows: list[Row], index: int, name: str, **changes: object) -> None:
     """Replace a cell."""
     cell: Cell = dataclasses.replace(rows[index].ours[name], **changes)
     rows[index] = dataclasses.replace(rows[index], ours={**rows[index].ours, name: cell})
@@ -100,7 +100,7 @@ def rank(rows: list[Row], places: list[int], name: str, direction: int, results:
         if len(chosen) == len(left) and (mark == 1 or len(left) != 1):
             return
         for i in chosen:
-            put(rows, i, name, rank=mark)
+            set_cell(rows, i, name, rank=mark)
             del left[i]
 
 
@@ -141,7 +141,7 @@ def test(rows: list[Row], places: list[int], name: str, direction: int, baseline
     if not paired:
         return
     for i, outcome in wilcoxon_holm({**paired, BASELINE: [0.0] * len(theirs)}, BASELINE).items():
-        put(rows, int(i), name, p=outcome.p_holm, better=direction * sum(paired[i]) > 0)
+        set_cell(rows, int(i), name, p=outcome.p_holm, better=direction * sum(paired[i]) > 0)
 
 
 BASELINE = "baseline"

@@ -197,7 +197,7 @@ def greek(symbol: str) -> str:
     return f"$\\{name if alphabet.endswith('SMALL') else name.capitalize()}$"
 
 
-def escaped(plain: str) -> str:
+def escape(plain: str) -> str:
     """Text as LaTeX shows it; a bracket at the beginning would be an option of the line before."""
     shown = "".join(LATEX.get(symbol) or greek(symbol) for symbol in plain)
     return f"{{}}{shown}" if shown.startswith("[") else shown
@@ -207,7 +207,7 @@ def in_latex(shown: str, rank: int) -> str:
     return {1: rf"\textbf{{{shown}}}", 2: rf"\underline{{{shown}}}"}.get(rank, shown)
 
 
-IN_LATEX = Style(in_latex, escaped)
+IN_LATEX = Style(in_latex, escape)
 
 
 def to_latex(table: ResultTable) -> str:
@@ -215,12 +215,12 @@ def to_latex(table: ResultTable) -> str:
     frame = pandas.DataFrame([line(table, row, IN_LATEX) for row in table.rows])
     runs = [f"% {' '.join(row.label.split())}: {row.run}" for row in table.rows if row.run]
     frame = frame.drop(columns=[name for name in ("run", "note") if name in frame])
-    frame.columns = [escaped(str(name)) for name in frame.columns]
+    frame.columns = [escape(str(name)) for name in frame.columns]
     layout = "l" + "r" * (frame.shape[1] - 1)
     body = frame.style.hide(axis="index").to_latex(
         hrules=True,
         column_format=layout,
-        caption=escaped(table.preset.title),
+        caption=escape(table.preset.title),
         label=f"tab:{table.preset.name}",
     )
     return "\n".join([*runs, body])

@@ -32,8 +32,8 @@ from experiments.plans.manifest import Plan
 from experiments.reports.columns import decimals_of, directions, head_of
 from experiments.reports.costs import UNITS
 from experiments.reports.gallery import Gallery
-from experiments.reports.plot import identified, identity_of, look_of_row
-from experiments.reports.ranks import judged
+from experiments.reports.plot import identify, identity_of, look_of_row
+from experiments.reports.ranks import add_ranks
 from experiments.reports.render import LEVEL, published_text
 from experiments.reports.render import facts as facts_of
 from experiments.reports.result_table import Cell, ResultTable, Row, build, build_plan
@@ -47,7 +47,7 @@ SPEEDS = ("flops_speedup", "wall_speedup")
 NAMES = {"flops_speedup": "FLOPs speed-up", "wall_speedup": "wall speed-up"}
 
 
-def shown(name: str, cell: Cell) -> dict[str, Any]:
+def own_cell(name: str, cell: Cell) -> dict[str, Any]:
     """A cell of ours: text, interval, rank and verdict; `sort` is the number behind it."""
     if cell.value is None:
         return {"why": cell.why, "sort": "Infinity" if cell.equal else "", "rank": cell.rank}
@@ -65,7 +65,7 @@ def shown(name: str, cell: Cell) -> dict[str, Any]:
     }
 
 
-def published(cell: Cell) -> dict[str, Any]:
+def published_cell(cell: Cell) -> dict[str, Any]:
     """A published cell."""
     if cell.value is None:
         return {"why": cell.why, "sort": ""}
@@ -82,8 +82,10 @@ def block_of(table: ResultTable, gallery: Gallery, items: int) -> dict[str, Any]
     rows = []
     for row, of in zip(table.rows, facts, strict=True):
         cells = [{"text": row.label, "sort": row.label, "rank": 0}]
-        cells += [shown(name, row.ours[name]) for name in names] + [published(row.paper[name]) for name in theirs]
-        own = said({key: value for key, value in of.items() if key not in shared})
+        cells += [own_cell(name, row.ours[name]) for name in names] + [
+            published_cell(row.paper[name]) for name in theirs
+        ]
+        own = words_of({key: value for key, value in of.items() if key not in shared})
         rows.append({"label": row.label, "run": row.run, "own": own, "cells": [{**BLANK, **cell} for cell in cells]})
     values = [{name: triple(cell) for name, cell in row.ours.items() if cell.value is not None} for row in table.rows]
     measured = [name for name in names if sum(name in of for of in values) > 1]
@@ -96,7 +98,7 @@ def block_of(table: ResultTable, gallery: Gallery, items: int) -> dict[str, Any]
                 "run": row.run,
                 "look": look(row),
                 "values": of,
-                "search": f"{row.label} {row.run} {said(identity_of(row))}".lower(),
+                "search": f"{row.label} {row.run} {words_of(identity_of(row))}".lower(),
             }
             for row, of in zip(table.rows, values, strict=True)
         ],
@@ -109,14 +111,14 @@ def block_of(table: ResultTable, gallery: Gallery, items: int) -> dict[str, Any]
     read = [fact for fact in facts_of(table) if fact]
     heads_shown = ["method", *heads.values(), *(f"paper: {name}" for name in theirs)]
     shown_block = {"title": table.preset.title, "facts": read, "heads": heads_shown, "rows": rows}
-    return {"shown": {**shown_block, "shared": said(shared)}, "script": script}
+    return {"shown": {**shown_block, "shared": words_of(shared)}, "script": script}
 
 
 BLANK = {"text": "", "sort": "", "interval": "", "rank": 0, "mark": "", "why": ""}
 """Every key of every cell, so that the template may be strict."""
 
 
-def said(facts: Mapping[str, Any]) -> str:
+def words_of(facts: Mapping[str, Any]) -> str:
     """Settings as `key=value`."""
     return " ".join(f"{key}={value}" for key, value in facts.items())
 
@@ -132,26 +134,26 @@ def look(row: Row) -> dict[str, str]:
     return {"title": found.title, "colour": found.colour, "fill": found.fill, "path": found.path}
 
 
-def parted(table: ResultTable, results: Path) -> list[ResultTable]:
+def split_table(table: ResultTable, results: Path) -> list[ResultTable]:
     """The table by backend and set of items, ranked, each best first; rows that are no run stay with the first."""
     groups: dict[str, list[Row]] = {}
-    for row in identified(table).rows:
+    for row in identify(table).rows:
         facts = identity_of(row)
-        name = said({k: v for k, v in facts.items() if k.startswith("backend.") or k in SET})
+        name = words_of({k: v for k, v in facts.items() if k.startswith("backend.") or k in SET})
         groups.setdefault(name if facts else next(iter(groups), ""), []).append(row)
     parts = []
     for name, rows in groups.items():
         title = table.preset.title if len(groups) == 1 else f"{table.preset.title}: {name.replace('backend.', '')}"
-        columns = [c for c in table.preset.columns if any(measured_by_item(results, row, c) for row in rows)]
+        columns = [c for c in table.preset.columns if any(has_item_values(results, row, c) for row in rows)]
         preset = dataclasses.replace(table.preset, title=title, sort=table.preset.sort or next(iter(columns), None))
-        parts.append(judged(dataclasses.replace(table, preset=preset, rows=rows), results))
+        parts.append(add_ranks(dataclasses.replace(table, preset=preset, rows=rows), results))
     return parts
 
 
 SET = ("num_steps", "num_items", "seed")
 
 
-def measured_by_item(results: Path, row: Row, name: str) -> bool:
+def has_item_values(results: Path, row: Row, name: str) -> bool:
     """Whether a run has a metric for each of its items."""
     return bool(row.run) and (results / "runs" / row.run / "values" / f"{name}.json").is_file()
 
@@ -164,7 +166,7 @@ LEAST = 96
 
 def page(tables: list[ResultTable], roots: list[Path], title: str, items: int, side: int) -> str:
     """The page; `roots` are the folders that runs lie in."""
-    parts = [part for table in tables for part in parted(table, roots[0].parent)]
+    parts = [part for table in tables for part in split_table(table, roots[0].parent)]
     while True:
         gallery = Gallery(roots, side)
         blocks = [block_of(part, gallery, items) for part in parts]
@@ -229,11 +231,11 @@ def main(arguments: list[str]) -> None:
             tables, roots = build_runs(words, results)
     path = Path(out) if out else results / "report" / f"{stem}.html"
     title = tables[0].preset.title if len(tables) == 1 else "HiCache: runs and tables"
-    put(path, page(tables, roots, title, items, side))
+    write_page(path, page(tables, roots, title, items, side))
     return print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
-def put(path: Path, text: str) -> None:
+def write_page(path: Path, text: str) -> None:
     """Write the page where it is wanted."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

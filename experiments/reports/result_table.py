@@ -26,7 +26,18 @@ from experiments.settings.identity import run_id
 from experiments.settings.resolve import resolve
 from experiments.settings.rows import split_rows
 
-__all__ = ["COSTS", "PAPER", "Cell", "Row", "ResultTable", "build", "build_plan", "preset_of", "published", "rows_of"]
+__all__ = [
+    "COSTS",
+    "PAPER",
+    "Cell",
+    "Row",
+    "ResultTable",
+    "build",
+    "build_plan",
+    "preset_of",
+    "read_published",
+    "rows_of",
+]
 
 PAPER = Path(__file__).parents[2] / "results" / "paper"
 
@@ -91,7 +102,7 @@ def preset_of(table: str) -> str:
     return choose("table", table, known)
 
 
-def published(paper: PaperConfig, folder: Path = PAPER) -> dict[str, dict[str, str]]:
+def read_published(paper: PaperConfig, folder: Path = PAPER) -> dict[str, dict[str, str]]:
     """The published table by its key columns; the second row of a name is `name #2`."""
     keys = paper.key.split("+")
     with open(folder / paper.file, newline="") as handle:
@@ -125,7 +136,7 @@ def rows_of(preset: str, overrides: list[str]) -> tuple[PresetConfig, list[tuple
 def build(preset: str, overrides: list[str], results: Path) -> ResultTable:
     """The table of a preset, with the runs that `overrides` (seed, num_items, ...) single out."""
     config, found = rows_of(preset, overrides)
-    theirs = published(config.paper) if config.paper else {}
+    theirs = read_published(config.paper) if config.paper else {}
     names = [*(name for name in COSTS if config.wall or name != "wall_speedup"), *config.columns]
     rows: list[Row] = []
     for row, settings in found:

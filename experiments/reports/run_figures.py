@@ -24,7 +24,7 @@ from experiments.reports.result_table import ResultTable, Row
 from experiments.runs.style import COLUMN, save, styled
 from experiments.settings.prepare import caching, prepare
 
-__all__ = ["ablation", "full_steps", "paired", "step_errors"]
+__all__ = ["ablation", "full_steps", "draw_pairs", "step_errors"]
 
 MOST = 8
 """Methods of one figure, where each needs a line or a cloud of its own."""
@@ -40,8 +40,8 @@ def ablation(table: ResultTable, key: str, quality: str, stem: Path) -> list[Pat
         if isinstance(facts.get(key), (int, float)) and cell is not None and cell.value is not None:
             rest = repr(sorted((k, repr(v)) for k, v in facts.items() if k != key))
             groups.setdefault(look_of_row(row).title, {}).setdefault(rest, []).append(row)
-    largest = [max(of.values(), key=values_told(key)) for of in groups.values()]
-    rows = [row for of in largest for row in of if values_told(key)(of) > 1]
+    largest = [max(of.values(), key=count_values(key)) for of in groups.values()]
+    rows = [row for of in largest for row in of if count_values(key)(of) > 1]
     if not rows:
         return []
     chosen = dataclasses.replace(table, rows=rows, preset=dataclasses.replace(table.preset, axis=key))
@@ -54,7 +54,7 @@ def ablation(table: ResultTable, key: str, quality: str, stem: Path) -> list[Pat
         return [save(figure, stem.with_name(f"{stem.name}_{key}.png"), bbox_inches="tight", pad_inches=0.03)]
 
 
-def values_told(key: str) -> Any:
+def count_values(key: str) -> Any:
     """How many values of a key some rows have."""
     return lambda rows: len({identity_of(row)[key] for row in rows})
 
@@ -92,7 +92,7 @@ def full_steps(table: ResultTable, results: Path, stem: Path) -> list[Path]:
         return [save(figure, stem.with_name(f"{stem.name}_steps.png"), bbox_inches="tight", pad_inches=0.03)]
 
 
-def paired(table: ResultTable, results: Path, quality: str, stem: Path) -> list[Path]:
+def draw_pairs(table: ResultTable, results: Path, quality: str, stem: Path) -> list[Path]:
     """Every item's value under a method against that under the baseline; the first run of each method."""
     values = {}
     for row in table.rows:

@@ -24,13 +24,13 @@ from experiments.reports.result_table import COSTS, ResultTable, Row, cells_of
 from experiments.runs.folder import read_metrics
 from experiments.runs.style import SOLVERS
 
-__all__ = ["build_runs", "found_runs"]
+__all__ = ["build_runs", "find_runs"]
 
 RECORD = "config.yaml"
 METHOD_TITLES = {name: spec.title for name, spec in hicache.METHODS.items()}
 
 
-def found_runs(words: list[str], results: Path) -> dict[str, Path]:
+def find_runs(words: list[str], results: Path) -> dict[str, Path]:
     """Name -> folder of the runs that the words mean, in their order."""
     found: dict[str, Path] = {}
     for word in words:
@@ -50,7 +50,9 @@ def folders_of(word: str, results: Path) -> list[Path]:
             return [run.resolve() for run in runs]
     if (Path(word) / "runs.json").is_file():
         return [
-            folder for name in listed(Path(word) / "runs.json") for folder in folders_of(name, Path(word).parents[1])
+            folder
+            for name in list_sweep(Path(word) / "runs.json")
+            for folder in folders_of(name, Path(word).parents[1])
         ]
     names = [record.parent.name for record in sorted((results / "runs").glob(f"*/{RECORD}"))]
     if "*" in word:
@@ -63,7 +65,7 @@ def folders_of(word: str, results: Path) -> list[Path]:
     return [(results / "runs" / name).resolve()]
 
 
-def listed(path: Path) -> list[str]:
+def list_sweep(path: Path) -> list[str]:
     """The runs of a sweep, which are named by their ids and nothing that leads elsewhere."""
     names = list(read_json(path))
     wrong = [name for name in names if not is_identity(name)]
@@ -76,7 +78,7 @@ def build_runs(words: list[str], results: Path) -> tuple[list[ResultTable], list
 
     What runs of one table share is not in their labels; a sweep's runs have the labels that it gave them.
     """
-    found = found_runs(words, results)
+    found = find_runs(words, results)
     check(bool(found), "run", "must be a run, or a folder of runs", " ".join(words))
     said = {name: identity_of(folder) for name, folder in found.items()}
     groups: dict[str, list[str]] = {}
@@ -136,7 +138,7 @@ def labels_of(said: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     flat = {name: complete(dict(leaves(identity))) for name, identity in said.items()}
     kinds: dict[str, list[str]] = {}
     for name, of in flat.items():
-        kinds.setdefault(titled(of), []).append(name)
+        kinds.setdefault(title_of(of), []).append(name)
     found = {}
     for title, names in kinds.items():
         keys = dict.fromkeys(key for name in names for key in flat[name])
@@ -154,7 +156,7 @@ def complete(facts: dict[str, Any]) -> dict[str, Any]:
     return {**STEPS, **facts} if facts.get("method.name") == "steps" else facts
 
 
-def titled(facts: Mapping[str, Any]) -> str:
+def title_of(facts: Mapping[str, Any]) -> str:
     """The name of a method, or of a solver."""
     solver = facts.get("method.solver")
     method = str(facts["method.name"])

@@ -23,7 +23,7 @@ from experiments.config.run import RunConfig, Settings
 from experiments.files import write_json
 from experiments.reports.columns import directions, head_of
 from experiments.reports.montage import grid
-from experiments.reports.ranks import differences, judged, values_of
+from experiments.reports.ranks import add_ranks, differences, values_of
 from experiments.reports.result_table import COSTS, Cell, ResultTable, Row, cells_of
 from experiments.reports.runs import METHOD_TITLES
 from experiments.reports.tables import show
@@ -114,13 +114,13 @@ class Sweep:
 
     def swept(self) -> list[str]:
         """The keys that differ between the jobs."""
-        return varied([job for of in self.jobs.values() for job in of])
+        return varied_keys([job for of in self.jobs.values() for job in of])
 
     def remarks(self) -> list[str]:
         """Keys without effect, and runs that were there."""
         lines = []
         for run, jobs in self.jobs.items():
-            if keys := varied(jobs):
+            if keys := varied_keys(jobs):
                 verb = "has" if len(keys) == 1 else "have"
                 method = self.settings[run].method.name
                 lines.append(f"{' and '.join(keys)} {verb} no effect on {method}: 1 run instead of {len(jobs)}")
@@ -131,8 +131,8 @@ class Sweep:
     def label(self, run: str) -> str:
         """The method and the swept values that it reads."""
         method, jobs = self.settings[run].method.name, self.jobs[run]
-        telling = [key for key in self.swept() if key != "method" and key not in varied(jobs)]
-        details = [f"{key}={value}" for key, value in assigned(jobs[0]).items() if key in telling]
+        telling = [key for key in self.swept() if key != "method" and key not in varied_keys(jobs)]
+        details = [f"{key}={value}" for key, value in assignments_of(jobs[0]).items() if key in telling]
         title = METHOD_TITLES.get(method, method)
         return f"{title} ({', '.join(details)})" if details else title
 
@@ -143,7 +143,7 @@ class Sweep:
         rows = [self.row(results, run, settings, metrics) for run, settings in runs.items()]
         config = PresetConfig(name="sweep", title=f"Sweep of {len(self.settings)} runs", columns=metrics)
         objective = next((m for m in metrics if any(values_of(results / "runs" / r.run, m) for r in rows)), None)
-        made = judged(ResultTable(preset=dataclasses.replace(config, sort=objective), rows=rows), results)
+        made = add_ranks(ResultTable(preset=dataclasses.replace(config, sort=objective), rows=rows), results)
         return with_differences(made, objective, results) if objective else made
 
     def row(self, results: Path, run: str, settings: Settings, metrics: list[str]) -> Row:
@@ -165,14 +165,14 @@ class Sweep:
         return folder
 
 
-def assigned(overrides: list[str]) -> dict[str, str]:
+def assignments_of(overrides: list[str]) -> dict[str, str]:
     """Key -> value of a command line."""
     return {key: value for key, _, value in (override.partition("=") for override in overrides)}
 
 
-def varied(jobs: list[list[str]]) -> list[str]:
+def varied_keys(jobs: list[list[str]]) -> list[str]:
     """The keys whose values differ between command lines."""
-    values = [assigned(job) for job in jobs]
+    values = [assignments_of(job) for job in jobs]
     keys = dict.fromkeys(key for job in values for key in job)
     return [key for key in keys if len({job.get(key) for job in values}) > 1]
 

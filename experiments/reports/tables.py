@@ -30,7 +30,7 @@ from experiments.errors import ConfigError, check
 from experiments.files import ensure_writable, sweep, write_text
 from experiments.plans.manifest import Plan
 from experiments.reports.costs import build_costs, build_plan_costs
-from experiments.reports.ranks import judged
+from experiments.reports.ranks import add_ranks
 from experiments.reports.render import to_csv, to_latex, to_markdown
 from experiments.reports.result_table import Cell, ResultTable, Row, build, build_plan, preset_of
 from experiments.reports.runs import build_runs
@@ -58,14 +58,14 @@ def main(arguments: list[str]) -> None:
         ensure_writable(opened.results)
         if columns == "flops":
             return show(build_plan_costs(opened), [opened.results / "tables"], "_flops")
-        return show(joined(judged(build_plan(opened), opened.results), extra), [opened.results / "tables"])
+        return show(join_rows(add_ranks(build_plan(opened), opened.results), extra), [opened.results / "tables"])
     if runs:
         check(not given, "argument", "must not stand beside runs=", sorted(given))
         check(embedded == "false" and columns == "all", "runs", "must stand alone, or with results=", runs)
         tables, roots = build_runs(runs.split(","), results)
         ensure_writable(results)
         for table in tables:
-            show(joined(judged(table, roots[0].parent), extra), [results / "tables"])
+            show(join_rows(add_ranks(table, roots[0].parent), extra), [results / "tables"])
         return None
     folders = [results / "tables"] + ([Path("results/embedded")] if embedded == "true" else [])
     overrides = overrides_of(given)
@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> None:
         if columns == "flops":
             show(build_costs(preset, overrides), folders, "_flops")
         else:
-            show(joined(judged(build(preset, overrides, results), results), extra), folders)
+            show(join_rows(add_ranks(build(preset, overrides, results), results), extra), folders)
     return None
 
 
@@ -83,7 +83,7 @@ def presets_of(names: str) -> list[str]:
     return options("experiment") if names == "all" else [preset_of(name) for name in names.split(",")]
 
 
-def joined(table: ResultTable, extra: str) -> ResultTable:
+def join_rows(table: ResultTable, extra: str) -> ResultTable:
     """The table with the rows of a csv file behind its own; they are shown, and neither ranked nor tested.
 
     Raises:

@@ -39,7 +39,7 @@ WINDOW = 64
 """Pixels on a side of the magnified part: the one with the most detail."""
 
 
-def detailed(image: Tensor) -> tuple[int, int]:
+def find_detail(image: Tensor) -> tuple[int, int]:
     """The corner of the window `[3, H, W]` whose luma differs most from its neighbours."""
     gray = image.mean(0)[None, None]
     steps = (gray[..., 1:, :-1] - gray[..., :-1, :-1]).abs() + (gray[..., :-1, 1:] - gray[..., :-1, :-1]).abs()
@@ -96,7 +96,7 @@ def panels(preset: str, results: Path, name: str) -> tuple[Tensor, list[tuple[st
 def draw(preset: str, results: Path, name: str, path: Path) -> None:
     """The figure."""
     truth, found = panels(preset, results, name)
-    top, left = detailed(truth)
+    top, left = find_detail(truth)
     columns = 3
     rows = -(-len(found) // columns)
     with styled() as pyplot:

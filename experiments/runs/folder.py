@@ -33,7 +33,7 @@ import yaml
 from evaluation.digests import Ledger
 from evaluation.durable_files import sync_files, sync_folder
 from evaluation.errors import EvaluationError
-from evaluation.records import expected, is_identity, read_records
+from evaluation.records import expected_digests, is_identity, read_records
 from experiments import stopping
 from experiments.config.shard import Shard
 from experiments.errors import ConfigError, check
@@ -343,7 +343,7 @@ class RunFolder:
         found: dict[str, str] = {}
         wanted = {}
         for item, record in self.records().items():
-            for name, digest in (expected(record) or {}).items():
+            for name, digest in (expected_digests(record) or {}).items():
                 wanted[name] = (item, digest)
             for name in record.get("files", []) if "digests" not in record else []:
                 path = self.media / name

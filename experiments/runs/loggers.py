@@ -62,7 +62,7 @@ class Logger:
         if picture.is_file():
             self.sink.picture(picture, self.count)
         print(f"{self.name}: {self.sink.close()}")
-        write_json(self.folder.path / LOGGED, {**logged(self.folder), self.name: True})
+        write_json(self.folder.path / LOGGED, {**loggers_of(self.folder), self.name: True})
 
 
 def flat(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -87,7 +87,7 @@ class Wandb:
             name=folder.id,
             group=settings.backend.name,
             dir=os.fspath(folder.path),
-            config=described(settings),
+            config=description_of(settings),
             resume="allow",
             settings=wandb.Settings(silent=True, console="off"),
         )
@@ -112,7 +112,9 @@ class TensorBoard:
 
         self.folder = folder.path / "tensorboard"
         self.writer = SummaryWriter(os.fspath(self.folder))
-        self.writer.add_text("settings", "\n".join(f"- {key}: {value}" for key, value in described(settings).items()))
+        self.writer.add_text(
+            "settings", "\n".join(f"- {key}: {value}" for key, value in description_of(settings).items())
+        )
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
@@ -135,7 +137,7 @@ class Trackio:
         import trackio  # pyright: ignore[reportMissingImports]
 
         self.trackio, self.project = trackio, settings.logger.project
-        trackio.init(project=self.project, name=folder.id, config=described(settings), resume="allow")
+        trackio.init(project=self.project, name=folder.id, config=description_of(settings), resume="allow")
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         self.trackio.log(dict(values), step=step)
@@ -148,7 +150,7 @@ class Trackio:
         return f"trackio show --project {self.project}"
 
 
-def described(settings: Settings) -> dict[str, Any]:
+def description_of(settings: Settings) -> dict[str, Any]:
     """What the run is."""
     return canonical(settings) | {"settings": dataclasses.asdict(settings.backend)}
 
@@ -181,7 +183,7 @@ def make_logger(settings: Settings, folder: RunFolder) -> Logger:
     return Logger(settings.logger.name, folder, None if entry is None else entry[1](settings, folder))
 
 
-def logged(folder: RunFolder) -> dict[str, Any]:
+def loggers_of(folder: RunFolder) -> dict[str, Any]:
     """The loggers that the run was reported to."""
     path = folder.path / LOGGED
     return read_json(path) if path.is_file() else {}
@@ -189,7 +191,7 @@ def logged(folder: RunFolder) -> dict[str, Any]:
 
 def report_finished(settings: Settings, folder: RunFolder) -> None:
     """Report a run that was finished before, if its logger has not had it."""
-    if settings.logger.name in ("none", *logged(folder)):
+    if settings.logger.name in ("none", *loggers_of(folder)):
         return
     logger = make_logger(settings, folder)
     logger.count = 0

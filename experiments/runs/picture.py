@@ -39,7 +39,7 @@ def still(media: Tensor) -> Tensor:
     return image.permute(1, 2, 0).float()
 
 
-def shortened(text: str) -> str:
+def shorten(text: str) -> str:
     """At most two lines, as wide as a column."""
     return "\n".join(textwrap.wrap(text, 13, max_lines=2, placeholder=" …"))
 
@@ -67,10 +67,10 @@ def draw_comparison(evidence: Evidence, path: Path) -> None:
         figure, axes = pyplot.subplots(len(rows), len(columns), figsize=size, squeeze=False)
         for line, (name, images) in zip(axes, rows, strict=True):
             for axis, image in zip(line, images, strict=True):
-                put(axis, image)
+                draw_picture(axis, image)
             line[0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=6)
         for axis, item in zip(axes[0], columns, strict=True):
-            axis.set_title(shortened(item.title))
+            axis.set_title(shorten(item.title))
         for axis, number in zip(axes[-1], numbers, strict=True):
             axis.set_xlabel(number, fontsize=6, labelpad=2)
         figure.tight_layout(pad=0.4)
@@ -89,7 +89,7 @@ def numbers_of(evidence: Evidence, columns: list[Item]) -> list[str]:
     return found
 
 
-def put(axis: Any, image: Tensor) -> None:
+def draw_picture(axis: Any, image: Tensor) -> None:
     """One picture `[H, W, C]`."""
     gray = image.shape[-1] == 1
     shown = image.squeeze(-1) if gray else image

@@ -108,12 +108,12 @@ def execute(given: Settings | Run) -> Outcome:
     run = prepare(given)
     reference = execute(run.reference) if run.reference is not None else None
     folder = folder_of(run)
-    found = finished(run.settings, folder) and not folder.damages()
+    found = is_finished(run.settings, folder) and not folder.damages()
     if not found:
         try:
             work(run, folder, reference)
         except KeyboardInterrupt:
-            stopped(folder)
+            note_stop(folder)
             raise
         except Exception as error:
             if isinstance(error, ConfigError) and not folder.entered:
@@ -138,11 +138,11 @@ def record_failure(folder: RunFolder, error: Exception) -> NoReturn:
             error = second
         else:
             raise RunError(f"{type(error).__name__}: {error} (see {path})") from error
-    stopped(folder)
+    note_stop(folder)
     raise RunError(f"no space left under {folder.path}; free some and give the same command") from error
 
 
-def stopped(folder: RunFolder) -> None:
+def note_stop(folder: RunFolder) -> None:
     """Say so in the run's status, if that is this process's to write and the disk has room for it."""
     if folder.entered:
         try:
@@ -152,7 +152,7 @@ def stopped(folder: RunFolder) -> None:
                 raise
 
 
-def finished(settings: Settings, folder: RunFolder) -> bool:
+def is_finished(settings: Settings, folder: RunFolder) -> bool:
     """Whether the run is done and has every requested metric."""
     return folder.status().get("state") == "done" and set(applicable(settings)) <= set(folder.metrics())
 
@@ -164,7 +164,7 @@ def work(run: Run, folder: RunFolder, reference: Outcome | None) -> None:
         torch.set_num_threads(settings.cluster.threads)
     with folder.lock():
         damaged = drop_damaged(folder)
-        if finished(settings, folder) and not damaged:
+        if is_finished(settings, folder) and not damaged:
             return
         logger = make_logger(settings, folder)
         mine = generate_missing(run, folder, logger)
@@ -228,7 +228,7 @@ def generate_missing(run: Run, folder: RunFolder, logger: Logger) -> int:
                 media, facts = generate_batch(backend, run, batch)
                 missing = [(item, m) for item, m in zip(batch, media, strict=True) if item.name not in done]
                 records = [record(backend, folder, item, m, {"batch": index, **facts}) for item, m in missing]
-                folder.append(sealed(folder, records))
+                folder.append(seal(folder, records))
                 count += len(records)
                 folder.write_status("running", items=count)
             logger.items(records)
@@ -275,7 +275,7 @@ def full_steps_of(cache: hicache.Handle) -> list[int]:
 
 
 def record(backend: Backend, folder: RunFolder, item: Item, media: Tensor, facts: dict[str, Any]) -> dict[str, Any]:
-    """Save an item's media and describe it in one line; `sealed` adds the digests of its files."""
+    """Save an item's media and describe it in one line; `seal` adds the digests of its files."""
     files = backend.save(media, folder.media, item)
     digest = hashlib.sha256(media.contiguous().numpy().tobytes()).hexdigest()
     return {
@@ -288,7 +288,7 @@ def record(backend: Backend, folder: RunFolder, item: Item, media: Tensor, facts
     }
 
 
-def sealed(folder: RunFolder, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def seal(folder: RunFolder, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The records of a batch once its media are on the disk, with the digests of the files."""
     digests = folder.seal([folder.media / name for record in records for name in record["files"]])
     return [{**record, "digests": {name: digests[name] for name in record["files"]}} for record in records]

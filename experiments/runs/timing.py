@@ -46,17 +46,17 @@ def timing(
         return {}
     batch = len(run.items[: config.latency_batch])
     if config.timing == "full":
-        return compared(*in_turn(run, timed, config.latency_warmup, config.latency_repeats), batch, batch)
+        return compare_spreads(*in_turn(run, timed, config.latency_warmup, config.latency_repeats), batch, batch)
     key = ("" if run.reference is None else run.reference.id, run.settings.backend.device, batch)
     if rounds := affordable(run, records, batch, key in measured):
         warmup = min(config.latency_warmup, rounds - 1)
         mine, theirs = in_turn(run, timed, warmup, min(config.latency_repeats, rounds - warmup), measured.get(key))
         if theirs:
             measured[key] = theirs
-        return compared(mine, theirs, batch, batch)
-    mine, size = generated(records)
-    theirs, other = generated(reference) if reference else (None, size)
-    found = compared(mine, theirs, size, other)
+        return compare_spreads(mine, theirs, batch, batch)
+    mine, size = batch_seconds(records)
+    theirs, other = batch_seconds(reference) if reference else (None, size)
+    found = compare_spreads(mine, theirs, size, other)
     return found if reference or run.reference is None else {"latency": found["latency"]}
 
 
@@ -87,7 +87,7 @@ def in_turn(
     return seconds[0], known if known or len(seconds) == 1 else seconds[1]
 
 
-def generated(records: list[dict[str, Any]]) -> tuple[list[float], int]:
+def batch_seconds(records: list[dict[str, Any]]) -> tuple[list[float], int]:
     """Seconds of the generated batches of the largest size, without the first where there are more; and that size."""
     batches = {r["batch"]: (r["batch_seconds"], r["batch_size"]) for r in records}
     size = max(size for _, size in batches.values())
@@ -95,7 +95,7 @@ def generated(records: list[dict[str, Any]]) -> tuple[list[float], int]:
     return seconds[1:] or seconds, size
 
 
-def compared(mine: list[float], theirs: list[float] | None, batch: int, other: int) -> dict[str, Any]:
+def compare_spreads(mine: list[float], theirs: list[float] | None, batch: int, other: int) -> dict[str, Any]:
     """The spreads, and the ratio of the medians per item; a run without a reference is its own."""
     latency = spread(mine, batch)
     reference = spread(theirs, other) if theirs else latency

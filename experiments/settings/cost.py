@@ -73,8 +73,8 @@ def cost_of(
         return None
     full = plan if plan is not None else list(range(int(full_steps or 0)))
     if method.mixes or settings.operators.name != "none":
-        return counted(settings, method, convention, flops_only, full)
-    one = counted(settings, method, convention, flops_only, list(range(max(steps - 1, 1))))
+        return count_once(settings, method, convention, flops_only, full)
+    one = count_once(settings, method, convention, flops_only, list(range(max(steps - 1, 1))))
     return dataclasses.replace(one, full_steps=len(full), num_steps=steps)
 
 
@@ -85,7 +85,7 @@ PLAN = ("interval", "budget", "warmup_steps", "policy", "policy_options", "mask"
 """Knobs that say which steps are computed, and no more than that where no step is mixed."""
 
 
-def counted(settings: Settings, method: CacheMethod, convention: str, flops_only: bool, full: list[int]) -> Cost:
+def count_once(settings: Settings, method: CacheMethod, convention: str, flops_only: bool, full: list[int]) -> Cost:
     """Cost of a run with these full steps; counts that must be equal are made once."""
     from experiments.backends.meta_backend import blueprint_of, quiet
 

@@ -18,7 +18,7 @@ from experiments.config.diffusers import DiffusersConfig
 from hicache.generic import denoisers, scopes_of
 from hicache.tree import SCOPES
 
-__all__ = ["Group", "groups", "pipeline_of", "taken"]
+__all__ = ["Group", "groups", "pipeline_of", "accepted_scopes"]
 
 Group = tuple[tuple[str, ...], Mapping[str, tuple[str, ...]]]
 """Names of presets; method -> the scopes at which they take it."""
@@ -32,7 +32,7 @@ def pipeline_of(preset: str) -> str:
 
 
 @cache
-def taken(pipeline: str) -> dict[str, tuple[str, ...]]:
+def accepted_scopes(pipeline: str) -> dict[str, tuple[str, ...]]:
     """Method -> the scopes at which a pipeline takes it; empty where it takes none."""
     with quiet():
         pipe = describe_denoisers(pipeline)
@@ -62,7 +62,7 @@ def groups() -> tuple[Group, ...]:
     for preset in PRESETS:
         if preset == "diffusers":
             continue
-        methods = taken(pipeline_of(preset))
+        methods = accepted_scopes(pipeline_of(preset))
         same = next((names for names, others in found if others == methods), None)
         if same is None:
             found.append(([preset], methods))

@@ -94,7 +94,7 @@ class Entry:
     @property
     def accepted(self) -> str:
         """Its backends; those marked `*` need an artefact first."""
-        return listed([*self.backends, *(f"{name}*" for name in self.later)])
+        return join_words([*self.backends, *(f"{name}*" for name in self.later)])
 
 
 def entry(name: str) -> Entry:
@@ -132,7 +132,7 @@ def needs(name: str, built: CacheMethod) -> list[str]:
     found: list[str] = [words for kind, words in ARTEFACTS.items() if isinstance(config, kind)]
     if built.knobs.policy in COEFFICIENTS:
         _, what, published = COEFFICIENTS[built.knobs.policy]
-        known = listed(family for family in families() if family in published)
+        known = join_words(family for family in families() if family in published)
         found.append(f"{what} of the model: published for {known}, calibrated for the others")
     if policy.indicator:
         found.append("the modulated input of the first block")
@@ -142,7 +142,7 @@ def needs(name: str, built: CacheMethod) -> list[str]:
         found.append("the timestep")
     if policy.mixes or built.patch is not None:
         found.append("the model's own forward at mixed steps")
-    seen = {str(patch.needs) for family in families() if (patch := prepared(built, family)) is not None} - {""}
+    seen = {str(patch.needs) for family in families() if (patch := prepare_patch(built, family)) is not None} - {""}
     found += [SEES.get(word, word) for word in sorted(seen)]
     if not_planned(built):
         found.append(f"full steps that depend on the {'timesteps' if policy.timed else 'data'}")
@@ -151,7 +151,7 @@ def needs(name: str, built: CacheMethod) -> list[str]:
     return found
 
 
-def prepared(built: CacheMethod, family: str) -> Any:
+def prepare_patch(built: CacheMethod, family: str) -> Any:
     """A copy of the method's patch as it is for a family of models."""
     patch = copy.deepcopy(built.patch)
     if patch is not None:
@@ -225,7 +225,7 @@ def runs(backend: str, config: MethodConfig, scope: str) -> bool:
 # The page
 
 
-def listed(words: Iterable[str]) -> str:
+def join_words(words: Iterable[str]) -> str:
     """Words with commas."""
     return ", ".join(words) or NOTHING
 
@@ -254,7 +254,7 @@ def markdown() -> str:
         for e in entries
     ]
     accepted = [
-        [f"`{e.name}`", listed(e.reads), "; ".join(e.needs), same(e.scopes, USUAL, "all"), backends_of(e)]
+        [f"`{e.name}`", join_words(e.reads), "; ".join(e.needs), same(e.scopes, USUAL, "all"), backends_of(e)]
         for e in entries
     ]
     return (
@@ -309,12 +309,12 @@ def on_presets() -> list[list[str]]:
 def scopes_in_short(scopes: Iterable[str]) -> str:
     """Scopes in a cell of a table."""
     found = list(scopes)
-    return "*transformer*" if found == USUAL else listed(f"`{scope}`" for scope in found)
+    return "*transformer*" if found == USUAL else join_words(f"`{scope}`" for scope in found)
 
 
 def same(words: list[str], whole: Iterable[str], short: str) -> str:
     """`short` for all of them."""
-    return short if words == list(whole) else listed(words)
+    return short if words == list(whole) else join_words(words)
 
 
 def backends_of(e: Entry) -> str:
@@ -327,7 +327,7 @@ def text(e: Entry) -> str:
     lines = {
         "composition": e.composition,
         "source": e.paper,
-        "reads": listed(e.reads),
+        "reads": join_words(e.reads),
         "needs": "; ".join(e.needs),
         "scopes": same(e.scopes, USUAL, "all"),
         "backends": backends_of(e),

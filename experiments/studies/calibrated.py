@@ -145,7 +145,7 @@ def compare(bench: Bench, plans: dict[int, CalibratedPlan], name: str, title: st
         plot_budgets(FOLDER / f"{name}.png", title, lines)
 
 
-def refined(settings: Settings, options: Options, budget: int) -> tuple[CalibratedPlan, float]:
+def refine_plan(settings: Settings, options: Options, budget: int) -> tuple[CalibratedPlan, float]:
     """A plan and the seconds that its calibration took."""
     started = time.monotonic()
     backend = load_backend(settings.backend)
@@ -167,30 +167,30 @@ def robustness(settings: Settings, bench: Bench, budget: int, seconds: float) ->
         write_table(FOLDER / "calibrated_robustness", title, NOTE, lines)
 
     for refine in ("none", "loop", "search"):
-        add("refinement", refine, bench, refined(settings, dataclasses.replace(options, refine=refine), budget))
+        add("refinement", refine, bench, refine_plan(settings, dataclasses.replace(options, refine=refine), budget))
     loop = dataclasses.replace(options, refine="loop")
     for items in (1, 4, 8, 16):
         add(
             "calibration items",
             f"{items}, loop",
             bench,
-            refined(settings, dataclasses.replace(loop, items=items), budget),
+            refine_plan(settings, dataclasses.replace(loop, items=items), budget),
         )
-    add("calibration items", "8, search", bench, refined(settings, dataclasses.replace(options, items=8), budget))
+    add("calibration items", "8, search", bench, refine_plan(settings, dataclasses.replace(options, items=8), budget))
     for scope, refine in itertools.product(("stack", "modules"), ("none", "loop")):
         inner, few = dataclasses.replace(settings, scope=scope), dataclasses.replace(options, refine=refine, items=16)
-        add(f"scope {scope}", f"{refine}, 16 items", bench, refined(inner, few, budget))
+        add(f"scope {scope}", f"{refine}, 16 items", bench, refine_plan(inner, few, budget))
     for guidance in (1.0, 4.0):
         other = dataclasses.replace(settings, backend=dataclasses.replace(settings.backend, guidance=guidance))
         judge = Bench(other, bench.items)
         bench.backend = load_backend(settings.backend)
-        made = refined(settings, loop, budget)
+        made = refine_plan(settings, loop, budget)
         judge.backend = load_backend(other.backend)
         add("used at another guidance", f"calibrated at 1.5, used at {guidance:g}, loop", judge, made)
-        add("calibrated there", f"guidance {guidance:g}, loop", judge, refined(other, loop, budget))
+        add("calibrated there", f"guidance {guidance:g}, loop", judge, refine_plan(other, loop, budget))
     for steps in (20, 100):
         other = dataclasses.replace(settings, num_steps=steps)
-        add("other step counts", f"{steps} steps, loop", Bench(other, bench.items), refined(other, loop, budget))
+        add("other step counts", f"{steps} steps, loop", Bench(other, bench.items), refine_plan(other, loop, budget))
 
 
 def without_data(settings: Settings, bench: Bench) -> None:
@@ -202,7 +202,7 @@ def without_data(settings: Settings, bench: Bench) -> None:
             free = Options(data="gaussian", refine="none", basis="newton", time=variable)
             plans[f"Newton, order 2, time={variable}"] = free
         for setting, options in plans.items():
-            plan, _ = refined(dataclasses.replace(settings, order=2), options, budget)
+            plan, _ = refine_plan(dataclasses.replace(settings, order=2), options, budget)
             lines.append(StudyRow.of("plan without data", budget, setting, bench.plan_psnr(plan)))
             print(f"without data, {budget} full steps, {setting}: {lines[-1].mean:.2f} dB", flush=True)
     title = "Plans without calibration data: full steps placed by the Gaussian model of the noise schedule"
@@ -216,7 +216,7 @@ FREE_NOTE = (
 )
 
 
-def listed(values: Sequence[float]) -> str:
+def join_numbers(values: Sequence[float]) -> str:
     """`1, 2 or 4`."""
     words = [format(value, "g") for value in values]
     return f"{', '.join(words[:-1])} or {words[-1]}"
@@ -245,8 +245,9 @@ def main(arguments: Sequence[str]) -> None:
     note = (
         f"PSNR against the un-cached result of the same noise, mean over {count} items with unseen seeds and its 95 % "
         "bootstrap interval. The other methods choose the best of these settings on these items: every interval with "
-        f"so many full steps after {WARMUP} warm-up steps, or even ones; order {listed(ORDERS)}, σ {listed(SIGMAS)}, "
-        f"scope output or modules; all settings run the first {SCREEN} items, the best {FINALISTS} of a method all."
+        f"so many full steps after {WARMUP} warm-up steps, or even ones; order {join_numbers(ORDERS)}, "
+        f"σ {join_numbers(SIGMAS)}, scope output or modules; all settings run the first {SCREEN} items, the best "
+        f"{FINALISTS} of a method all."
     )
     if "methods" in parts:
         plans = {
@@ -255,7 +256,7 @@ def main(arguments: Sequence[str]) -> None:
         compare(Bench(settings, items), plans, "calibrated", "Equal full steps of 50, unseen seeds", note)
     if "classes" in parts:
         options = Options(classes="0+1+2+3+4", seconds=seconds)
-        plans = {budget: refined(settings, options, budget)[0] for budget in BUDGETS}
+        plans = {budget: refine_plan(settings, options, budget)[0] for budget in BUDGETS}
         many = items_of(dataclasses.replace(settings, num_items=2 * count))
         unseen = [item for item in many if item.title in set("56789")]
         text = note.replace("unseen seeds", "unseen seeds of classes 5 to 9 (the plan is calibrated on classes 0 to 4)")

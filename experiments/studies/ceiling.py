@@ -44,7 +44,7 @@ from experiments.studies.study_report import write_rows
 from hicache import CacheMethod
 from hicache.fitting.calibrated_plan import CalibratedPlan
 
-__all__ = ["COLUMNS", "Row", "draw", "merged"]
+__all__ = ["COLUMNS", "Row", "draw", "merge_rows"]
 
 COLUMNS = ("method", "backend", "full steps", "PSNR (dB)", "low", "high", "gain", "gain low", "gain high", "seconds")
 PLAN, ONE, NEWTON, CEILING = "calibrated", "calibrated, 1 item", "calibrated, newton", "fitted solver"
@@ -87,7 +87,7 @@ class CeilingTable:
         """PSNR per item."""
         return decibels(self.bench.images(method, sampling_of(self.bench.settings)), self.bench)
 
-    def published(self, budget: int) -> None:
+    def add_published(self, budget: int) -> None:
         """The lines that others are compared with."""
         even = {"scope": "modules", "policy": "even", "budget": budget}
         order = ORDERS.get(self.bench.settings.backend.name, 2)
@@ -114,12 +114,14 @@ class CeilingTable:
 
     def write(self) -> None:
         """Table and figure with what there is."""
-        rows = merged(self.rows, self.bench.settings.backend.name)
+        rows = merge_rows(self.rows, self.bench.settings.backend.name)
         write_rows(PATH, "The calibrated plan and the limit of its kind", NOTE, COLUMNS, rows)
         draw(rows)
 
 
-def started_from(settings: Settings, options: Options, found: Calibration, budget: int, bench: Bench) -> CalibratedPlan:
+def starting_plan(
+    settings: Settings, options: Options, found: Calibration, budget: int, bench: Bench
+) -> CalibratedPlan:
     """The plan that is refined: stored full steps where there are some, with weights of the fitted items."""
     assert found.loop is not None
     stored = of_budget(settings, budget)
@@ -131,7 +133,7 @@ def started_from(settings: Settings, options: Options, found: Calibration, budge
     return dataclasses.replace(plan, rows=rows)
 
 
-def refined_before(settings: Settings, budget: int) -> CalibratedPlan | None:
+def find_refined(settings: Settings, budget: int) -> CalibratedPlan | None:
     """The stored plan, if its weights were refined through the whole sampler."""
     path = path_of(of_budget(settings, budget))
     known = path.is_file() and json.loads(path.read_text())["made"].get("refine") == "newton"
@@ -143,7 +145,7 @@ def of_budget(settings: Settings, budget: int) -> Settings:
     return dataclasses.replace(settings, method=dataclasses.replace(settings.method, budget=budget))
 
 
-def judged(bench: Bench, solver: Solver, by: Tensor) -> Tensor:
+def score_solver(bench: Bench, solver: Solver, by: Tensor) -> Tensor:
     """PSNR per unseen item of a fitted solver."""
     solver.final(by)
     return decibels(torch.stack(solver.images), bench)
@@ -157,11 +159,11 @@ def study(settings: Settings, bench: Bench, budgets: Sequence[int], ceilings: Se
     assert found.loop is not None
     recorded = clock() - begun
     for budget in budgets:
-        table.published(budget)
+        table.add_published(budget)
         begun = clock()
-        start = started_from(settings, options, found, budget, bench)
+        start = starting_plan(settings, options, found, budget, bench)
         table.plan(PLAN, start, recorded + clock() - begun)
-        begun, refined = clock(), refined_before(settings, budget)
+        begun, refined = clock(), find_refined(settings, budget)
         if refined is None:
             chain = Outside(loop=found.loop, full_steps=start.full_steps)
             refined = dataclasses.replace(start, rows=newton(chain, start, MEMORY, lambda line: None)[0])
@@ -174,7 +176,7 @@ def study(settings: Settings, bench: Bench, budgets: Sequence[int], ceilings: Se
             seconds = clock() - begun
             unseen = dataclasses.replace(found.loop, items=bench.items, path=torch.empty(0), last=None)
             solver = Solver(loop=unseen, plan=refined, memory=MEMORY)
-            table.add(CEILING, budget, judged(bench, solver, by), seconds)
+            table.add(CEILING, budget, score_solver(bench, solver, by), seconds)
         if budget == 8:
             begun, single = clock(), dataclasses.replace(options, items=1, seconds=options.seconds / 4)
             plan = make_plan(settings, single, measure(settings, single, bench.backend), budget, bench.backend)
@@ -182,7 +184,7 @@ def study(settings: Settings, bench: Bench, budgets: Sequence[int], ceilings: Se
         table.write()
 
 
-def merged(rows: list[Row], backend: str) -> list[Row]:
+def merge_rows(rows: list[Row], backend: str) -> list[Row]:
     """These rows, and those of other backends that are in the table already."""
     path = PATH.with_suffix(".csv")
     if not path.is_file():

@@ -31,7 +31,7 @@ from experiments.studies.calibrated import FOLDER, Bench
 from experiments.studies.study_report import write_rows
 from hicache.policy.scheduled import KindSchedule
 
-__all__ = ["contenders", "measured"]
+__all__ = ["contenders", "measure_row"]
 
 COLUMNS = ("method", "setting", "computed", "FLOPs saved", "PSNR (dB)", "low", "high")
 ALPHAS = (0.05, 0.07, 0.08, 0.1, 0.13, 0.18, 0.22)
@@ -61,7 +61,7 @@ def contenders() -> Iterator[tuple[str, list[str]]]:
             yield f"N={interval}", [f"method={name}", f"interval={interval}", "order=2"]
 
 
-def computed(settings: Settings, full: Sequence[int]) -> str:
+def share_computed(settings: Settings, full: Sequence[int]) -> str:
     """How much was computed, for a reader."""
     policy = method_of(settings).policy
     if isinstance(policy, KindSchedule):
@@ -69,7 +69,7 @@ def computed(settings: Settings, full: Sequence[int]) -> str:
     return str(len(full))
 
 
-def measured(bench: Bench, settings: Settings, label: str) -> list[str]:
+def measure_row(bench: Bench, settings: Settings, label: str) -> list[str]:
     """A table row."""
     size, media, full, spent = settings.batch_size, [], [], 0.0
     for start in range(0, len(bench.items), size):
@@ -82,7 +82,7 @@ def measured(bench: Bench, settings: Settings, label: str) -> list[str]:
     values = psnr(torch.stack(media), bench.reference).double().tolist()
     mean, low, high = bootstrap_mean(values, 0.95, 2000, 0)
     numbers = [f"{value:.2f}" for value in (mean, low, high)]
-    return [settings.method.name, label, computed(settings, full), f"{saved:.0%}", *numbers]
+    return [settings.method.name, label, share_computed(settings, full), f"{saved:.0%}", *numbers]
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str]) -> None:
     bench = Bench(base, items_of(dataclasses.replace(base, num_items=count)))
     note, rows = NOTE.format(count, sampling_of(base).num_steps), []
     for label, chosen in contenders():
-        rows.append(measured(bench, resolve(compose([*chosen, *overrides])), label))
+        rows.append(measure_row(bench, resolve(compose([*chosen, *overrides])), label))
         print(" | ".join(rows[-1]), flush=True)
         write_rows(FOLDER / "smoothcache", "Methods with calibrated curves", note, COLUMNS, rows)
 

@@ -42,11 +42,11 @@ def line_of(bench: Bench, settings: Settings, label: str) -> StudyRow:
     """A table line of a run's method on the bench's items."""
     full = method_of(settings).policy.plan(settings.num_steps) or []
     return StudyRow.of(
-        label, len(full), f"{settings.scope}, σ={settings.sigma:g}, m={settings.order}", measured(bench, settings)
+        label, len(full), f"{settings.scope}, σ={settings.sigma:g}, m={settings.order}", measure_psnr(bench, settings)
     )
 
 
-def measured(bench: Bench, settings: Settings) -> tuple[float, float, float]:
+def measure_psnr(bench: Bench, settings: Settings) -> tuple[float, float, float]:
     """PSNR with its interval."""
     return bench.psnr(method_of(settings))
 
@@ -54,7 +54,7 @@ def measured(bench: Bench, settings: Settings) -> tuple[float, float, float]:
 def best_of_grid(bench: Bench, settings: Settings) -> Settings:
     """The settings with the best sigma and order of the grid."""
     grid = [dataclasses.replace(settings, sigma=s, order=m) for s, m in itertools.product(SIGMAS, ORDERS)]
-    return max(grid, key=lambda candidate: measured(bench, candidate)[0])
+    return max(grid, key=lambda candidate: measure_psnr(bench, candidate)[0])
 
 
 def sigma_study(settings: Settings, bench: Bench) -> list[StudyRow]:
@@ -97,7 +97,7 @@ def time_study(settings: Settings, bench: Bench) -> list[StudyRow]:
         run = automatic(run, ["sigma", "order"]) if name == "hicache" else run
         detail = {"hicache": f", σ={run.sigma:g}, m={run.order}", "taylorseer": f", m={order}"}.get(name, "")
         full = method_of(run).policy.plan(run.num_steps) or []
-        lines.append(StudyRow.of(name, len(full), f"{scope}{detail}, time={variable}", measured(bench, run)))
+        lines.append(StudyRow.of(name, len(full), f"{scope}{detail}, time={variable}", measure_psnr(bench, run)))
         print(f"{name}, {lines[-1].setting}: {lines[-1].mean:.2f} dB", flush=True)
         note = NOTE.format(len(bench.items)) + f"Interval {settings.interval}, {settings.warmup_steps} warm-up steps."
         write_table(FOLDER / "time", "The time variable of the forecast", note, lines)

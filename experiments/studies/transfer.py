@@ -32,7 +32,7 @@ from experiments.studies.calibrated import FOLDER, WARMUP, Bench, intervals_for
 from experiments.studies.study_report import StudyRow, write_table
 from hicache import method
 
-__all__ = ["interpolation", "mapped"]
+__all__ = ["interpolation", "map_calibration"]
 
 BUDGET = 8
 STEPS = (40, 60, 100)
@@ -57,7 +57,7 @@ def log_snr(settings: Settings) -> Tensor:
     return (alpha.clamp(min=1e-9) / sigma.clamp(min=1e-9)).log()
 
 
-def mapped(found: Calibration, settings: Settings, other: Settings) -> Calibration:
+def map_calibration(found: Calibration, settings: Settings, other: Settings) -> Calibration:
     """What was measured in runs like `settings`, as it would be for `other`."""
     rows = interpolation(log_snr(settings), log_snr(other))
     gram = rows @ found.gram @ rows.T
@@ -82,7 +82,7 @@ def steps_study(settings: Settings, count: int) -> list[StudyRow]:
     for steps in STEPS:
         other = dataclasses.replace(settings, num_steps=steps)
         bench = Bench(other, items_of(dataclasses.replace(other, num_items=count)))
-        here = mapped(found, settings, other)
+        here = map_calibration(found, settings, other)
         plan = make_plan(other, options, here, BUDGET, backend)
         lines.append(StudyRow.of("mapped from 50 steps", BUDGET, f"{steps} steps, open loop", bench.plan_psnr(plan)))
         plan = make_plan(other, options, measure(other, options, backend), BUDGET, backend)

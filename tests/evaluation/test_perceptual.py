@@ -12,7 +12,7 @@ import evaluation
 from evaluation import doctor
 from evaluation.errors import EvaluationError
 from evaluation.metric import Batch
-from evaluation.perceptual import Dists, Niqe, checked
+from evaluation.perceptual import Dists, Niqe, check_weights
 
 NAMES = ("dists", "niqe", "musiq", "maniqa", "clipiqa")
 
@@ -65,4 +65,4 @@ def test_scores_are_one_number_per_image_with_references_where_needed(pyiqa, tmp
 def test_a_file_that_would_run_code_is_refused(tmp_path):
     torch.save({"w": Path("code")}, tmp_path / "w.pth")
     with pytest.raises(EvaluationError, match="w.pth: must be a plain file of tensors"):
-        checked(tmp_path / "w.pth")
+        check_weights(tmp_path / "w.pth")

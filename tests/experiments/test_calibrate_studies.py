@@ -12,23 +12,23 @@ from experiments.config.compose import compose
 from experiments.errors import ConfigError
 from experiments.settings.resolve import resolve
 from experiments.studies import scale_study
-from experiments.studies.curves_study import computed, contenders
+from experiments.studies.curves_study import contenders, share_computed
 from experiments.studies.curves_study import main as curves_main
-from experiments.studies.transfer import interpolation, log_snr, mapped
+from experiments.studies.transfer import interpolation, log_snr, map_calibration
 from experiments.studies.transfer import main as transfer_main
 
 
 @pytest.mark.parametrize(("label", "overrides"), list(contenders()), ids=lambda value: str(value)[:40])
 def test_every_contender_composes(label, overrides):
     settings = resolve(compose(overrides))
-    said = computed(settings, [0, 1, 2])
+    said = share_computed(settings, [0, 1, 2])
     assert ("attn.img" in said) == (settings.method.name == "smoothcache")
     assert label
 
 
 def test_the_best_of_the_grid_is_the_best(monkeypatch):
     monkeypatch.setattr(
-        scale_study, "measured", lambda bench, s: (10 - abs(s.sigma - 0.6) - abs(s.order - 4), 0.0, 0.0)
+        scale_study, "measure_psnr", lambda bench, s: (10 - abs(s.sigma - 0.6) - abs(s.order - 4), 0.0, 0.0)
     )
     best = scale_study.best_of_grid(None, resolve(compose([])))  # type: ignore[arg-type]
     assert best.sigma == pytest.approx(0.6) and best.order == 4
@@ -46,10 +46,10 @@ def test_a_gram_matrix_mapped_to_the_same_run_is_itself_and_to_another_is_near(s
     from experiments.backends import load_backend
 
     found = measure(settings, Options(items=2, refine="none"), load_backend(settings.backend))
-    assert torch.allclose(mapped(found, settings, settings).gram, found.gram)
+    assert torch.allclose(map_calibration(found, settings, settings).gram, found.gram)
     other = dataclasses.replace(settings, num_steps=25)
     there = measure(other, Options(items=2, refine="none"), load_backend(settings.backend))
-    here = mapped(found, settings, other)
+    here = map_calibration(found, settings, other)
     assert here.gram.shape == (1, 25, 25) and torch.equal(here.gains.cost, there.gains.cost)
     middle = slice(3, 22)
     assert torch.allclose(here.gram[0, middle, middle], there.gram[0, middle, middle], rtol=0.1)

@@ -7,7 +7,7 @@ from experiments.backends import BACKENDS
 from experiments.config.compose import compose, options
 from experiments.config.preset import RowConfig
 from experiments.reports.costs import build_costs
-from experiments.reports.result_table import published
+from experiments.reports.result_table import read_published
 from experiments.reports.tables import main, presets_of
 from experiments.settings.rows import split_rows
 
@@ -109,7 +109,7 @@ def test_names_of_tables():
 
 
 def test_rows_of_one_name_are_told_apart():
-    rows = published(compose(["experiment=table1"]).preset.paper)
+    rows = read_published(compose(["experiment=table1"]).preset.paper)
     assert rows["TeaCache"]["flops_t"] == "6550" and rows["TeaCache #2"]["flops_t"] == "5359"
 
 

@@ -11,7 +11,7 @@ from experiments.config.compose import compose, options
 from experiments.config.preset import PresetConfig, RowConfig
 from experiments.errors import ConfigError
 from experiments.reports.columns import directions
-from experiments.reports.result_table import PAPER, published
+from experiments.reports.result_table import PAPER, read_published
 from experiments.settings.cost import cost_of
 from experiments.settings.identity import run_id
 from experiments.settings.library_method import method_of
@@ -45,7 +45,7 @@ def test_published_rows_and_columns_exist(preset):
     if config.paper is None:
         assert not any(row.paper for row in expand(config)) and not config.compare
         return
-    table = published(config.paper)
+    table = read_published(config.paper)
     named = [row.paper for row in expand(config) if row.paper is not None]
     assert named and set(named) <= set(table)
     assert set(config.compare) <= set(directions()) and set(config.compare.values()) <= set(table[named[0]])

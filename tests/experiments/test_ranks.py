@@ -12,7 +12,7 @@ from plans import planned
 from experiments.files import write_json
 from experiments.plans.manifest import Plan
 from experiments.reports.plot import plot, points
-from experiments.reports.ranks import differences, judged, values_of
+from experiments.reports.ranks import add_ranks, differences, values_of
 from experiments.reports.render import to_csv, to_latex, to_markdown
 from experiments.reports.result_table import Cell, ResultTable, build, build_plan
 
@@ -42,7 +42,7 @@ def table(tmp_path):
                 },
             )
         rows.append(row)
-    return judged(ResultTable(preset=made.preset, rows=rows), tmp_path), tmp_path
+    return add_ranks(ResultTable(preset=made.preset, rows=rows), tmp_path), tmp_path
 
 
 def named(table: ResultTable) -> dict:
@@ -59,13 +59,13 @@ def test_ranks_follow_the_direction_of_the_metric(table):
 
 def test_rows_of_a_block_may_stand_best_first(table):
     made, folder = table
-    shown = judged(dataclasses.replace(made, preset=dataclasses.replace(made.preset, sort="digits_fid")), folder)
+    shown = add_ranks(dataclasses.replace(made, preset=dataclasses.replace(made.preset, sort="digits_fid")), folder)
     blocks = list(dict.fromkeys(row.block for row in made.rows))
     assert list(dict.fromkeys(row.block for row in shown.rows)) == blocks
     best = [row.settings.method.name for row in shown.rows if row.block == "N=7" and row.settings][:3]
     assert best == ["hicache", "taylorseer", "fora"], "less is better, and rows without a number come last"
     with pytest.raises(ValueError, match="preset.sort: must be one of"):
-        judged(dataclasses.replace(made, preset=dataclasses.replace(made.preset, sort="speed")), folder)
+        add_ranks(dataclasses.replace(made, preset=dataclasses.replace(made.preset, sort="speed")), folder)
 
 
 def test_the_test_is_against_the_baseline_and_needs_values_per_item(table):
@@ -86,7 +86,9 @@ def test_of_several_rows_of_the_baseline_that_of_its_own_policy_is_it(table):
             row = dataclasses.replace(row, settings=dataclasses.replace(row.settings, method=even))
         rows.append(row)
     shown = [
-        row for row in judged(dataclasses.replace(made, rows=rows), folder).rows if row.block == "N=7" and row.settings
+        row
+        for row in add_ranks(dataclasses.replace(made, rows=rows), folder).rows
+        if row.block == "N=7" and row.settings
     ]
     found = {
         (row.settings.method.name, row.settings.method.policy): row.ours["psnr"].p
@@ -98,7 +100,7 @@ def test_of_several_rows_of_the_baseline_that_of_its_own_policy_is_it(table):
 
 def test_equal_numbers_have_no_best(table):
     rows = [dataclasses.replace(row, ours={"psnr": Cell(value=3.0)}) for row in table[0].rows]
-    again = judged(ResultTable(preset=table[0].preset, rows=rows), table[1])
+    again = add_ranks(ResultTable(preset=table[0].preset, rows=rows), table[1])
     assert all(row.ours["psnr"].rank == 0 for row in again.rows)
 
 
@@ -110,12 +112,12 @@ def test_rows_that_the_items_cannot_tell_apart_share_a_mark(table):
     for sign, row in zip((1, -1, 0), rows, strict=True):
         values = {item: 30 + sign * (-1) ** index + 0.01 * sign for index, item in enumerate(ITEMS)}
         write_json(folder / "runs" / row.run / "values" / "psnr.json", values)
-    again = judged(ResultTable(preset=made.preset, rows=rows), folder)
+    again = add_ranks(ResultTable(preset=made.preset, rows=rows), folder)
     assert [row.ours["psnr"].rank for row in again.rows] == [0, 0, 0]
     low = {item: 20 + 0.01 * index for index, item in enumerate(ITEMS)}
     write_json(folder / "runs" / rows[2].run / "values" / "psnr.json", low)
     rows[2] = dataclasses.replace(rows[2], ours={"psnr": Cell(value=20.0)})
-    again = judged(ResultTable(preset=made.preset, rows=rows), folder)
+    again = add_ranks(ResultTable(preset=made.preset, rows=rows), folder)
     assert [row.ours["psnr"].rank for row in again.rows] == [1, 1, 2]
 
 
@@ -123,16 +125,16 @@ def test_of_sets_those_whose_intervals_meet_are_alike(table):
     cells = [Cell(value=5.0, low=4.0, high=6.0), Cell(value=5.5, low=5.0, high=6.5), Cell(value=9.0, low=8.0, high=9.9)]
     rows = [row for row in table[0].rows if row.block == "N=7"][:3]
     rows = [dataclasses.replace(row, ours={"digits_fid": cell}) for row, cell in zip(rows, cells, strict=True)]
-    again = judged(ResultTable(preset=table[0].preset, rows=rows), table[1])
+    again = add_ranks(ResultTable(preset=table[0].preset, rows=rows), table[1])
     assert [row.ours["digits_fid"].rank for row in again.rows] == [1, 1, 2]
     rows = [dataclasses.replace(row, ours={"digits_fid": Cell(value=row.ours["digits_fid"].value)}) for row in rows]
-    again = judged(ResultTable(preset=table[0].preset, rows=rows), table[1])
+    again = add_ranks(ResultTable(preset=table[0].preset, rows=rows), table[1])
     assert [row.ours["digits_fid"].rank for row in again.rows] == [0, 0, 0], "nobody knows their error"
 
 
 def test_wall_clock_has_no_rank(table):
     rows = [dataclasses.replace(row, ours={"wall_speedup": Cell(value=i)}) for i, row in enumerate(table[0].rows)]
-    again = judged(ResultTable(preset=table[0].preset, rows=rows), table[1])
+    again = add_ranks(ResultTable(preset=table[0].preset, rows=rows), table[1])
     assert all(row.ours["wall_speedup"].rank == 0 for row in again.rows)
 
 
@@ -144,7 +146,7 @@ def test_items_that_do_not_pair_are_not_tested(table, tmp_path):
         dataclasses.replace(row, ours={n: dataclasses.replace(c, p=None) for n, c in row.ours.items()})
         for row in table[0].rows
     ]
-    ours = named(judged(ResultTable(preset=table[0].preset, rows=plain), tmp_path))
+    ours = named(add_ranks(ResultTable(preset=table[0].preset, rows=plain), tmp_path))
     assert ours["hicache"]["psnr"].p is None and ours["fora"]["psnr"].p < 0.001
 
 
@@ -155,7 +157,7 @@ def test_every_reference_of_a_plan_stays_out_of_its_ranks(small):
         run.mkdir(parents=True)
         write_json(run / "status.json", {"state": "done", "pid": 1, "host": "x", "heartbeat": 0.0})
         write_json(run / "metrics.json", {"flops_speedup": flops})
-    ranks = [row.ours["flops_speedup"].rank for row in judged(build_plan(plan), plan.results).rows]
+    ranks = [row.ours["flops_speedup"].rank for row in add_ranks(build_plan(plan), plan.results).rows]
     assert ranks == [0, 0, 2, 1, 0, 0]
 
 
@@ -173,7 +175,7 @@ def with_equal(made: ResultTable, folder: Path, equal: dict[str, int]) -> dict:
             mean = sum(finite) / len(finite) if finite else None
             cell = Cell(value=mean, equal=equal.get(name, 0), why="" if finite else "equal in 20 items")
             rows[index] = dataclasses.replace(row, ours={**row.ours, "psnr": cell})
-    return named(judged(ResultTable(preset=made.preset, rows=rows), folder))
+    return named(add_ranks(ResultTable(preset=made.preset, rows=rows), folder))
 
 
 def test_a_row_whose_every_item_is_equal_is_the_best(table):
@@ -241,7 +243,7 @@ def test_tables_of_two_thousand_runs_read_each_file_once(small, tmp_path, monkey
     monkeypatch.setattr(
         Path, "read_text", lambda path, *more, **options: reads.update([path]) or read(path, *more, **options)
     )
-    table = judged(build_plan(Plan(plan.folder)), plan.results)
+    table = add_ranks(build_plan(Plan(plan.folder)), plan.results)
     text = to_markdown(table) + to_csv(table) + to_latex(table)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

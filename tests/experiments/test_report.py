@@ -15,7 +15,7 @@ from experiments.config.compose import set_up
 from experiments.config.run import Shard
 from experiments.plans.tasks import Task
 from experiments.plans.worker import Worker
-from experiments.reports.gallery import Gallery, varied
+from experiments.reports.gallery import Gallery, order_by_title
 from experiments.reports.report import main
 from experiments.runs import runner
 from experiments.runs.folder import read_values
@@ -157,7 +157,7 @@ def test_twenty_runs_of_twenty_items_stay_below_five_megabytes(page, tmp_path, m
 
 
 def test_items_of_different_titles_come_first():
-    assert varied({"a": "1", "b": "1", "c": "2", "d": "2"}) == ["a", "c", "b", "d"]
+    assert order_by_title({"a": "1", "b": "1", "c": "2", "d": "2"}) == ["a", "c", "b", "d"]
 
 
 def test_large_pictures_are_scaled(tmp_path):
@@ -165,7 +165,7 @@ def test_large_pictures_are_scaled(tmp_path):
     (folder / "media").mkdir(parents=True)
     Image.new("RGB", (800, 400)).save(folder / "media" / "a.png")
     gallery = Gallery([tmp_path / "runs"], 128)
-    gallery.put("r", {"item": "a", "files": ["a.png"]})
+    gallery.keep_picture("r", {"item": "a", "files": ["a.png"]})
     assert gallery.images["r/a"].startswith("data:image/webp;base64,")
 
 

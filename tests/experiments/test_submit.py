@@ -9,8 +9,8 @@ from plans import planned, states
 from experiments.config.cluster import SlurmConfig, seconds_of
 from experiments.config.compose import compose, options
 from experiments.plans import slurm as submit
-from experiments.plans.execute import chosen
 from experiments.plans.execute import main as execute
+from experiments.plans.execute import tasks_of_element
 from experiments.plans.slurm import arrays_of, main
 from experiments.plans.status import State
 
@@ -87,7 +87,7 @@ def test_an_array_beyond_the_limit_gets_larger_chunks(plan, slurm):
     tasks = plan.folder / "submissions" / "000" / "rows.tasks"
     assert [len(line.split()) for line in tasks.read_text().splitlines()] == [2, 2, 2], "MaxArraySize 4 = indices 0-3"
     assert "#SBATCH --array=0-2\n" in (tasks.parent / "rows.sbatch").read_text()
-    assert [task.row.index for task in chosen(plan, tasks, 1)] == [4, 5]
+    assert [task.row.index for task in tasks_of_element(plan, tasks, 1)] == [4, 5]
     main([str(plan.folder), "cluster=local_test"])
     assert {path.name for path in tasks.parent.parent.iterdir()} == {"000", "001"}
 

@@ -10,7 +10,7 @@ from experiments.config.words import expand_compare
 from experiments.errors import ConfigError
 from experiments.files import write_json
 from experiments.reports import tables
-from experiments.reports.sweep import Sweep, varied
+from experiments.reports.sweep import Sweep, varied_keys
 from experiments.settings.identity import run_id
 from experiments.settings.resolve import resolve
 
@@ -48,8 +48,8 @@ def sweep(tmp_path):
 
 
 def test_keys_that_differ_are_the_swept_ones():
-    assert varied([["a=1", "b=2"], ["a=1", "b=3"], ["a=1"]]) == ["b"]
-    assert varied([["a=1"]]) == []
+    assert varied_keys([["a=1", "b=2"], ["a=1", "b=3"], ["a=1"]]) == ["b"]
+    assert varied_keys([["a=1"]]) == []
 
 
 def test_rows_stand_best_first_and_are_labelled_by_what_was_swept(sweep, tmp_path):

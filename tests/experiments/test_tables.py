@@ -11,8 +11,8 @@ from plans import planned
 
 from experiments.reports import plot as plots
 from experiments.reports.plot import plot, points
-from experiments.reports.ranks import judged
-from experiments.reports.render import escaped, to_csv, to_latex, to_markdown
+from experiments.reports.ranks import add_ranks
+from experiments.reports.render import escape, to_csv, to_latex, to_markdown
 from experiments.reports.result_table import Cell, ResultTable, build
 from experiments.reports.tables import main
 
@@ -106,8 +106,8 @@ def test_labels_cannot_break_a_format(table):
     wanted = r"$\theta$=0.5, $\delta$ $\Lambda$ \$x\textasciicircum{}\{2\}\$ \textasciitilde{} "
     wanted += r"\textbackslash{}alpha\_1 50\% \#3"
     assert sum(f"a$|$b {wanted} &" in line for line in shown) == len(table.rows)
-    assert escaped("[x] ο Α") == "{}[x] o A"
-    assert all(escaped(letter).startswith("$\\") for letter in "αβγδεζηθικλμνξπρςστυφχψωΓΔΘΛΞΠΣΥΦΨΩ" if letter != "ς")
+    assert escape("[x] ο Α") == "{}[x] o A"
+    assert all(escape(letter).startswith("$\\") for letter in "αβγδεζηθικλμνξπρςστυφχψωΓΔΘΛΞΠΣΥΦΨΩ" if letter != "ς")
 
 
 def test_many_methods_are_named_beside_the_axes(table, tmp_path, monkeypatch):
@@ -191,7 +191,7 @@ def test_a_metric_that_tells_nothing_apart_has_no_panel(table):
 def test_the_command_writes_and_prints(table, results, capsys):
     main(["table=digits_sigma", f"results={results}"])
     out = capsys.readouterr().out
-    assert to_markdown(judged(table, results)) in out
+    assert to_markdown(add_ranks(table, results)) in out
     assert {path.name for path in (results / "tables").iterdir()} == {
         f"digits_sigma.{suffix}" for suffix in ("md", "csv", "tex", "png")
     }

@@ -38,7 +38,7 @@ def test_it_shows_what_was_run_beside_truth_and_bicubic(runs, capsys):
 def test_the_window_is_where_the_detail_is():
     image = torch.zeros(3, 128, 128)
     image[:, 70:110, 20:60] = torch.rand(3, 40, 40)
-    top, left = zoom.detailed(image)
+    top, left = zoom.find_detail(image)
     assert 110 - zoom.WINDOW - 4 <= top <= 72 and 60 - zoom.WINDOW - 4 <= left <= 22
 
 

@@ -4,17 +4,17 @@ import statistics
 
 import pytest
 
-from benchmarks.forecasters import ARMS, HORIZONS, SCENARIOS, SHOWN, main, measure, pooled, published
+from benchmarks.forecasters import ARMS, HORIZONS, SCENARIOS, SHOWN, main, measure, pool, read_published
 
 DMD, CUBIC, HERMITE, AUTO = "DMD", "cubic (Newton, m=3)", "HiCache (m=2, σ=0.5)", "auto (1step)"
 
 
-@pytest.mark.parametrize("arm", published())
+@pytest.mark.parametrize("arm", read_published())
 @pytest.mark.parametrize("horizon", SHOWN)
 def test_published_errors_are_reproduced(arm, horizon):
     """To the two published digits; Padé looks at six of the eight snapshots for its bound."""
     ours = statistics.mean(measure("exponentials", arm, horizon, 20))
-    assert ours == pytest.approx(published()[arm][horizon], rel=0.06 if arm.startswith("Pad") else 0.02)
+    assert ours == pytest.approx(read_published()[arm][horizon], rel=0.06 if arm.startswith("Pad") else 0.02)
 
 
 def test_dmd_is_flat_where_the_polynomial_diverges():
@@ -25,7 +25,7 @@ def test_dmd_is_flat_where_the_polynomial_diverges():
 
 def test_auto_is_never_worse_than_the_better_arm():
     auto, dmd, hermite = (
-        pooled({h: measure("regime switch", arm, h, 20) for h in HORIZONS}) for arm in (AUTO, DMD, HERMITE)
+        pool({h: measure("regime switch", arm, h, 20) for h in HORIZONS}) for arm in (AUTO, DMD, HERMITE)
     )
     assert auto <= 1.01 * min(dmd, hermite)
     for scenario in ("exponentials", "damped oscillation", "drift"):

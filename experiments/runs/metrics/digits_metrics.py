@@ -34,7 +34,7 @@ def network(evidence: Evidence) -> DigitsClassifier:
     return classifier(str(Path(evidence.settings.backend.path or ASSETS / "digits") / "classifier.safetensors"))
 
 
-def signed(evidence: Evidence) -> Tensor:
+def to_signed(evidence: Evidence) -> Tensor:
     """The samples in [-1, 1], as the classifier takes them."""
     return evidence.samples() * 2 - 1
 
@@ -59,14 +59,14 @@ def moments(features: Tensor) -> tuple[Tensor, Tensor]:
 def digits_fid(evidence: Evidence) -> Summary:
     """Frechet distance in the 64 pooled features."""
     model = network(evidence)
-    return frechet(model.features(digits()[0]), model.features(signed(evidence)), evidence)
+    return frechet(model.features(digits()[0]), model.features(to_signed(evidence)), evidence)
 
 
 @torch.inference_mode()
 def digits_sfid(evidence: Evidence) -> Summary:
     """Frechet distance in the 448 spatial features; below some thousand samples dominated by its bias."""
     model = network(evidence)
-    real, samples = model.spatial(digits()[0]), model.spatial(signed(evidence))
+    real, samples = model.spatial(digits()[0]), model.spatial(to_signed(evidence))
     assert real.shape[1] == SPATIAL and model.head.in_features == FEATURES
     return frechet(real, samples, evidence)
 
@@ -74,7 +74,7 @@ def digits_sfid(evidence: Evidence) -> Summary:
 @torch.inference_mode()
 def digits_is(evidence: Evidence) -> Summary:
     """exp E KL(p(y|x) || p(y)), from 1 to 10, in one split (the order of the items then does not matter)."""
-    logits = network(evidence)(signed(evidence)).double()
+    logits = network(evidence)(to_signed(evidence)).double()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # "will save all features": a few hundred here
         metric = InceptionScore(feature=nn.Identity(), splits=1)
@@ -93,5 +93,5 @@ def digits_is(evidence: Evidence) -> Summary:
 def class_accuracy(evidence: Evidence) -> Summary:
     """Share of samples that the classifier takes for the class they were asked to be."""
     wanted = torch.tensor([item.inputs["class_labels"] for item in evidence.items])
-    hits = network(evidence)(signed(evidence)).argmax(1) == wanted
+    hits = network(evidence)(to_signed(evidence)).argmax(1) == wanted
     return mean_over_items(hits.double().tolist(), evidence.bootstrap)

@@ -32,7 +32,7 @@ __all__ = [
     "compute",
     "known_metrics",
     "metric_of",
-    "paired",
+    "paired_metric",
     "paired_with_reference",
 ]
 
@@ -60,7 +60,7 @@ class RunMetric:
         return f"{self.title}{unit} {'↑' if self.better == 'higher' else '↓'}"
 
 
-def paired(metric: type[Metric], score: Callable[[Tensor, Tensor], Tensor]) -> RunMetric:
+def paired_metric(metric: type[Metric], score: Callable[[Tensor, Tensor], Tensor]) -> RunMetric:
     """A metric of each item and its reference; videos are scored frame by frame and averaged."""
 
     def value(evidence: Evidence) -> Summary:
@@ -121,8 +121,8 @@ def on_emoji(name: str, title: str, better: Literal["higher", "lower"] = "higher
 RUN_METRICS: dict[str, RunMetric] = {
     metric.name: metric
     for metric in (
-        paired(Psnr, psnr),
-        paired(Ssim, ssim),
+        paired_metric(Psnr, psnr),
+        paired_metric(Ssim, ssim),
         of_audio("snr", "SNR", "higher", signal_to_noise, unit="dB"),
         of_audio("log_spectral", "log-spectral distance", "lower", log_spectral_distance, unit="dB"),
         on_digits("digits_fid", "digits-FID", "lower"),
