@@ -213,7 +213,7 @@ def forecast_error(basis: str, order: int, horizon: int) -> str:
 
 def found(name: str, method: str, *settings: str) -> list[float]:
     """PSNR of a study's rows of a method, of all its settings or of those that begin so."""
-    rows = pd.read_csv(EMBEDDED / f"{name}.csv")
+    rows: Any = pd.read_csv(EMBEDDED / f"{name}.csv")
     rows = rows[rows["method"] == method]
     chosen = [rows[rows["setting"].str.startswith(setting)] for setting in settings] or [rows]
     return [float(value) for some in chosen for value in some["PSNR (dB)"]]
@@ -233,7 +233,7 @@ def span(values: Iterable[float], digits: int = 1) -> str:
 
 def others(name: str) -> list[float]:
     """The best other method of a study by number of full steps."""
-    rows = pd.read_csv(EMBEDDED / f"{name}.csv")
+    rows: Any = pd.read_csv(EMBEDDED / f"{name}.csv")
     rows = rows[rows["method"] != "calibrated plan (ours)"]
     return [float(value) for value in rows.groupby("full steps")["PSNR (dB)"].max()]
 
@@ -282,6 +282,14 @@ def guidance() -> str:
     return table(["method", "`guidance.warmup_steps`", "FLOPs", "PSNR, order 1", "order 0", "null"], lines)
 
 
+def guidance_forecast() -> str:
+    """What forecasting the difference of the predictions gains at most over leaving it out, on the same plan."""
+    psnr = read("digits_guidance")["psnr"]
+    without = {label.removesuffix("null"): value for label, value in psnr.items() if str(label).endswith("null")}
+    gains = [psnr[f"{label}{order}"] - value for label, value in without.items() for order in "10"]
+    return f"{max(gains):.1f} dB"
+
+
 FREE = "plan without data"
 SIZES = ("12 x 12", "24 x 24", "32 x 32")
 STEPS = ("40 steps", "60 steps", "100 steps")
@@ -315,6 +323,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "steps_foca": lambda: worded(found(TRANSFER, "FoCa", *STEPS)),
     "chosen_scale": chosen_scale,
     "guidance": guidance,
+    "guidance_forecast": guidance_forecast,
     "sigma": sigma,
     "best": best,
     "super_resolution": super_resolution,
