@@ -253,7 +253,7 @@ def test_images_of_a_set_have_one_size(quick, tmp_path):
 MEMORY = """
 import resource, sys, torch
 from pathlib import Path
-from evaluation.inception import CLASSES, POOL, SPATIAL, Features
+from evaluation.inception import CLASSES, POOL, SPATIAL, InceptionFeatures
 from evaluation.inception_pass import InceptionStatistics
 folder = Path(sys.argv[1]); total = int(sys.argv[2])
 state, peak = InceptionStatistics.empty(folder, "cpu"), {}
@@ -261,7 +261,7 @@ generator = torch.Generator().manual_seed(0)
 while state.count < total:
     x = torch.randn(500, POOL + SPATIAL + CLASSES, generator=generator)
     pool, spatial, logits = x.split([POOL, SPATIAL, CLASSES], dim=1)
-    state.add(Features(pool, spatial, logits.double().log_softmax(1)), None)
+    state.add(InceptionFeatures(pool, spatial, logits.double().log_softmax(1)), None)
     if state.count == total // 5:
         state.save(); state = InceptionStatistics.load(folder, "cpu")
     peak[state.count] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
