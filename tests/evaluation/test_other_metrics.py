@@ -183,6 +183,7 @@ def test_picture_grid_puts_pictures_over_references(tmp_path):
 SOURCES = sorted(Path(evaluation.__file__).parent.rglob("*.py"))
 
 
+@pytest.mark.slow
 def test_importing_the_package_is_cheap():
     code = "import sys, evaluation; print(sorted({'torch', 'numpy', 'transformers', 'PIL'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

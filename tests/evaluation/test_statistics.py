@@ -152,6 +152,7 @@ def test_equal_methods_differ_with_p_one():
     assert wilcoxon_holm({"a": [1.0, 2.0], "b": [1.0, 2.0]}, "a")["b"].p == 1.0
 
 
+@pytest.mark.slow
 def test_family_wise_error_stays_below_its_level():
     rng = np.random.default_rng(11)
     false = 0
@@ -168,6 +169,7 @@ def test_wilcoxon_names_what_does_not_pair():
         wilcoxon_holm({"a": [1.0]}, "c")
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(("n", "methods"), [(16, 2), (16, 6), (60, 3)])
 def test_equal_methods_are_rarely_told_apart(n, methods):
     """At 95 % at most 5 % of tables of equal methods may name a best one (here with the noise of 400 draws)."""

@@ -25,6 +25,7 @@ def test_the_committed_page_is_what_the_code_makes(page):
     assert PAGE.read_text() == page, "python -m experiments methods --markdown"
 
 
+@pytest.mark.slow
 def test_every_method_and_backend_is_on_the_page(page):
     for name in hicache.METHODS:
         assert page.count(f"| `{name}` |") >= 2, name

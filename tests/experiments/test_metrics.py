@@ -61,6 +61,7 @@ def test_a_set_is_at_no_distance_from_itself(evidence, monkeypatch):
     assert abs(same) < 1e-6 < digits_fid(evidence)["mean"]
 
 
+@pytest.mark.slow
 def test_spatial_distance_sees_a_shift_of_the_image(evidence, monkeypatch):
     real = digits()[0][:200] / 2 + 0.5
     monkeypatch.setattr(Evidence, "samples", lambda self: real)

@@ -77,6 +77,7 @@ def test_the_gradient_of_the_closed_loop_is_that_of_autograd(settings):
     assert torch.allclose(2 * g.float(), by.grad, rtol=0.05, atol=0.05 * float(by.grad.abs().max()))
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("scope", ["output", "stack", "modules"])
 def test_refinement_is_never_worse_on_held_out_items(settings, scope):
     settings = dataclasses.replace(settings, scope=scope)

@@ -297,6 +297,7 @@ def test_media_that_are_not_finite_fail_the_run(small, monkeypatch):
         execute(of)
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_and_started_again_it_is_the_same_run(small, tmp_path):
     """kill -9 after the first batch; the same command then loses and doubles nothing."""
     overrides = [*small, "num_items=12", "num_steps=20", "method=none"]
@@ -328,6 +329,7 @@ def test_two_processes_at_once_generate_every_item_once(small):
     assert len(lines(of)) == 9
 
 
+@pytest.mark.slow
 def test_wandb_offline_writes_into_the_run_folder(small, run_py, monkeypatch, capfd):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")

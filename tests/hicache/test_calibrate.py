@@ -60,6 +60,7 @@ def test_a_line_is_forecast_as_newton_does():
     assert plan.predicted_error < 0.5  # what is left is the step before there are two anchors
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("memory", [1, 2, 3])
 @pytest.mark.parametrize("budget", [1, 2, 4])
 def test_places_are_the_best_of_all_sets(memory, budget):
