@@ -16,8 +16,6 @@ from experiments.reports import pages
 ROOT = Path(__file__).parents[1]
 DISTANCES = ("fid", "frechet", "distance")
 """How the names of metrics end that cannot be negative."""
-OLD = ("digits_sigma", "digits_table")
-"""Tables with negative ends of intervals, to be made again."""
 
 
 def test_numbers_of_the_pages_are_those_of_the_tables():
@@ -29,9 +27,8 @@ def tables() -> list[Any]:
     """Committed tables that have intervals of distances."""
     paths = sorted((ROOT / "results" / "embedded").glob("*.csv"))
     heads = {path: path.open().readline() for path in paths}
-    old = pytest.mark.xfail(strict=True, reason="made before intervals of distances kept to their range: make embedded")
     return [
-        pytest.param(path, id=path.stem, marks=old if path.stem in OLD else ())
+        pytest.param(path, id=path.stem)
         for path, head in heads.items()
         if any(f"{word}_low" in head for word in DISTANCES)
     ]
