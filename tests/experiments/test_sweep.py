@@ -58,6 +58,14 @@ def test_rows_stand_best_first_and_are_labelled_by_what_was_swept(sweep, tmp_pat
     assert [row.ours["psnr"].rank for row in table.rows] == [1, 2, 0]
 
 
+def test_a_sweep_of_sigma_alone_is_drawn_over_sigma(sweep, tmp_path):
+    """At equal cost all points would stand on one line."""
+    assert sweep.table(tmp_path).preset.axis == "flops_speedup"
+    for run in [run for run, settings in sweep.settings.items() if settings.method.name == "taylorseer"]:
+        del sweep.settings[run], sweep.jobs[run]
+    assert sweep.swept() == ["sigma"] and sweep.table(tmp_path).preset.axis == "sigma"
+
+
 def test_a_key_without_effect_is_said_once(sweep):
     assert sweep.remarks() == ["sigma has no effect on taylorseer: 1 run instead of 2"]
     sweep.found.add(next(iter(sweep.settings)))
