@@ -34,7 +34,7 @@ setup: $(READY) ## create .venv with the exact versions of constraints.txt
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	test -x "$(UV)" || $(BIN)/python -m pip install -q --disable-pip-version-check uv
-	$(AS_PIP) "$(UV)" pip install -q -p $(BIN)/python $(WANTED) || $(BIN)/python -m pip install -q $(WANTED)
+	$(AS_PIP) "$(UV)" pip install -q --compile-bytecode -p $(BIN)/python $(WANTED) || $(BIN)/python -m pip install -q $(WANTED)
 	@$(BIN)/python -c "$(REACHED)" "$(CURDIR)"
 	@touch $(READY)
 

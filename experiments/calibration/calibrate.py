@@ -56,7 +56,7 @@ from experiments.backends.base import Backend, Item, sampling_of
 from experiments.calibration.closed_loop import ClosedLoop, is_one_step, probe, psnr, refit
 from experiments.calibration.curves import CURVES
 from experiments.calibration.items import calibration_items
-from experiments.calibration.newton_refinement import Chain, Inside, Outside, newton, split
+from experiments.calibration.newton_refinement import Inside, Outside, split, through_sampler
 from experiments.calibration.options import CURVE_OPTIONS, MOMENT_OPTIONS, PLACE_OPTIONS, PLAN_OPTIONS, Options
 from experiments.calibration.places import PLACE_DEFAULTS, store_places
 from experiments.calibration.targets import cost_line, fewest
@@ -236,7 +236,7 @@ def make_plan(
             plan = dataclasses.replace(plan, rows=built(full_steps=plan.full_steps, gram=gram).rows)
         if options.refine == "newton":
             start = Inside(backend=backend, settings=settings, plan=plan, items=found.items, finals=found.finals)
-            return through_sampler(plan, start, memory)
+            return through_sampler(plan, start, memory, tell)
         return plan
     linear = options.refine != "newton" or is_one_step(sampler_of(settings, backend))
     if options.refine in ("search", "newton") and linear:
@@ -251,19 +251,11 @@ def close_loop(loop: ClosedLoop, plan: CalibratedPlan, options: Options, memory:
     if options.refine == "newton":
         if linear:
             plan = dataclasses.replace(plan, rows=loop.refine(full, memory, split(len(loop.items)))[0])
-        return through_sampler(plan, Outside(loop=loop, full_steps=full), memory)
+        return through_sampler(plan, Outside(loop=loop, full_steps=full), memory, tell)
     rows, errors = loop.refine(full, memory)
     apart = loop.held_out(full, memory)
     said = "" if apart is None else f", {apart:.2f} dB on half of them with weights of the other half"
     tell(f"closed loop: {psnr(errors):.2f} dB on the calibration items{said}")
-    return dataclasses.replace(plan, rows=rows, closed_loop_psnr=apart)
-
-
-def through_sampler(plan: CalibratedPlan, chain: Chain, memory: int) -> CalibratedPlan:
-    """The plan with weights refined by Gauss-Newton; as it is where that does not help held-out items."""
-    rows, fit = newton(chain, plan, memory, tell)
-    (before, apart), (_, fitted) = fit.held_out, fit.trained
-    tell(f"newton: {before:.2f} to {apart:.2f} dB on held-out items, {fitted:.2f} dB on those fitted")
     return dataclasses.replace(plan, rows=rows, closed_loop_psnr=apart)
 
 

@@ -153,13 +153,20 @@ def plot(table: ResultTable, path: Path) -> bool:
         )
         frame(figure, sum(heights), heights)
         for axis, name, high in zip(axes[:, 0], shown, heights, strict=True):
-            draw_panel(axis, table, name, table.preset.axis, high - MARGIN)
+            draw_panel(axis, table, name, axis_of(table, name), high - MARGIN)
         title = textwrap.fill(table.preset.title, 62)
         if left_out:
             title += "\n" + textwrap.fill(f"not drawn, its intervals all meet: {', '.join(left_out)}", 62)
         axes[0, 0].set_title(title, loc="left", x=-0.16, fontsize=6.5)
         save(figure, path, bbox_inches="tight", pad_inches=0.03)
     return True
+
+
+def axis_of(table: ResultTable, name: str) -> str:
+    """The preset's axis; where all methods stand at one place of it, the one setting in which their runs differ."""
+    found = [point for of in panel_series(table, name).values() for point in of]
+    alone = len(found) > 1 and len({point.x for point in found}) == 1
+    return (telling(found) if alone else None) or table.preset.axis
 
 
 MARGIN = 0.55

@@ -142,9 +142,6 @@ class Sweep:
         metrics = list(dict.fromkeys(name for of in runs.values() for name in of.metrics.names if name in directions()))
         rows = [self.row(results, run, settings, metrics) for run, settings in runs.items()]
         config = PresetConfig(name="sweep", title=f"Sweep of {len(self.settings)} runs", columns=metrics)
-        costs = {row.ours["flops_speedup"].value for row in rows if row.block == ""}
-        if self.swept() == ["sigma"] and len(costs) == 1:  # at equal cost the speed-up tells nothing
-            config = dataclasses.replace(config, axis="sigma")
         objective = next((m for m in metrics if any(values_of(results / "runs" / r.run, m) for r in rows)), None)
         made = add_ranks(ResultTable(preset=dataclasses.replace(config, sort=objective), rows=rows), results)
         return with_differences(made, objective, results) if objective else made

@@ -59,7 +59,7 @@ class FeatureForecaster:
                 forecaster = self.forecasters.setdefault(kind, self.build(kind[0]))
                 forecaster.reset(self.num_steps, self.offset)
                 places = [index for index, other in enumerate(kinds) if other == kind]
-                forecaster.among = (torch.tensor(places), len(kinds))
+                forecaster.among = None if len(places) == len(kinds) else (torch.tensor(places), len(kinds))
             self.kinds = kinds
         for kind, forecaster in self.forecasters.items():
             members = [feature for feature, other in zip(features, kinds, strict=True) if other == kind]

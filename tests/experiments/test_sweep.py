@@ -10,6 +10,7 @@ from experiments.config.words import expand_compare
 from experiments.errors import ConfigError
 from experiments.files import write_json
 from experiments.reports import tables
+from experiments.reports.plot import axis_of
 from experiments.reports.sweep import Sweep, varied_keys
 from experiments.settings.identity import run_id
 from experiments.settings.resolve import resolve
@@ -60,10 +61,10 @@ def test_rows_stand_best_first_and_are_labelled_by_what_was_swept(sweep, tmp_pat
 
 def test_a_sweep_of_sigma_alone_is_drawn_over_sigma(sweep, tmp_path):
     """At equal cost all points would stand on one line."""
-    assert sweep.table(tmp_path).preset.axis == "flops_speedup"
+    assert axis_of(sweep.table(tmp_path), "psnr") == "flops_speedup"
     for run in [run for run, settings in sweep.settings.items() if settings.method.name == "taylorseer"]:
         del sweep.settings[run], sweep.jobs[run]
-    assert sweep.swept() == ["sigma"] and sweep.table(tmp_path).preset.axis == "sigma"
+    assert sweep.swept() == ["sigma"] and axis_of(sweep.table(tmp_path), "psnr") == "sigma"
 
 
 def test_a_key_without_effect_is_said_once(sweep):
