@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import runpy
 import sys
@@ -41,6 +43,8 @@ class Program:
         self.folder = tempfile.TemporaryDirectory(prefix="program-")
         self.files = Path(self.folder.name, "out"), Path(self.folder.name, "err")
         self.process = SERVER.Process(target=main, args=(list(words), str(cwd), *map(str, self.files)))
+        with contextlib.chdir(ROOT):  # the first start makes the server, which imports `tests` from where it stands
+            multiprocessing.forkserver.ensure_running()
         self.process.start()
 
     @property
