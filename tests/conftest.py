@@ -1,6 +1,6 @@
 """Shared fixtures: tiny random pipelines of the real classes; skips for what a machine lacks; which tests run when.
 
-A test over a product (methods x models, ...) is a `matrix`: one case in four, by a digest of its name, is among the
+A test over a product (methods x models, ...) is a `matrix`: one case in eight, by a digest of its name, is among the
 tests of `make test`, and the others are slow. `--part 2/4` runs one slow test in four, so that four parts are all of
 them; injected faults run in each.
 """
@@ -21,7 +21,7 @@ import torch
 torch.set_num_threads(1)  # where it was imported before this file
 
 
-SHARE = 4
+SHARE = 8
 """Of a matrix, one case in so many is not slow."""
 
 
