@@ -39,7 +39,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 demo: $(READY) ## HiCache on the embedded model, with a table and a picture
-	$(BIN)/python run.py num_items=40
+	$(BIN)/python run.py num_items=40 metrics.timing=full metrics.latency_batch=1
 
 test: $(READY) ## the tests; those that need a GPU, Slurm or a browser skip with a reason where it is missing
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"

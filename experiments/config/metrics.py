@@ -28,10 +28,13 @@ class MetricsConfig:
     resamples: int = 2000
     bootstrap_seed: int = 0
     timing: Any = "quick"
-    """`quick`: times of at most a tenth of the run; `full`: all repeats beside the reference; `false`: none."""
+    """`quick`: rounds of one item that a tenth of the run has room for; `full`: all, as below; `false`: no times."""
     latency_batch: int = 8
+    """Items that `full` generates at a time."""
     latency_repeats: int = 3
+    """Rounds, of the method and its reference in turn, that are counted."""
     latency_warmup: int = 1
+    """Rounds before them."""
 
     @property
     def bootstrap(self) -> Bootstrap:

@@ -104,10 +104,12 @@ def facts(table: ResultTable) -> list[str]:
         else:
             sampled = f"{first.num_items} items, seed {first.seed}"
             said[-1] += f", {sampled}. In brackets: {first.metrics.level:.0%} intervals over items."
-    if any("wall_speedup" in row.ours for row in table.rows):
+    walls = [row.ours["wall_speedup"] for row in table.rows if "wall_speedup" in row.ours]
+    if any(wall.value is not None for wall in walls):
+        ranges = "; in brackets the least and the largest ratio of a round" if any(w.low for w in walls) else ""
         said.append(
-            "wall ×: from the generation of both runs or from repeats at the end, as metrics.timing says; the protocol "
-            "behind quoted speed-ups is in benchmarks/."
+            f"wall ×: method and reference in turn in one process (metrics.timing){ranges}. The protocol behind quoted "
+            "speed-ups is in benchmarks/."
         )
     cells = [cell for row in table.rows for cell in row.ours.values()]
     if any(cell.rank for cell in cells):

@@ -189,7 +189,8 @@ def cells_of(results: Path, run: str, is_reference: bool, names: list[str]) -> d
         elif value is None:
             found[name] = Cell(why=why)
         elif not isinstance(value, dict):
-            found[name] = Cell(value=float(value)) if is_number(value) else Cell(why="no value")
+            low, high = range_of(metrics, name)
+            found[name] = Cell(value=float(value), low=low, high=high) if is_number(value) else Cell(why="no value")
         elif value.get("mean") is None:
             equal = value.get("infinite", 0)
             found[name] = Cell(why=f"equal in {equal} items" if equal else value.get("why", "no value"), equal=equal)
@@ -197,6 +198,14 @@ def cells_of(results: Path, run: str, is_reference: bool, names: list[str]) -> d
             equal = value.get("infinite", 0)
             found[name] = Cell(value=value["mean"], low=value.get("low"), high=value.get("high"), equal=equal)
     return found
+
+
+def range_of(metrics: Mapping[str, Any], name: str) -> tuple[float | None, float | None]:
+    """The least and largest of the numbers behind one, where a run keeps them."""
+    ends = metrics.get(f"{name}_range")
+    if not (isinstance(ends, list) and len(ends) == 2 and all(map(is_number, ends))):
+        return None, None
+    return float(ends[0]), float(ends[1])
 
 
 def published_cells(paper: PaperConfig, theirs: dict[str, dict[str, str]], key: str | None) -> dict[str, Cell]:

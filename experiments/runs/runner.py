@@ -29,7 +29,7 @@ from experiments.backends.base import Backend, Item
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, RunError, choose
 from experiments.errors import check as check_value
-from experiments.files import ensure_writable, lacks_space, possible, read_json, write_json
+from experiments.files import ensure_writable, lacks_space, possible, write_json
 from experiments.progress import Progress
 from experiments.runs import sparse_counts
 from experiments.runs.folder import REQUIRED, RunFolder
@@ -38,7 +38,7 @@ from experiments.runs.loggers import Logger, check_logger, make_logger, report_f
 from experiments.runs.metrics.evidence import Evidence
 from experiments.runs.metrics.measure import applicable, check_metrics, compute
 from experiments.runs.picture import draw_comparison
-from experiments.runs.timing import TIMES, timing
+from experiments.runs.timing import TIMES, has_times, timing
 from experiments.settings.compatibility import check_fit, check_method
 from experiments.settings.cost import count_flops
 from experiments.settings.identity import canonical, run_id
@@ -153,8 +153,11 @@ def note_stop(folder: RunFolder) -> None:
 
 
 def is_finished(settings: Settings, folder: RunFolder) -> bool:
-    """Whether the run is done and has every requested metric."""
-    return folder.status().get("state") == "done" and set(applicable(settings)) <= set(folder.metrics())
+    """Whether the run is done and has every requested metric, and times if they were asked for."""
+    if folder.status().get("state") != "done":
+        return False
+    metrics = folder.metrics()
+    return set(applicable(settings)) <= set(metrics) and has_times(settings.metrics, metrics)
 
 
 def work(run: Run, folder: RunFolder, reference: Outcome | None) -> None:
@@ -322,8 +325,8 @@ def finish(run: Run, folder: RunFolder, reference: Outcome | None, logger: Logge
     if settings.operators.name != "none":
         metrics |= sparse_counts.summary_of(records)
     metrics |= cost(backend, run, records, reference)
-    kept = {key: known[key] for key in TIMES if known.get("latency") and key in known}
-    metrics |= kept or timing(run, records, comparable(folder, reference), seconds_of(backend, run))
+    kept = {key: known[key] for key in TIMES if key in known and has_times(settings.metrics, known)}
+    metrics |= kept or timing(run, records, seconds_of(backend, run))
     metrics |= {"reference": reference.folder.id if reference else None, "run": folder.id}
     write_json(folder.metrics_file, metrics)
     draw_comparison(evidence, folder.picture)
@@ -332,22 +335,9 @@ def finish(run: Run, folder: RunFolder, reference: Outcome | None, logger: Logge
     folder.write_status("done", items=len(records))
 
 
-def comparable(folder: RunFolder, reference: Outcome | None) -> list[dict[str, Any]] | None:
-    """The records of the reference, if the same machine made both runs."""
-    if reference is None:
-        return None
-    files = [each.path / "env.json" for each in (folder, reference.folder)]
-    if not all(file.is_file() for file in files):
-        return None
-    mine, theirs = (read_json(file) for file in files)
-    same = all(mine.get(key) == theirs.get(key) for key in ("host", "gpu", "threads"))
-    return list(reference.folder.records().values()) if same else None
-
-
-def seconds_of(backend: Backend, run: Run) -> Callable[[Run], float]:
-    """Generates the batch that is timed, by this run or by its reference."""
-    batch = run.items[: run.settings.metrics.latency_batch]
-    return lambda candidate: generate_batch(backend, candidate, batch)[1]["batch_seconds"]
+def seconds_of(backend: Backend, run: Run) -> Callable[[Run, int], float]:
+    """Generates the first items of the run, by this run or by its reference."""
+    return lambda candidate, count: generate_batch(backend, candidate, run.items[:count])[1]["batch_seconds"]
 
 
 def cost(backend: Backend, run: Run, records: list[dict[str, Any]], reference: Outcome | None) -> dict[str, Any]:

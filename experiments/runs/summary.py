@@ -33,10 +33,12 @@ def interval(summary: dict[str, Any] | None) -> str:
 def column(metrics: dict[str, Any], latency: dict[str, Any] | None, names: list[str]) -> list[str]:
     """The cells of one run; `latency` is the one measured beside the other column's, if any."""
     steps, skipped = metrics["num_full_steps"], metrics.get("num_skipped_steps")
+    lowest, highest = metrics.get("wall_speedup_range", (None, None))
+    between = "" if lowest is None else f" [{lowest:.2f}, {highest:.2f}]"
     return [
         f"{steps:g} of {metrics['num_steps']}" + (f", {skipped:g} unguided" if skipped is not None else ""),
         f"{metrics['flops_speedup']:.2f}×",
-        f"{metrics['wall_speedup']:.2f}×" if "wall_speedup" in metrics else "–",
+        f"{metrics['wall_speedup']:.2f}×{between}" if "wall_speedup" in metrics else "–",
         f"{1000 * latency['median'] / latency['batch']:.1f}" if latency else "–",
         f"{metrics['cache_bytes'] / 1e6:.2f}",
         *(interval(metrics.get(name)) for name in names),
@@ -68,6 +70,10 @@ def print_outcome(outcome: Outcome) -> None:
     shard, folder = outcome.settings.shard, outcome.folder
     if outcome.metrics:
         Console(width=None if os.environ.get("COLUMNS") else 110).print(comparison(outcome))
+        if outcome.settings.metrics.timing == "quick" and "wall_speedup" not in outcome.metrics:
+            print(
+                "no wall speed-up: the run is too short for times within a tenth of it; metrics.timing=full takes them"
+            )
         print(f"metrics: {folder.metrics_file}")
         print(f"picture: {folder.picture}")
     else:

@@ -42,7 +42,11 @@ def test_a_run_is_reported_once_also_when_it_was_finished_before(small, monkeypa
     monkeypatch.setitem(LOGGERS, "trackio", ("sys", Kept))
     monkeypatch.setitem(LOGGERS, "wandb", ("sys", Kept))
     Kept.made.clear()
-    words = [word for word in small if word != "metrics=none"] + ["metrics.names=[psnr]", "num_items=3"]
+    words = [word for word in small if word != "metrics=none"] + [
+        "metrics.names=[psnr]",
+        "metrics.timing=full",
+        "num_items=3",
+    ]
     done = execute(resolve(compose([*words, "logger=wandb"])))
     mine = Kept.made[-1]
     assert [step for step, _ in mine.values["items"]] == [3] and mine.pictures == 1

@@ -56,7 +56,7 @@ def count(monkeypatch):
 
 
 def test_a_run_leaves_what_it_promises(small, run_py, capsys):
-    assert run_py(*small, "metrics=digits", "metrics.latency_repeats=1", "num_items=20", "batch_size=10") == 0
+    assert run_py(*small, "metrics=digits", "metrics.timing=full", "num_items=20", "batch_size=10") == 0
     out = capsys.readouterr().out.strip().splitlines()
     assert out[-1].startswith("run: ")
     folder = Path(out[-1].removeprefix("run: "))
@@ -224,6 +224,19 @@ def test_a_metric_asked_for_later_is_computed_from_what_is_there(small, count):
 
 
 @pytest.mark.slow
+def test_times_asked_for_later_are_taken_once(small, monkeypatch):
+    monkeypatch.setattr(runner, "draw_comparison", lambda *args: None)
+    first = execute(settings(*small, "num_items=3"))
+    assert "wall_speedup" not in first.metrics and first.metrics["latency"]["n"] == 1
+    before = lines(first.settings)
+    asked = settings(*small, "num_items=3", "metrics.timing=full")
+    second, third = execute(asked), execute(asked)
+    assert not second.found and second.metrics["timing"] == "full" and lines(first.settings) == before
+    low, high = second.metrics["wall_speedup_range"]
+    assert low == second.metrics["wall_speedup"] == high, "one repeat"
+    assert third.found and third.metrics == second.metrics
+
+
 def test_a_sweep_over_what_a_method_does_not_read_is_one_run(small, run_py, tmp_path, capsys):
     assert run_py("-m", *small, "num_items=3", "method=taylorseer,fora", "sigma=0.3,0.5") == 0
     runs = sorted(path.name.rsplit("-", 1)[0] for path in (tmp_path / "results" / "runs").iterdir())

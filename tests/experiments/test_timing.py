@@ -1,4 +1,4 @@
-"""What a run is timed with: the budget, where the numbers come from, and what asks for more."""
+"""What a run is timed with: the budget, rounds in turn or no ratio, and what asks for more. No test looks at a clock."""
 
 from __future__ import annotations
 
@@ -9,13 +9,7 @@ import pytest
 
 from experiments.config.metrics import MetricsConfig
 from experiments.errors import ConfigError
-from experiments.runs import timing as module
-from experiments.runs.timing import timing
-
-
-@pytest.fixture(autouse=True)
-def nothing_known(monkeypatch):
-    monkeypatch.setattr(module, "measured", {})
+from experiments.runs.timing import SHARE, has_times, timing
 
 
 def records(batches: int, size: int, seconds: float, full: int = 2) -> list[dict[str, Any]]:
@@ -27,61 +21,102 @@ def records(batches: int, size: int, seconds: float, full: int = 2) -> list[dict
     ]
 
 
-def example(batches: int, size: int, **metrics: Any) -> tuple[Any, list[Any], Any]:
-    """A run of 10 steps, the list of what is timed, and what times it: 1 s the method, 4 s the reference."""
-    config = MetricsConfig(names=[], **{"latency_batch": 2, **metrics})
-    common = {"settings": SimpleNamespace(metrics=config, backend=SimpleNamespace(device="cpu")),
-              "items": [None] * batches * size, "sampling": SimpleNamespace(num_steps=10)}  # fmt: skip
-    reference = SimpleNamespace(id="r", reference=None, **common)
-    run = SimpleNamespace(id="m", reference=reference, **common)
-    calls: list[Any] = []
+class Machine:
+    """A run of 10 steps, its reference, and what times them: an item takes 0.5 s, of the reference 2 s, times the load.
 
-    def timed(candidate: Any) -> float:
-        calls.append(candidate.id)
-        return 1.0 if candidate is run else 4.0
+    The load of the machine changes from round to round, as `loads` say.
+    """
 
-    return run, calls, timed
+    def __init__(self, *loads: float, **metrics: Any) -> None:
+        config = MetricsConfig(names=[], **{"latency_batch": 2, **metrics})
+        common = {"settings": SimpleNamespace(metrics=config), "items": [None] * 400,
+                  "sampling": SimpleNamespace(num_steps=10)}  # fmt: skip
+        self.reference: Any = SimpleNamespace(id="r", reference=None, **common)
+        self.run: Any = SimpleNamespace(id="m", reference=self.reference, **common)
+        self.loads = loads or (1.0,)
+        self.calls: list[str] = []
+        self.seconds: list[float] = []
 
-
-def test_a_short_run_is_not_generated_again():
-    run, calls, timed = example(5, 2)
-    found = timing(run, records(5, 2, 1.0), records(3, 4, 6.0, full=10), timed)
-    assert calls == []
-    assert found["latency"] == {"median": 1.0, "q25": 1.0, "q75": 1.0, "n": 4, "batch": 2}
-    assert found["reference_latency"]["batch"] == 4 and found["wall_speedup"] == pytest.approx(3.0)
-
-
-def test_times_of_another_machine_are_not_compared():
-    run, _, timed = example(5, 2)
-    assert set(timing(run, records(5, 2, 1.0), None, timed)) == {"latency"}
+    def timed(self, candidate: Any, count: int) -> float:
+        load = self.loads[min(len(self.calls) // 2, len(self.loads) - 1)]
+        self.calls.append(candidate.id)
+        self.seconds.append(count * load * (0.5 if candidate is self.run else 2.0))
+        return self.seconds[-1]
 
 
-def test_a_long_run_is_repeated_within_a_tenth():
-    run, calls, timed = example(200, 2)
-    found = timing(run, records(200, 2, 1.0), None, timed)
-    assert calls == ["m", "r"] * 3 and found["latency"]["n"] == 2  # 20.1 s allow 3 rounds of 1 + 5 s
-    assert found["wall_speedup"] == 4.0
+def test_a_short_run_has_no_ratio_and_is_not_generated_again():
+    machine = Machine()
+    found = timing(machine.run, records(5, 2, 1.0), machine.timed)
+    assert machine.calls == []
+    assert found == {"latency": {"median": 1.0, "q25": 1.0, "q75": 1.0, "n": 4, "batch": 2}}
 
 
-def test_a_reference_is_timed_once_a_process():
-    run, calls, timed = example(200, 2)
-    timing(run, records(200, 2, 1.0), None, timed)
-    calls.clear()
-    assert timing(run, records(200, 2, 1.0), None, timed)["wall_speedup"] == 4.0
-    assert calls == ["m"] * 4
+def test_a_long_run_is_timed_in_turn_within_a_tenth():
+    machine = Machine()
+    made = records(40, 2, 1.0)  # 41 s allow one round of 0.5 + 2.5 s
+    assert set(timing(machine.run, made, machine.timed)) == {"latency"} and machine.calls == []
+    made = records(100, 2, 1.0)  # 101 s allow four of 2.5 s, of which the first is the warm-up
+    found = timing(machine.run, made, machine.timed)
+    assert machine.calls == ["m", "r"] * 4 and sum(machine.seconds) <= 0.1 * 101
+    assert (found["latency"]["n"], found["latency"]["batch"], found["wall_speedup"]) == (3, 1, 4.0)
+    assert found["wall_speedup_range"] == [4.0, 4.0] and found["timing"] == "quick"
+
+
+@pytest.mark.parametrize("option", ["quick", "full"])
+def test_a_change_of_load_between_rounds_changes_no_ratio(option):
+    machine = Machine(1.0, 5.0, 0.2, 3.0, timing=option)
+    found = timing(machine.run, records(400, 2, 1.0), machine.timed)
+    assert found["wall_speedup"] == pytest.approx(4.0) and found["wall_speedup_range"] == pytest.approx([4.0, 4.0])
+
+
+def test_the_range_tells_of_a_change_within_a_round():
+    machine = Machine(latency_warmup=0)
+    steady, times = machine.timed, iter([1.0, 3.0, 2.0])
+    machine.timed = lambda candidate, count: steady(candidate, count) * (next(times) if candidate.id == "r" else 1)
+    found = timing(machine.run, records(400, 2, 1.0), machine.timed)
+    assert found["wall_speedup"] == 8.0 and found["wall_speedup_range"] == [4.0, 12.0]
+
+
+@pytest.mark.parametrize("load", [1.0, 1.5, 2.0, 4.0, 9.0, 25.0])
+@pytest.mark.parametrize("batches", [30, 50, 100, 400])
+def test_never_more_than_a_tenth_whatever_an_item_costs_alone(load, batches):
+    """An item alone may take several times its share of a batch; of such, one is generated to see it."""
+    machine = Machine(load)
+    made = records(batches, 2, 1.0)
+    found = timing(machine.run, made, machine.timed)
+    counted = machine.seconds if len(machine.seconds) > 1 else []
+    assert sum(counted) <= SHARE * (batches + 1)
+    assert ("wall_speedup" in found) == (machine.calls.count("r") >= 2)
 
 
 def test_full_and_none_are_what_was_asked():
-    run, calls, timed = example(5, 2, timing="full", latency_repeats=2)
-    assert timing(run, records(5, 2, 1.0), None, timed)["wall_speedup"] == 4.0
-    assert calls == ["m", "r"] * 3
-    run, calls, timed = example(200, 2, timing=False)
-    assert timing(run, records(200, 2, 1.0), None, timed) == {} and calls == []
+    machine = Machine(timing="full", latency_repeats=2)
+    found = timing(machine.run, records(5, 2, 1.0), machine.timed)
+    assert machine.calls == ["m", "r"] * 3
+    assert (found["latency"]["n"], found["latency"]["batch"], found["wall_speedup"]) == (2, 2, 4.0)
+    machine = Machine(timing=False)
+    assert timing(machine.run, records(200, 2, 1.0), machine.timed) == {} and machine.calls == []
 
 
 def test_a_run_without_a_reference_is_its_own():
-    run, _, timed = example(5, 2)
-    assert timing(run.reference, records(5, 2, 1.0), None, timed)["wall_speedup"] == 1.0
+    machine = Machine(timing="full")
+    found = timing(machine.reference, records(5, 2, 1.0), machine.timed)
+    assert found["wall_speedup"] == 1.0 and found["latency"]["n"] == 4 and machine.calls == []
+
+
+@pytest.mark.parametrize(
+    ("option", "metrics", "has"),
+    [
+        ("quick", {"reference": "r", "latency": {"n": 4}}, True),
+        ("full", {"reference": "r", "latency": {"n": 4}}, False),
+        ("full", {"reference": "r", "timing": "quick", "wall_speedup": 4.0}, False),
+        ("full", {"reference": "r", "timing": "full", "wall_speedup": 4.0}, True),
+        ("full", {"reference": None, "latency": {"n": 4}}, True),
+        (False, {"reference": "r"}, True),
+    ],
+)
+def test_full_times_of_a_finished_run_are_taken_once(option, metrics, has):
+    assert has_times(MetricsConfig(names=[], timing=option), metrics) is has
 
 
 @pytest.mark.parametrize("value", [True, 0, None, "fast", "False"])

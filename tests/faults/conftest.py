@@ -16,6 +16,7 @@ from experiments.plans.manifest import Plan
 from experiments.plans.tasks import tasks_of
 from experiments.plans.worker import Worker
 from experiments.runs import runner
+from experiments.runs.timing import TIMES
 from tests.experiments.conftest import run_py, small, tiny  # noqa: F401
 
 WORDS = [
@@ -96,8 +97,7 @@ def measured(results: Path) -> dict[str, Any]:
     import json
 
     found = {path.parent.name: json.loads(path.read_text()) for path in results.glob("runs/*/metrics.json")}
-    times = ("latency", "reference_latency", "wall_speedup")
-    return {run: {key: value for key, value in of.items() if key not in times} for run, of in found.items()}
+    return {run: {key: value for key, value in of.items() if key not in TIMES} for run, of in found.items()}
 
 
 def orphans(folder: Path) -> list[str]:
