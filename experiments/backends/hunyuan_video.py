@@ -1,11 +1,13 @@
 """HunyuanVideo: 20 double and 40 single blocks on 17 x 30 x 40 tokens at 480 x 640 pixels and 65 frames.
 
-50 steps of rectified flow with shift 7, embedded guidance 6. Files have VBench's names, `<prompt>-<sample>.mp4`.
+50 steps of rectified flow with shift 7, embedded guidance 6. Files are named by index, or as VBench reads them,
+`<prompt>-<sample>.mp4`, which is the default for VBench's own list.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +48,16 @@ class HunyuanVideoBackend(PromptedBackend):
     @classmethod
     def items(cls, config: BackendConfig, num_items: int, seed: int) -> list[Item]:
         found = super().items(config, num_items, seed)
+        assert isinstance(config, HunyuanVideoConfig)
+        if config.names == "index":
+            return found
+        samples = config.samples
+        found = [replace(item, name=video_name(item.title, at % samples, "")) for at, item in enumerate(found)]
         names: set[str] = set()
         for item in found:
             check(item.name not in names, "backend.prompts", "must not repeat a prompt", item.title)
             names.add(item.name)
         return found
-
-    @classmethod
-    def name_of(cls, index: int, prompt: str, sample: int) -> str:
-        return video_name(prompt, sample, "")
 
     @classmethod
     def file_options(cls, config: HunyuanVideoConfig) -> dict[str, Any]:

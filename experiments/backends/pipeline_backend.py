@@ -113,24 +113,18 @@ class PromptedBackend(PipelineBackend):
         if not isinstance(config, PromptedConfig):
             raise TypeError(f"{cls.__name__} needs a PromptedConfig, got {type(config).__name__}")
         prompts = config.read()
-        pairs = [(prompt, sample) for prompt in prompts for sample in range(config.samples)]
+        chosen = [prompt for prompt in prompts for _ in range(config.samples)]
         rule = f"must be at most the {len(prompts)} prompts x {config.samples} samples"
-        check(num_items <= len(pairs), "num_items", rule, num_items)
+        check(num_items <= len(chosen), "num_items", rule, num_items)
         return [
             Item(
-                name=cls.name_of(index, prompt.text, sample),
+                name=f"{index:05d}",
                 title=prompt.text,
                 seed=seed + index,
                 inputs={"prompt": prompt.text, "images": prompt.images, **cls.file_options(config)},
             )
-            for index, (prompt, sample) in enumerate(pairs[:num_items])
+            for index, prompt in enumerate(chosen[:num_items])
         ]
-
-    @classmethod
-    def name_of(cls, index: int, prompt: str, sample: int) -> str:
-        """The item's name, which is its file's."""
-        del prompt, sample
-        return f"{index:05d}"
 
     @classmethod
     def file_options(cls, config: Any) -> dict[str, Any]:

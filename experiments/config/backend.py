@@ -312,13 +312,22 @@ class HunyuanVideoConfig(PromptedConfig):
     """Decode in tiles: less memory, edges blended."""
     lossless: bool | None = None
     """Keep the frames as an 8-bit array beside the mp4 (60 MB per video at full size) and measure on that."""
+    names: str | None = execution(None)
+    """Of files: `index`, or `vbench` for `<prompt>-<sample>`; null = vbench for VBench's own list, else index."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_extent(self, ("height", "width"), 16)
+        if self.names is None:
+            self.names = "vbench" if (self.prompts or "").lower().endswith(".json") else "index"
+        choose("backend.names", self.names, ("index", "vbench"))
         valid = self.frames is not None and self.frames > 0 and self.frames % 4 == 1
         check(valid, "backend.frames", "must be 4 k + 1", self.frames)
         check(self.fps >= 1, "backend.fps", "must be an integer >= 1", self.fps)
+
+    def contents(self) -> dict[str, Any]:
+        """With the names where they are not VBench's, as which all were when ids were first given."""
+        return super().contents() | ({"names": "index"} if self.names == "index" else {})
 
 
 @dataclass(kw_only=True)

@@ -114,11 +114,22 @@ def test_vbench_prompts_are_taken_once_and_name_the_files(tmp_path):
     assert names == ["a cat, running-0", "a cat, running-1", "a dog-0", "a dog-1"]
 
 
-def test_videos_of_one_prompt_twice_would_share_a_file(tmp_path):
+def test_videos_are_named_by_index_unless_vbench_names_are_asked_for(tmp_path):
+    """The names are part of what a run is, so that no folder holds both; a prompt twice would share a file."""
     path = tmp_path / "p.txt"
-    path.write_text("a cat\na cat\n")
+    path.write_text("a cat/dog\na bird\na cat/dog\n")
     video = ["backend=hunyuan_video", "backend.size=tiny", f"backend.prompts={path}"]
-    assert refused(tmp_path, *video) == "backend.prompts: must not repeat a prompt, got 'a cat'"
+    of = settings(*video)
+    assert [item.name for item in items_of(of)] == ["00000", "00001", "00002"]
+    path.write_text("a bird\na cat\n")
+    asked = settings(*video, "backend.names=vbench", "backend.samples=2")
+    assert [item.name for item in items_of(asked)] == ["a bird-0", "a bird-1", "a cat-0", "a cat-1"]
+    assert run_id(asked) != run_id(settings(*video, "backend.samples=2"))
+    path.write_text("a cat\na cat\n")
+    assert refused(tmp_path, *video, "backend.names=vbench") == "backend.prompts: must not repeat a prompt, got 'a cat'"
+    assert (
+        refused(tmp_path, *video, "backend.names=title") == "backend.names: must be one of index, vbench, got 'title'"
+    )
 
 
 @pytest.mark.parametrize("name", ["images.txt", "videos.txt", "edits.jsonl"])
@@ -359,9 +370,7 @@ def test_evaluation_reads_a_runs_videos_and_agrees_with_its_metrics(tmp_path):
     ]
     outcome = execute(checked(tmp_path, *tiny, *brief))
     assert outcome.reference is not None
-    names = sorted(path.name for path in outcome.folder.media.iterdir())
-    prompts = [p.text for p in read_prompts("videos.txt")][:2]
-    assert names == sorted(f"{text}-0.mp4" for text in prompts)
+    assert sorted(path.name for path in outcome.folder.media.iterdir()) == ["00000.mp4", "00001.mp4"]
     pair = {"images": outcome.folder.media, "reference": outcome.reference.folder.media, "out": tmp_path / "e"}
     values = evaluation.evaluate(**pair, metrics=["psnr", "ssim", "ssim_skimage7"])
     for name, value in values.items():
