@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 
 from hicache.executor import Executor
+from hicache.proof import sharing
 from hicache.typed import never_compiled, own_call
 
 __all__ = ["Dispatcher", "dispatcher_of", "is_compiled", "unwrapped"]
@@ -127,8 +128,7 @@ def check_shared(model: nn.Module, executor: Executor) -> None:
     Each process of diffusers' context parallelism caches its own part of every value, so a step must be computed by all
     of them or by none.
     """
-    config = getattr(getattr(unwrapped(model), "_parallel_config", None), "context_parallel_config", None)
-    if config is None or not executor.caches:
+    if sharing(unwrapped(model)) is None or not executor.caches:
         return
     method = executor.method
     if method.patch is not None:

@@ -8,7 +8,8 @@ everything is at hand to see whether it does so truly: with the values v of that
 to rounding, `|a - b| / |b| <= max(1e-4, 4 eps)` in the Euclidean norm with eps of the features' dtype. What reaches
 into the blocks from outside breaks it: IP-adapters, ControlNet, a LoRA scale, hooks on modulation layers, weights that
 are stored in another type, modules that were replaced. It costs about an estimated step per branch and generation,
-which no count of FLOPs includes.
+which no count of FLOPs includes. Processes that share a model's tokens come to one verdict: what one of them cannot
+reproduce, none leaves out.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed, nn
 
 from hicache.adapters.base import Call
 from hicache.generation import Branch
@@ -25,7 +26,7 @@ from hicache.steps.setup import Setup
 from hicache.tree import Site
 from hicache.typed import vector_norm
 
-__all__ = ["agreed", "disprove", "distance"]
+__all__ = ["agreed", "disprove", "distance", "in_all_processes", "sharing"]
 
 
 @torch.no_grad()
@@ -50,7 +51,22 @@ def disprove(setup: Setup, branch: Branch, call: Call, result: Any) -> str:
         return (
             f"it cannot be re-enacted ({type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''})"
         )
-    return agreed([found], [wanted], setup.method.knobs.history_dtype)
+    return in_all_processes(setup.adapter.model, agreed([found], [wanted], setup.method.knobs.history_dtype))
+
+
+def sharing(model: nn.Module) -> Any:
+    """diffusers' configuration of the processes that share a model's tokens; None where it is whole."""
+    return getattr(getattr(model, "_parallel_config", None), "context_parallel_config", None)
+
+
+def in_all_processes(model: nn.Module, why: str) -> str:
+    """A reason of this process, or that another one of those that share the model has one; "" where none has."""
+    shared = sharing(model)
+    if shared is None:
+        return why
+    found = torch.tensor(float(bool(why)), device=shared._device)
+    distributed.all_reduce(found, distributed.ReduceOp.MAX, group=shared._flattened_mesh.get_group())
+    return why or ("another process cannot reproduce its result" if float(found) else "")
 
 
 def agreed(found: Sequence[Tensor], wanted: Sequence[Tensor], dtype: str | None) -> str:

@@ -21,7 +21,7 @@ from hicache.generic.gated import Features, GatedTap
 from hicache.generic.layout import Layout
 from hicache.generic.leaves import flatten
 from hicache.methods import CacheMethod
-from hicache.proof import agreed
+from hicache.proof import agreed, in_all_processes
 from hicache.tree import Action
 
 __all__ = ["TappedSteps", "channel_of"]
@@ -77,7 +77,8 @@ class TappedSteps:
             found, other = flatten(self.gated.replay(run, Features(features), layout))
         except Exception as error:  # whatever stands in the way of re-enacting the model
             return f"it cannot be re-enacted ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:80]})"
-        return agreed(found, wanted, self.dtype) if form == other else "its result has another form"
+        why = agreed(found, wanted, self.dtype) if form == other else "its result has another form"
+        return in_all_processes(self.tap.model, why)
 
     def remember(self, branch: Branch, features: Sequence[Tensor], layout: Layout | None) -> None:
         """The features of this step become an anchor; of another layout than the last ones, the only one."""

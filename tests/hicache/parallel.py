@@ -2,7 +2,8 @@
 
 Prints, as one line of JSON, what the test compares. Of every model: how far it is from itself in a single process
 (`plain`), how many tokens enter its second block, not shared and shared (`tokens`), and the messages of methods that
-cannot be shared (`refused`). Of every scope: whether interval 1 is the shared model (`whole`), how far estimates are
+cannot be shared (`refused`); how far estimates are, and the reasons of both processes, where one of them finds that the
+model is not reproduced (`parted`). Of every scope: whether interval 1 is the shared model (`whole`), how far estimates are
 from those of a single process (`cached`), and how far those are from the plain model (`estimated`).
 """
 
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 import hicache
+from hicache import proof
+from hicache.steps import tapped
 from tests.hicache import denoisers
 
 CASES = {"FluxTransformer2DModel": "transformer_blocks", "WanTransformer3DModel": "blocks"}
@@ -49,6 +52,25 @@ def distance(found: list[Tensor], wanted: list[Tensor]) -> float:
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, wanted, strict=True))
 
 
+def parted(model: nn.Module, name: str, alone: list[Tensor]) -> dict[str, Any]:
+    """The proof fails in the first process: the second one follows it, and estimates are what they are alone."""
+    own, kept = proof.agreed, []
+    changed = {"proof": proof, "tapped": tapped}
+    for module in changed.values():
+        module.agreed = (lambda *given: "off") if torch.distributed.get_rank() == 0 else own
+    try:
+        with hicache.cached(model, method("modules", 3)) as cache:
+            cache.begin(STEPS)
+            for step in range(STEPS):
+                kept.append(denoisers.tensors_of(model(**denoisers.inputs_of(name, step), return_dict=False))[0])
+                cache.step()
+            cache.finish()
+    finally:
+        for module in changed.values():
+            module.agreed = own
+    return {"distance": distance(kept, alone), "why": str(cache.report)}
+
+
 def refused(model: nn.Module, name: str, chosen: hicache.CacheMethod) -> str:
     """The message of a method that cannot be shared."""
     try:
@@ -75,6 +97,7 @@ def case(name: str, blocks: str) -> dict[str, Any]:
     hook.remove()
     found: dict[str, Any] = {"plain": distance(shared, plain), "tokens": tokens}
     found["refused"] = [refused(model, name, hicache.method(each)) for each in REFUSED if blocks != "blocks"]
+    found["parted"] = parted(model, name, alone["modules"])
     for scope in SCOPES:
         whole = outputs(model, name, method(scope, 1))
         found[scope] = {

@@ -25,8 +25,14 @@ def test_each_process_caches_its_own_part(tmp_path):
         for process in started:
             process.kill()
     assert [process.returncode for process in started] == [0, 0], said[0][1][-2000:]
+    reasons = [
+        [case["parted"]["why"].count(why) for case in json.loads(out).values()]
+        for (out, _), why in zip(said, ("off", "another process cannot reproduce its result"), strict=True)
+    ]
+    assert reasons[0][0] and reasons[1][0], "the process whose own proof holds follows the other one"
     for out, _ in said:
         found = json.loads(out)
+        assert all(case["parted"]["distance"] <= 1e-5 for case in found.values())
         assert list(found) == ["FluxTransformer2DModel", "WanTransformer3DModel"]
         for name, case in found.items():
             half = len(case["tokens"]) // 2
