@@ -346,10 +346,14 @@ def test_two_processes_at_once_generate_every_item_once(small):
 def test_wandb_offline_writes_into_the_run_folder(small, run_py, monkeypatch, capfd):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
+    secret = "5ec7e7" * 6 + "key0"
+    for name in ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, secret)
     assert run_py(*small, "num_items=3", "method=none", "logger=wandb") == 0
     capfd.readouterr()
     of = settings(*small, "num_items=3", "method=none")
     assert list(folder_of(of).path.glob("wandb/offline-run-*/*.wandb"))
+    assert not [p for p in folder_of(of).path.rglob("*") if p.is_file() and secret.encode() in p.read_bytes()]
     assert not (ROOT / "wandb").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -9,13 +10,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import EpsImagePlugin
 
 from experiments.plans.execute import main as execute
 from experiments.plans.make import make_plan
 from experiments.plans.slurm import main as submit
 from experiments.reports.report import main as report
+from tests.evaluation.test_decoders import bomb
 
 SECRETS = ("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AWS_SECRET_ACCESS_KEY")
+
+
 CLOSING = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 
 
@@ -33,6 +38,28 @@ def test_a_report_shows_foreign_text_and_runs_none_of_it(plan, call):
     assert found.code == 0 and "alert(1)" in page
     assert "<script>alert" not in page and "<img src=x" not in page and page.count("</script>") == page.count("<script")
     assert "default-src 'none'" in page and 'http-equiv="Content-Security-Policy"' in page
+
+
+@pytest.mark.parametrize("said", ["PostScript", "pixels"])
+def test_a_report_opens_no_program_and_no_bomb(said, plan, call, monkeypatch):
+    """In place of a picture of a run from elsewhere, whose record vouches for it."""
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", "false")
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *given, **more: pytest.fail("Ghostscript was called"))
+    run = plan.run(plan.rows[0])
+    records = [json.loads(line) for line in run.items_file.read_text().splitlines()]
+    (name,) = [name for name in records[0]["files"] if name.endswith(".png")]
+    if said == "PostScript":
+        (run.media / name).write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n")
+    else:
+        bomb(run.media / name, 60_000, 60_000)
+    content = (run.media / name).read_bytes()
+    facts = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    assert facts.keys() == records[0]["digests"][name].keys()
+    records[0]["digests"][name] = facts
+    run.items_file.write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    found = call(report, f"plan={plan.folder}", "out=page.html")
+    assert found.code in (1, 2) and said in found.err and name in found.err and "Traceback" not in found.err, found
+    assert not Path("page.html").exists()
 
 
 @pytest.mark.parametrize(
