@@ -9,21 +9,20 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from evaluation import decoders
+from evaluation import decoders, meshes
 from evaluation.errors import EvaluationError
-from evaluation.metric import MediaItem
+from evaluation.metric import Media, MediaItem
 
 __all__ = ["detect_kind", "list_media", "pair_items", "read_image", "read_points", "read_prompts", "read_video"]
 
-Kind = Literal["image", "video", "points"]
-_SUFFIXES: dict[str, Kind] = {
+_SUFFIXES: dict[str, Media] = {
     **dict.fromkeys((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"), "image"),
     **dict.fromkeys((".mp4", ".mov", ".avi", ".mkv", ".webm", ".gif"), "video"),
     **dict.fromkeys((".ply", ".xyz"), "points"),
+    **dict.fromkeys(meshes.MESH_SUFFIXES, "mesh"),
 }
 
 
@@ -32,9 +31,11 @@ def _natural(path: Path) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
-def detect_kind(path: Path) -> Kind:
-    """Image, video or points by suffix; an `.npy` array of two axes is points, of four axes a video."""
+def detect_kind(path: Path) -> Media:
+    """The kind by suffix; a `.ply` with faces is a mesh, an `.npy` array of two axes points, of four axes a video."""
     suffix = path.suffix.lower()
+    if suffix == ".ply" and meshes.has_faces(path):
+        return "mesh"
     if suffix != ".npy":
         return _SUFFIXES[suffix]
     axes = len(decoders.array_shape(path))
@@ -43,10 +44,10 @@ def detect_kind(path: Path) -> Kind:
     return "points" if axes == 2 else "video"
 
 
-def list_media(folder: Path) -> tuple[Kind, list[Path]]:
+def list_media(folder: Path) -> tuple[Media, list[Path]]:
     """The media files of a folder and their one kind.
 
-    Arrays (`.npy`) count only in a folder without pictures, videos or clouds: beside them they are raw data.
+    Arrays (`.npy`) count only in a folder without pictures, videos, clouds or meshes: beside them they are raw data.
     """
     if not folder.is_dir():
         raise EvaluationError(f"{folder}: must be a folder of media, got {'a file' if folder.exists() else 'nothing'}")
@@ -54,8 +55,10 @@ def list_media(folder: Path) -> tuple[Kind, list[Path]]:
     named = [path for path in entries if path.suffix.lower() in _SUFFIXES]
     files = named or [path for path in entries if path.suffix.lower() == ".npy"]
     if not files:
-        raise EvaluationError(f"{folder}: must hold images, videos or point clouds, got {len(entries)} other files")
-    kinds: dict[Path, Kind] = {path: detect_kind(path) for path in files}
+        raise EvaluationError(
+            f"{folder}: must hold images, videos, point clouds or meshes, got {len(entries)} other files"
+        )
+    kinds: dict[Path, Media] = {path: detect_kind(path) for path in files}
     first = kinds[files[0]]
     for path in files:
         if kinds[path] != first:
@@ -79,7 +82,7 @@ def pair_items(
     reference: Path | None,
     prompts: Sequence[str] | Mapping[str, str] | None,
     subset: bool = False,
-) -> tuple[Kind, list[MediaItem]]:
+) -> tuple[Media, list[MediaItem]]:
     """Items of a folder with references and prompts; `subset` allows references that have no image."""
     kind, files = list_media(images)
     partners: dict[str, Path] = {}
@@ -164,7 +167,7 @@ def read_points(path: Path) -> np.ndarray:
     if suffix == ".npy":
         points = decoders.read_array(path)
     elif suffix == ".ply":
-        from evaluation.points import read_ply
+        from evaluation.ply import read_ply
 
         points = read_ply(path)
     else:

@@ -24,7 +24,7 @@ __all__ = ["Batch", "Context", "MediaItem", "ItemMetric", "Metric", "Scorer", "S
 
 DEFAULT = Bootstrap()
 Need = Literal["reference", "prompt"]
-Media = Literal["image", "video", "points"]
+Media = Literal["image", "video", "points", "mesh"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +39,9 @@ class MediaItem:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Decoded media: images of one size or frames of one video as `[B, 3, H, W]` in [0, 1]; or one cloud.
+    """Decoded media: images of one size or frames of one video as `[B, 3, H, W]` in [0, 1]; or one cloud or mesh.
 
-    A cloud is `[N, 3]`. `prompts` has one entry per image or frame.
+    A cloud is its points `[N, 3]`, a mesh its triangles `[F, 3, 3]`. `prompts` has one entry per image or frame.
     """
 
     names: list[str]

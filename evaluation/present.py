@@ -111,8 +111,8 @@ def draw_grid(images: Path, reference: Path | None, count: int = 8, edge: int = 
     from evaluation.scoring import read_frames
 
     kind, items = media_files.pair_items(images, reference, None, subset=True)
-    if kind == "points":
-        raise EvaluationError(f"{images}: a picture grid needs images or videos, got point clouds")
+    if kind not in ("image", "video"):
+        raise EvaluationError(f"{images}: a picture grid needs images or videos, got {kind} files")
     items = items[:count]
     rows = 1 if reference is None else 2
     grid = Image.new("RGB", (edge * len(items), edge * rows))
@@ -147,7 +147,7 @@ def log_to_wandb(
     payload: dict[str, Any] = dict(flat)
     if (out / "values.csv").is_file():
         payload["items"] = wandb.Table(dataframe=pd.read_csv(out / "values.csv"))
-    if images.is_dir() and media_files.list_media(images)[0] != "points":
+    if images.is_dir() and media_files.list_media(images)[0] in ("image", "video"):
         payload["pictures"] = wandb.Image(draw_grid(images, reference))
     run.log(payload)
     if own:

@@ -1,13 +1,13 @@
 """Scores of items: decoded media in batches of one size, handed to a metric's scorer.
 
 Images are read by threads and batched over items; a video is cut into batches of its own frames, unless the metric
-needs all of them at once; a cloud is a batch of its own.
+needs all of them at once; a cloud or a mesh is a batch of its own.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from evaluation import media_files
+from evaluation import media_files, meshes
 from evaluation.errors import EvaluationError
 from evaluation.metric import Batch, Context, ItemMetric, MediaItem, Scorer
 
@@ -50,10 +50,11 @@ def _score_media(
         for batch in _image_batches(items, context):
             yield batch.names, _call(metric, scorer, batch)
     for item in items if kind != "image" else []:
-        if kind == "points":
-            yield [item.name], _call(metric, scorer, _read_points(item, context.device))
-        else:
+        if kind == "video":
             yield [item.name], [_score_video(metric, scorer, item, context)]
+        else:
+            read = meshes.read_triangles if kind == "mesh" else media_files.read_points
+            yield [item.name], _call(metric, scorer, _shape_batch(item, read, context.device))
 
 
 def _call(metric: ItemMetric, scorer: Scorer, batch: Batch) -> list[float]:
@@ -127,9 +128,9 @@ def _make_batch(items: list[MediaItem], pairs: list[tuple[np.ndarray, np.ndarray
     )
 
 
-def _read_points(item: MediaItem, device: str) -> Batch:
+def _shape_batch(item: MediaItem, read: Callable[[Path], np.ndarray], device: str) -> Batch:
     def load(path: Path) -> torch.Tensor:
-        return torch.from_numpy(media_files.read_points(path)).to(device)
+        return torch.from_numpy(read(path)).to(device)
 
     reference = load(item.reference) if item.reference else None
     return Batch(names=[item.name], images=load(item.path), references=reference)
