@@ -27,7 +27,7 @@ from experiments.runs.runner import generate_batch, items_of
 from experiments.settings.cost import count_flops
 from experiments.settings.library_method import method_of
 from experiments.settings.resolve import resolve
-from experiments.studies.calibrated import FOLDER, Bench
+from experiments.studies.bench import FOLDER, Bench
 from experiments.studies.study_report import write_rows
 from hicache.policy.scheduled import KindSchedule
 

@@ -30,7 +30,7 @@ from experiments.runs.runner import items_of
 from experiments.settings.cost import count_flops
 from experiments.settings.library_method import method_of
 from experiments.settings.resolve import resolve
-from experiments.studies.calibrated import Bench
+from experiments.studies.bench import Bench
 from experiments.studies.learned_plots import plot_costs, plot_losses, plot_steps
 from hicache import CacheMethod
 from hicache.cost import measure

@@ -35,7 +35,8 @@ from experiments.runs.runner import items_of
 from experiments.runs.style import COLUMN, save, styled
 from experiments.settings.library_method import method_of
 from experiments.settings.resolve import resolve
-from experiments.studies.calibrated import FOLDER, Bench, intervals_for
+from experiments.studies.bench import FOLDER, Bench
+from experiments.studies.contest import intervals_for
 from experiments.studies.study_report import write_rows
 from hicache import CacheMethod
 

@@ -23,7 +23,7 @@ from experiments.runs.runner import items_of
 from experiments.settings.automatic import automatic
 from experiments.settings.library_method import method_of
 from experiments.settings.resolve import resolve
-from experiments.studies.calibrated import FOLDER, Bench
+from experiments.studies.bench import FOLDER, Bench
 from experiments.studies.study_report import StudyRow, write_table
 from hicache.methods import TIMES
 

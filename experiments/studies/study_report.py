@@ -10,7 +10,7 @@ from pathlib import Path
 import hicache
 from experiments.runs.style import COLUMN, SOLVERS, Look, end_labels, look_of, save, styled
 
-__all__ = ["StudyRow", "plot_budgets", "plot_lines", "write_rows", "write_table"]
+__all__ = ["HEIGHT", "StudyRow", "look_titled", "plot_budgets", "plot_lines", "write_rows", "write_table"]
 
 COLUMNS = ("method", "full steps", "setting", "PSNR (dB)", "low", "high")
 HEIGHT = 0.8 * COLUMN

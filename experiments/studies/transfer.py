@@ -28,12 +28,14 @@ from experiments.config.run import Settings
 from experiments.errors import ConfigError, check, choose
 from experiments.runs.runner import items_of
 from experiments.settings.resolve import resolve
-from experiments.studies.calibrated import FOLDER, WARMUP, Bench, intervals_for
+from experiments.studies.bench import FOLDER, Bench
+from experiments.studies.contest import intervals_for
 from experiments.studies.study_report import StudyRow, write_table
 from hicache import method
 
 __all__ = ["interpolation", "map_calibration"]
 
+WARMUP = 2
 BUDGET = 8
 STEPS = (40, 60, 100)
 SIZES = (12, 24, 32)

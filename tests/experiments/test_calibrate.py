@@ -33,7 +33,7 @@ from experiments.settings.library_method import method_of
 from experiments.settings.prepare import prepare
 from experiments.settings.resolve import resolve
 from experiments.settings.rows import missing
-from experiments.studies.calibrated import contenders, intervals_for
+from experiments.studies.contest import contenders, intervals_for
 from hicache.fitting.calibrated_plan import build_plan, place
 from hicache.fitting.gaussian import ddim, dpmpp, flow
 
@@ -329,14 +329,18 @@ def test_a_basis_in_another_time_makes_a_plan(small, tmp_path):
 
 
 def test_contenders_have_equal_full_steps():
-    for budget, intervals in {6: {10, 11, 12}, 8: {7, 8}, 10: {6}}.items():
-        methods = [(setting, method) for _, setting, method in contenders(50, budget)]
-        assert all(len(method.policy.plan(50)) == budget for _, method in methods)
-        usual = [method.knobs.interval for setting, method in methods if "even" not in setting]
-        assert set(usual) == intervals == set(intervals_for(50, budget, 2))
-        assert len(methods) - len(usual) == len(usual) / len(intervals), "each forecaster has the even steps too"
-    with pytest.raises(ValueError, match="budget: no interval gives 49"):
-        intervals_for(50, 49, 2)
+    """Of every interval with the budget only those that end last; even and late steps for each forecaster; what is stored."""
+    settings = resolve(compose(["method=calibrated"]))
+    for budget, intervals in {6: {11, 12}, 8: {7, 8}, 10: {6}}.items():
+        known = list(contenders(settings, budget))
+        assert all(len(one.method.policy.plan(50)) == budget for one in known)
+        assert {one.method.knobs.interval for one in known if "warm-up 2" in one.setting} == intervals
+        assert intervals <= set(intervals_for(50, budget, 2))
+        for title in {one.title for one in known}:
+            words = [one.setting for one in known if one.title == title]
+            assert sum("even" in word for word in words) == sum("late" in word for word in words) > 0
+    assert any("placed" in one.setting for one in contenders(settings, 8))
+    assert intervals_for(50, 49, 2) == []
 
 
 @pytest.mark.parametrize(

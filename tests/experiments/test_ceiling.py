@@ -15,6 +15,7 @@ from experiments.config.compose import compose
 from experiments.errors import ConfigError
 from experiments.settings.resolve import resolve
 from experiments.studies import ceiling
+from experiments.studies.contest import contenders
 from hicache.fitting.calibrated_plan import build_plan
 
 FULL = [0, 2, 5]
@@ -73,17 +74,25 @@ def test_it_is_no_worse_than_the_plan_on_held_out_items(solver):
 @pytest.mark.slow
 def test_the_study_writes_what_it_measured_and_keeps_other_backends(small, tmp_path, monkeypatch):
     monkeypatch.setattr(ceiling, "PATH", tmp_path / "ceiling")
-    other = ["FoCa, even", "emoji", "8", *["1.0"] * 6, ""]
+    monkeypatch.setattr(ceiling, "contenders", lambda *given: list(contenders(*given))[::25])
+    other, stale = ["FoCa", "emoji", "8", "even", *["1.0"] * 6, ""], ["FoCa", "digits", "3", "even", *["1.0"] * 6, ""]
     with open(tmp_path / "ceiling.csv", "w", newline="") as handle:
-        csv.writer(handle).writerows([ceiling.COLUMNS, other, ["FoCa, even", "digits", "9", *other[3:]]])
-    ceiling.main([*small, "budgets=3", "ceilings=3", "study_items=10", "items=8", "seconds=0"])
+        csv.writer(handle).writerows([ceiling.COLUMNS, other, stale])
+    monkeypatch.setattr(ceiling, "SPARSE", 3)
+    ceiling.main([*small, "budgets=3", "ceilings=3", "study_items=10", "items=8", "seconds=0", "seeds=2000"])
     with open(tmp_path / "ceiling.csv", newline="") as handle:
         rows = list(csv.reader(handle))
-    assert rows[0] == list(ceiling.COLUMNS) and other in rows and not any(row[2] == "9" for row in rows)
-    ours = {row[0]: row for row in rows if row[1] == "digits"}
-    assert set(ours) == {"TaylorSeer, even", "FoCa, even", ceiling.PLAN, ceiling.NEWTON, ceiling.CEILING}
-    best = max(float(ours[name][3]) for name in ("TaylorSeer, even", "FoCa, even"))
-    assert float(ours[ceiling.NEWTON][6]) == pytest.approx(float(ours[ceiling.NEWTON][3]) - best, abs=0.02)
+    assert rows[0] == list(ceiling.COLUMNS) and other in rows and stale not in rows
+    ours = [row for row in rows if row[1] == "digits"]
+    lines, published = (
+        {row[0] for row in ours},
+        [row for row in ours if row[0] not in ceiling.OURS and "steps" not in row[3]],
+    )
+    assert set(ceiling.OURS) | {"TaylorSeer", "DPM-Solver++", "UniPC"} <= lines and len(published) >= 3
+    best = max(float(row[4]) for row in published)
+    refined = [row for row in ours if row[0] == ceiling.NEWTON]
+    assert [row[3] for row in refined] == ["", "calibration seed 2000"]
+    assert all(float(row[7]) == pytest.approx(float(row[4]) - best, abs=0.02) for row in refined)
     assert (tmp_path / "ceiling.png").stat().st_size > 10_000
     for words, message in (
         ("budgets=9", "budgets: must be from 2 to 7, got 9"),

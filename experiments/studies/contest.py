@@ -1,0 +1,129 @@
+"""The best that published methods do with as many full steps: every forecaster at every sensible setting.
+
+A forecaster runs at each schedule with the wanted number of full steps (published intervals after 1 or 2 warm-up steps,
+even and late full steps, places that were searched for it), at each scope, order and σ. Rounds thin the settings out,
+method by method, on more and more of the judged items themselves, so the choice is in the methods' favour. Solvers with
+as few steps stand beside them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+import hicache
+from evaluation.fidelity import psnr
+from experiments.artefacts.stored_places import places_path
+from experiments.backends.base import Sampling, sampling_of
+from experiments.config.compose import compose
+from experiments.config.run import Settings
+from experiments.runs.style import SOLVERS
+from experiments.settings.library_method import method_of
+from experiments.settings.resolve import resolve
+from experiments.studies.bench import Bench
+from hicache import CacheMethod
+
+__all__ = ["Contender", "Winner", "contenders", "contest", "fewer_steps", "intervals_for"]
+
+SCOPES = ("output", "modules")
+WARMUPS = (1, 2)
+NEAREST = 2
+"""So many intervals per warm-up: those whose last full step is nearest the end."""
+ORDERS = (1, 2, 4)
+SIGMAS = {"hicache": (0.5, 0.6, 0.7, 0.75), "hi_taylor": (0.6, 0.75)}
+ROUNDS = ((3, 6), (12, 2))
+"""Items of a round, and how many settings of a method go on from it."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Contender:
+    """A method at one setting."""
+
+    title: str
+    setting: str
+    method: CacheMethod
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Winner:
+    """What a method has at its best setting: PSNR per item, in dB."""
+
+    title: str
+    setting: str
+    values: Tensor
+
+
+def intervals_for(num_steps: int, budget: int, warmup: int) -> list[int]:
+    """Every interval whose schedule has `budget` full steps: they differ in how far the last one is from the end."""
+    known = range(1, num_steps + 1)
+    return [interval for interval in known if len(hicache.full_steps(num_steps, interval, warmup)) == budget]
+
+
+def schedules(num_steps: int, budget: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and knobs of every schedule with `budget` full steps that needs no calibration."""
+    for warmup in WARMUPS:
+        known = intervals_for(num_steps, budget, warmup)
+        known.sort(key=lambda n: -hicache.full_steps(num_steps, n, warmup)[-1])
+        for interval in known[:NEAREST]:
+            yield f"N={interval}, warm-up {warmup}", {"interval": interval, "warmup_steps": warmup}
+    yield "even", {"policy": "even", "budget": budget}
+    yield "late", {"policy": "late", "budget": budget}
+
+
+def forecasters() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Method, setting and knobs."""
+    yield "fora", "", {}
+    for order in ORDERS:
+        yield "taylorseer", f"m={order}", {"order": order}
+    for name, sigmas in SIGMAS.items():
+        for order, sigma in itertools.product(ORDERS, sigmas):
+            yield name, f"m={order}, σ={sigma:g}", {"order": order, "sigma": sigma}
+    for name in ("dmd", "chebyshev", "foca"):
+        yield name, "", {"order": 2, "sigma": 0.6}
+
+
+def contenders(settings: Settings, budget: int) -> Iterator[Contender]:
+    """Every forecaster at every setting with `budget` full steps."""
+    for (name, own, knobs), scope in itertools.product(forecasters(), SCOPES):
+        for where, schedule in schedules(settings.num_steps, budget):
+            setting = ", ".join(filter(None, (own, where, scope)))
+            made = hicache.method(name, scope=scope, **schedule, **knobs)
+            yield Contender(title=hicache.METHODS[name].title, setting=setting, method=made)
+        words = {"backend": settings.backend.name, "num_steps": settings.num_steps, "method": name, "scope": scope}
+        given = [f"{key}={value}" for key, value in (words | knobs).items()]
+        placed = resolve(compose([*given, "policy=placed", f"budget={budget}"]))
+        if places_path(placed).is_file():
+            setting = ", ".join(filter(None, (own, "placed", scope)))
+            yield Contender(title=hicache.METHODS[name].title, setting=setting, method=method_of(placed))
+
+
+def contest(bench: Bench, entries: Iterable[Contender], rounds: Sequence[tuple[int, int]] = ROUNDS) -> list[Winner]:
+    """The best setting of each method on all items of the bench, among those that came through the rounds."""
+    left: dict[str, list[Contender]] = {}
+    for entry in entries:
+        left.setdefault(entry.title, []).append(entry)
+    for items, count in rounds:
+        part = bench.first(items)
+        for title, known in left.items():
+            if len(known) > count:
+                left[title] = sorted(known, key=lambda entry: -part.psnr(entry.method)[0])[:count]
+    found: list[Winner] = []
+    for title, known in left.items():
+        tried = [Winner(title=title, setting=e.setting, values=bench.decibels(e.method)) for e in known]
+        found.append(max(tried, key=lambda winner: float(winner.values.mean())))
+    return found
+
+
+def fewer_steps(bench: Bench, budget: int) -> list[Winner]:
+    """Solvers of the backend with `budget` steps, each computed."""
+    sampling, found = sampling_of(bench.settings), []
+    for solver in [name for name in bench.backend.solvers if name in SOLVERS] or [None]:
+        fewer: Sampling = dataclasses.replace(sampling, num_steps=budget, solver=solver)
+        values = psnr(bench.images(None, fewer), bench.reference)
+        found.append(Winner(title=SOLVERS.get(solver or "", "Euler"), setting=f"{budget} steps", values=values))
+    return found
