@@ -55,6 +55,7 @@ from experiments.backends import load_backend
 from experiments.backends.base import Backend, Item, sampling_of
 from experiments.calibration.closed_loop import ClosedLoop, is_one_step, probe, psnr, refit
 from experiments.calibration.curves import CURVES
+from experiments.calibration.first_weights import best_start
 from experiments.calibration.items import calibration_items
 from experiments.calibration.newton_refinement import Inside, Outside, split, through_sampler
 from experiments.calibration.options import CURVE_OPTIONS, MOMENT_OPTIONS, PLACE_OPTIONS, PLAN_OPTIONS, Options
@@ -235,8 +236,9 @@ def make_plan(
             gram = refit(backend, settings, found.items, plan, options.tokens)
             plan = dataclasses.replace(plan, rows=built(full_steps=plan.full_steps, gram=gram).rows)
         if options.refine == "newton":
-            start = Inside(backend=backend, settings=settings, plan=plan, items=found.items, finals=found.finals)
-            return through_sampler(plan, start, memory, tell)
+            chain = Inside(backend=backend, settings=settings, plan=plan, items=found.items, finals=found.finals)
+            plan = best_start(chain, plan, lambda full: built(full_steps=full), len(found.gram), tell)
+            return through_sampler(plan, dataclasses.replace(chain, plan=plan), memory, tell)
         return plan
     linear = options.refine != "newton" or is_one_step(sampler_of(settings, backend))
     if options.refine in ("search", "newton") and linear:

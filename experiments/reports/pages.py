@@ -99,34 +99,43 @@ def super_resolution() -> str:
     return table(["N", "full calls", *truth, *uncached], lines)
 
 
-def calibrated() -> str:
-    """The calibrated plan beside the best other method with as many full steps."""
-    rows = pd.read_csv(EMBEDDED / "calibrated.csv")
-    lines: list[list[str]] = []
-    for budget, members in rows.groupby("full steps"):
-        ours = members[members["method"] == "calibrated plan (ours)"].iloc[0]
-        best = members.drop(index=ours.name).sort_values("PSNR (dB)").iloc[-1]
-        gain = f"{ours['PSNR (dB)'] - best['PSNR (dB)']:.1f} dB"
-        other = f"{best['method']} {best['PSNR (dB)']:.1f} ({best['setting']})"
-        lines.append([str(budget), f"{ours['PSNR (dB)']:.1f}", other, gain])
-    return table(["full steps", "calibrated", "best other", "gain"], lines)
+def limit(backend: str) -> Any:
+    """The lines of a model in the study of the limit."""
+    rows = pd.read_csv(EMBEDDED / "ceiling.csv", keep_default_na=False)
+    return rows[rows["backend"] == backend]
 
 
 def refinement() -> str:
-    """Calibrated plans with weights refined through the whole sampler, beside published methods and the limit."""
-    rows = pd.read_csv(EMBEDDED / "ceiling.csv").sort_values(["backend", "full steps"])
+    """Calibrated plans, and the same with refined weights, beside the best published method and the limit."""
     lines: list[list[str]] = []
-    for group, members in rows.groupby(["backend", "full steps"]):
-        backend, budget = cast("tuple[str, int]", group)
-        found: Any = members.set_index("method")["PSNR (dB)"].to_dict()
-        refined: Any = members.set_index("method").loc["calibrated, newton"]
-        even = max(value for title, value in found.items() if title.endswith(", even"))
-        gain = f"{refined['gain']:.1f} [{refined['gain low']:.1f}, {refined['gain high']:.1f}]"
-        values = (even, found["calibrated"], found["calibrated, newton"])
-        solver = f"{found['fitted solver']:.1f}" if "fitted solver" in found else "-"
-        lines.append([str(backend), str(budget), *(f"{value:.1f}" for value in values), gain, solver])
-    heads = ["model", "full steps", "best of TaylorSeer, FoCa", "calibrated", "refined", "gain", "fitted solver"]
+    for backend in ("digits", "emoji"):
+        for budget, members in limit(backend).groupby("full steps"):
+            psnr = members.set_index(["method", "setting"])["PSNR (dB)"]
+            best = members[~members["method"].isin(OURS) & (members["gain"] == 0)].iloc[0]
+            refined: Any = members[(members["method"] == "calibrated, refined") & (members["setting"] == "")].iloc[0]
+            gain = f"{refined['gain']:.1f} [{refined['gain low']:.1f}, {refined['gain high']:.1f}]"
+            other = f"{best['method']} {best['PSNR (dB)']:.1f} ({best['setting']})"
+            values = [f"{psnr[title, '']:.1f}" for title in ("calibrated", "calibrated, refined")]
+            solver = f"{psnr['fitted solver', '']:.1f}" if ("fitted solver", "") in psnr.index else "-"
+            lines.append([backend, str(budget), other, *values, gain, solver])
+    heads = ["model", "full steps", "best published", "calibrated", "refined", "gain of refined", "fitted solver"]
     return table(heads, lines)
+
+
+def seeds() -> str:
+    """Refined plans of three calibration sets at 8 full steps."""
+    lines = []
+    for backend in ("digits", "emoji"):
+        rows = limit(backend)
+        rows = rows[(rows["method"] == "calibrated, refined") & (rows["full steps"] == 8)]
+        lines.append(f"{backend} {worded(list(rows['PSNR (dB)']))}")
+    return "; ".join(lines)
+
+
+def foca(*budgets: int) -> list[float]:
+    """FoCa at its best settings on the digits model."""
+    rows = limit("digits")
+    return list(rows[(rows["method"] == "FoCa") & rows["full steps"].isin(budgets)]["PSNR (dB)"])
 
 
 def places() -> str:
@@ -292,6 +301,7 @@ def guidance_forecast() -> str:
 
 FREE = "plan without data"
 SIZES = ("12 x 12", "24 x 24", "32 x 32")
+OURS = ("calibrated", "calibrated, 1 item", "calibrated, refined", "fitted solver")
 STEPS = ("40 steps", "60 steps", "100 steps")
 TRANSFER = "calibrated_transfer"
 
@@ -312,7 +322,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "classes": lambda: worded(found("calibrated_classes", "calibrated plan (ours)")),
     "classes_others": lambda: worded(others("calibrated_classes")),
     "free": lambda: worded(found("calibrated_free", FREE, "least squares")),
-    "free_foca": lambda: worded(found("calibrated", "FoCa")),
+    "free_foca": lambda: worded(foca(6, 8, 10)),
     "free_newton": newton_weights,
     "sizes": lambda: worded(found(TRANSFER, "calibrated at 16", *SIZES)),
     "sizes_home": lambda: f"{found(TRANSFER, 'calibrated at 16', '16 x 16')[0]:.1f}",
@@ -327,8 +337,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "sigma": sigma,
     "best": best,
     "super_resolution": super_resolution,
-    "calibrated": calibrated,
     "refinement": refinement,
+    "seeds": seeds,
     "places": places,
 }
 

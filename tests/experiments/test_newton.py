@@ -1,6 +1,7 @@
 """Weights refined through the whole sampler: the gradient, what is never worse, and the plans that come of it."""
 
 import dataclasses
+import itertools
 import json
 
 import pytest
@@ -10,6 +11,7 @@ from experiments.artefacts.plans import load_plan, path_of
 from experiments.backends import load_backend
 from experiments.backends.base import Sampling
 from experiments.calibration.calibrate import main, make_plan, measure
+from experiments.calibration.first_weights import best_start, by_site
 from experiments.calibration.newton_refinement import Inside, Outside, apply_moves, jacobian, moves_of, newton
 from experiments.calibration.options import Options
 from experiments.calibration.targets import cost_line, fewest, generations
@@ -17,8 +19,9 @@ from experiments.config.compose import compose
 from experiments.errors import ConfigError
 from experiments.settings.identity import canonical
 from experiments.settings.resolve import resolve
-from hicache.fitting.calibrated_plan import StepWeights, build_plan
-from hicache.fitting.newton import gradient
+from hicache.fitting.calibrated_plan import StepWeights, build_plan, formula_rows
+from hicache.fitting.newton import decibels, gradient
+from hicache.policy import Even
 
 EIGHT = Options(items=8, seconds=0.0, refine="newton")
 FULL = [0, 2, 5]
@@ -95,6 +98,32 @@ def test_refinement_is_never_worse_on_held_out_items(settings, scope):
     assert float(chain.part(torch.arange(8) % 4 != 3).residuals(rows).square().mean()) <= 1.001 * float(
         chain.part(torch.arange(8) % 4 != 3).residuals(plan.rows).square().mean()
     )
+
+
+def test_inside_the_model_the_best_of_formulas_and_least_squares_begins(settings):
+    """None of them is better on the items that choose, and the one that begins does what it says."""
+    settings = dataclasses.replace(settings, scope="modules")
+    backend = load_backend(settings.backend)
+    found = measure(settings, dataclasses.replace(EIGHT, refine="none"), backend)
+
+    def weighed(full):
+        return build_plan(found.gram, found.gains.cost, "modules", full_steps=full)
+
+    plan, said = weighed(FULL), []
+    shared = {"backend": backend, "settings": settings, "items": found.items, "finals": found.finals}
+    start = best_start(Inside(plan=plan, **shared), plan, weighed, len(found.gram), said.append)
+    fitted = torch.arange(8) % 4 != 3
+
+    def score(one):
+        return decibels(Inside(plan=one, **shared).part(fitted).residuals(one.rows))
+
+    assert f"{score(start):.2f} dB, least squares at its own {score(plan):.2f} dB" in said[0]
+    even = Even(budget=len(FULL)).steps(8)
+    for full, (basis, order) in itertools.product((FULL, even), (("taylor", 1), ("foca", 2))):
+        rows = by_site(formula_rows(range(8), full, basis, order), len(found.gram))
+        other = dataclasses.replace(plan, full_steps=tuple(full), rows=rows)
+        assert score(other) <= score(start) + 1e-6
+    assert len(next(iter(start.rows.values())).weights[0]) == len(found.gram)
 
 
 @pytest.mark.parametrize("overrides", [[], ["backend.solver=dpmpp"], ["scope=stack"]])
