@@ -8,16 +8,17 @@ every block of README.md and docs/, and a test compares, so a number cannot outl
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
 
+from experiments.reports.ceiling_numbers import best_of_foca, distance, margins, one_item, refinement, seeds
+from experiments.reports.page_text import EMBEDDED, ROOT, span, table, worded
+
 __all__ = ["BLOCKS", "fill", "main", "stale"]
 
-ROOT = Path(__file__).parents[2]
-EMBEDDED = ROOT / "results" / "embedded"
 BLOCK = re.compile(r"(<!-- numbers: (\w+) -->(\n?)).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -29,11 +30,6 @@ def read(name: str) -> Any:
 def number(rows: Any, label: str, column: str, digits: int = 1) -> str:
     """One cell; a label that the table does not have is an error."""
     return f"{rows.loc[label, column]:.{digits}f}"
-
-
-def table(heads: list[str], lines: list[list[str]]) -> str:
-    """A markdown table."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in [heads, ["---"] * len(heads), *lines])
 
 
 def headline() -> str:
@@ -97,45 +93,6 @@ def super_resolution() -> str:
         lines.append([str(interval), steps, *truth, *uncached])
     truth, uncached = ([f"{method}, to {kind}" for method in methods] for kind in ("HR", "un-cached"))
     return table(["N", "full calls", *truth, *uncached], lines)
-
-
-def limit(backend: str) -> Any:
-    """The lines of a model in the study of the limit."""
-    rows = pd.read_csv(EMBEDDED / "ceiling.csv", keep_default_na=False)
-    return rows[rows["backend"] == backend]
-
-
-def refinement() -> str:
-    """Calibrated plans, and the same with refined weights, beside the best published method and the limit."""
-    lines: list[list[str]] = []
-    for backend in ("digits", "emoji"):
-        for budget, members in limit(backend).groupby("full steps"):
-            psnr = members.set_index(["method", "setting"])["PSNR (dB)"]
-            best = members[~members["method"].isin(OURS) & (members["gain"] == 0)].iloc[0]
-            refined: Any = members[(members["method"] == "calibrated, refined") & (members["setting"] == "")].iloc[0]
-            gain = f"{refined['gain']:.1f} [{refined['gain low']:.1f}, {refined['gain high']:.1f}]"
-            other = f"{best['method']} {best['PSNR (dB)']:.1f} ({best['setting']})"
-            values = [f"{psnr[title, '']:.1f}" for title in ("calibrated", "calibrated, refined")]
-            solver = f"{psnr['fitted solver', '']:.1f}" if ("fitted solver", "") in psnr.index else "-"
-            lines.append([backend, str(budget), other, *values, gain, solver])
-    heads = ["model", "full steps", "best published", "calibrated", "refined", "gain of refined", "fitted solver"]
-    return table(heads, lines)
-
-
-def seeds() -> str:
-    """Refined plans of three calibration sets at 8 full steps."""
-    lines = []
-    for backend in ("digits", "emoji"):
-        rows = limit(backend)
-        rows = rows[(rows["method"] == "calibrated, refined") & (rows["full steps"] == 8)]
-        lines.append(f"{backend} {worded(list(rows['PSNR (dB)']))}")
-    return "; ".join(lines)
-
-
-def foca(*budgets: int) -> list[float]:
-    """FoCa at its best settings on the digits model."""
-    rows = limit("digits")
-    return list(rows[(rows["method"] == "FoCa") & rows["full steps"].isin(budgets)]["PSNR (dB)"])
 
 
 def places() -> str:
@@ -228,18 +185,6 @@ def found(name: str, method: str, *settings: str) -> list[float]:
     return [float(value) for some in chosen for value in some["PSNR (dB)"]]
 
 
-def worded(values: Sequence[float]) -> str:
-    """`38.7, 45.2 and 51.3`."""
-    words = [f"{value:.1f}" for value in values]
-    return f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-def span(values: Iterable[float], digits: int = 1) -> str:
-    """`0.6 to 0.8 dB`: the least and the most."""
-    some = [f"{value:.{digits}f}" for value in sorted(values)]
-    return f"{some[0]} dB" if some[0] == some[-1] else f"{some[0]} to {some[-1]} dB"
-
-
 def others(name: str) -> list[float]:
     """The best other method of a study by number of full steps."""
     rows: Any = pd.read_csv(EMBEDDED / f"{name}.csv")
@@ -301,7 +246,6 @@ def guidance_forecast() -> str:
 
 FREE = "plan without data"
 SIZES = ("12 x 12", "24 x 24", "32 x 32")
-OURS = ("calibrated", "calibrated, 1 item", "calibrated, refined", "fitted solver")
 STEPS = ("40 steps", "60 steps", "100 steps")
 TRANSFER = "calibrated_transfer"
 
@@ -322,7 +266,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "classes": lambda: worded(found("calibrated_classes", "calibrated plan (ours)")),
     "classes_others": lambda: worded(others("calibrated_classes")),
     "free": lambda: worded(found("calibrated_free", FREE, "least squares")),
-    "free_foca": lambda: worded(foca(6, 8, 10)),
+    "free_foca": lambda: worded(best_of_foca(6, 8, 10)),
     "free_newton": newton_weights,
     "sizes": lambda: worded(found(TRANSFER, "calibrated at 16", *SIZES)),
     "sizes_home": lambda: f"{found(TRANSFER, 'calibrated at 16', '16 x 16')[0]:.1f}",
@@ -339,6 +283,11 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "super_resolution": super_resolution,
     "refinement": refinement,
     "seeds": seeds,
+    "ladder": lambda: distance("HiCache", "TaylorSeer"),
+    "gap": lambda: distance("fitted solver", "calibrated, refined"),
+    "one_item": one_item,
+    "margins_digits": lambda: margins("digits"),
+    "margins_emoji": lambda: margins("emoji"),
     "places": places,
 }
 

@@ -203,7 +203,8 @@ def merge_rows(rows: list[Row]) -> list[Row]:
     stored: list[Row] = []
     if path.is_file():
         with open(path, newline="") as handle:
-            stored = [row for row in list(csv.reader(handle))[1:] if tuple(row[1:3]) not in made]
+            heads, *known = csv.reader(handle)
+        stored = [row for row in known if heads == list(COLUMNS) and tuple(row[1:3]) not in made]
     return sorted([*stored, *rows], key=lambda row: (row[1], int(row[2])))
 
 

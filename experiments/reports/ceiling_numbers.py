@@ -1,0 +1,83 @@
+"""Numbers of the pages that come from the study of the limit (`experiments study ceiling`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from experiments.reports.page_text import EMBEDDED, span, table, worded
+
+__all__ = ["best_of_foca", "distance", "margins", "one_item", "refinement", "seeds"]
+
+OURS = ("calibrated", "calibrated, 1 item", "calibrated, refined", "fitted solver")
+
+
+def limit(backend: str) -> Any:
+    """The lines of a model in the study of the limit."""
+    rows = pd.read_csv(EMBEDDED / "ceiling.csv", keep_default_na=False)
+    return rows[rows["backend"] == backend]
+
+
+def refinement() -> str:
+    """Calibrated plans, and the same with refined weights, beside the best published method and the limit."""
+    lines: list[list[str]] = []
+    for backend in ("digits", "emoji"):
+        for budget, members in limit(backend).groupby("full steps"):
+            psnr = members.set_index(["method", "setting"])["PSNR (dB)"]
+            best = members[~members["method"].isin(OURS) & (members["gain"] == 0)].iloc[0]
+            refined: Any = members[(members["method"] == "calibrated, refined") & (members["setting"] == "")].iloc[0]
+            gain = f"{refined['gain']:.1f} [{refined['gain low']:.1f}, {refined['gain high']:.1f}]"
+            other = f"{best['method']} {best['PSNR (dB)']:.1f} ({best['setting']})"
+            values = [f"{psnr[title, '']:.1f}" for title in ("calibrated", "calibrated, refined")]
+            solver = f"{psnr['fitted solver', '']:.1f}" if ("fitted solver", "") in psnr.index else "-"
+            lines.append([backend, str(budget), other, *values, gain, solver])
+    heads = ["model", "full steps", "best published", "calibrated", "refined", "gain of refined", "fitted solver"]
+    return table(heads, lines)
+
+
+def seeds() -> str:
+    """Refined plans of three calibration sets at 8 full steps."""
+    lines = []
+    for backend in ("digits", "emoji"):
+        rows = limit(backend)
+        rows = rows[(rows["method"] == "calibrated, refined") & (rows["full steps"] == 8)]
+        lines.append(f"{backend} {worded(list(rows['PSNR (dB)']))}")
+    return "; ".join(lines)
+
+
+def psnr_of(backend: str, title: str) -> dict[int, float]:
+    """PSNR of a line of that study by full steps; the first line where there are several."""
+    rows = limit(backend)
+    return rows[rows["method"] == title].drop_duplicates("full steps").set_index("full steps")["PSNR (dB)"].to_dict()
+
+
+def distance(one: str, other: str, digits: int = 1) -> str:
+    """The largest distance of two lines of that study."""
+    found = []
+    for backend in ("digits", "emoji"):
+        first, second = psnr_of(backend, one), psnr_of(backend, other)
+        found += [abs(first[budget] - second[budget]) for budget in first.keys() & second.keys()]
+    return f"{max(found):.{digits}f} dB"
+
+
+def one_item() -> str:
+    """How much of the calibrated plan's gain over the best published method one calibration item has."""
+    shares = []
+    for backend in ("digits", "emoji"):
+        rows = limit(backend)
+        gains = rows[rows["full steps"] == 8].drop_duplicates("method").set_index("method")["gain"]
+        shares.append(f"{100 * gains['calibrated, 1 item'] / gains['calibrated']:.0f} % ({backend})")
+    return " and ".join(shares)
+
+
+def best_of_foca(*budgets: int) -> list[float]:
+    """FoCa at its best settings on the digits model."""
+    rows = limit("digits")
+    return list(rows[(rows["method"] == "FoCa") & rows["full steps"].isin(budgets)]["PSNR (dB)"])
+
+
+def margins(backend: str) -> str:
+    """How far the refined plan is above the best published method: the least and the most over full steps."""
+    rows = limit(backend)
+    return span(rows[(rows["method"] == "calibrated, refined") & (rows["setting"] == "")]["gain"])
