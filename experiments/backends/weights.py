@@ -93,6 +93,8 @@ def incomplete(folder: Path) -> str | None:
         part, kind = folder / name, str(entry[1])
         rule = f"must have parts of diffusers and transformers alone in {index}"
         check(is_installed(str(entry[0])), "backend.path", rule, f"{name} of {entry[0]}")
+        rule = f"must have parts in {index} of classes that diffusers loads"
+        check(is_loadable(str(entry[0]), kind), "backend.path", rule, f"{name} of {entry[0]}.{kind}")
         if not part.is_dir():
             return f"no folder {name}"
         if any(word in kind for word in WITHOUT_WEIGHTS):
@@ -110,6 +112,25 @@ def is_installed(library: str) -> bool:
     from diffusers import pipelines
 
     return library.isidentifier() and hasattr(pipelines, library)
+
+
+def is_loadable(library: str, kind: str) -> bool:
+    """Whether a pipeline's loader takes a class of an installed library: no factory such as AutoModel, no function.
+
+    A stand-in for a class whose own library is absent passes; it says which that is when it is made.
+    """
+    from diffusers import pipelines
+    from diffusers.pipelines.pipeline_loading_utils import ALL_IMPORTABLE_CLASSES, get_class_obj_and_candidates
+
+    plain = library in ("diffusers", "transformers")
+    try:
+        found, bases = get_class_obj_and_candidates(library, kind, ALL_IMPORTABLE_CLASSES, pipelines, not plain)
+    except (ValueError, AttributeError):  # the library has no such name
+        return False
+    if not isinstance(found, type):
+        return False
+    loads = any(issubclass(found, base) for base in bases.values() if base is not None)
+    return (loads and hasattr(found, "from_pretrained")) or "dummy" in found.__module__
 
 
 def incomplete_model(part: Path) -> str | None:

@@ -125,6 +125,29 @@ def test_a_folder_that_needs_its_own_code_is_refused(change, folder, call):
     assert sorted(os.listdir()) == before and "mine" not in sys.modules
 
 
+@pytest.mark.parametrize(
+    ("part", "library", "name"),
+    [
+        ("text_encoder", "transformers", "AutoModel"),
+        ("text_encoder", "transformers", "CLIPTextConfig"),
+        ("tokenizer", "transformers", "AutoTokenizer"),
+        ("text_encoder", "transformers", "pipeline"),
+        ("text_encoder", "transformers", "NoSuchModel"),
+        ("unet", "diffusers", "AutoModel"),
+        ("unet", "stable_diffusion", "NoSuchModel"),
+        ("unet", "stable_diffusion", "pipeline_stable_diffusion"),
+    ],
+)
+def test_a_part_that_diffusers_cannot_load_is_refused(part, library, name, folder, call):
+    edit(folder / "model_index.json", **{part: [library, name]})
+    before = sorted(os.listdir())
+    found = call(run, *words_of(folder))
+    lines = found.err.strip().splitlines()
+    assert found.code == 2 and len(lines) == 1
+    assert lines[0].startswith("error: backend.path: ") and f"{part} of {library}.{name}" in lines[0]
+    assert sorted(os.listdir()) == before
+
+
 def test_code_beside_whole_parts_is_not_run(folder, call):
     """`pipeline.py` lies there and `auto_map` names modules, but the classes are those of the libraries."""
     own = {"AutoModel": "mine.Text", "AutoConfig": "mine.Text", "AutoTokenizer": ["mine.Text", None]}
