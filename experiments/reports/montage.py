@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -15,7 +15,7 @@ from evaluation.decoders import read_frames
 from experiments.reports.gallery import order_by_title, read_still, records_of
 from experiments.reports.plot import identity_of, is_plain
 from experiments.reports.ranks import values_of
-from experiments.reports.result_table import ResultTable
+from experiments.reports.result_table import Cell, ResultTable
 from experiments.runs.folder import read_metrics
 from experiments.runs.picture import gain_of
 from experiments.runs.style import save, styled
@@ -26,6 +26,9 @@ GRID_ROWS = 60
 """More runs than that are no picture any more: the first are shown."""
 SIDE = 0.62
 """Inches of a picture in a grid."""
+DETAIL = "#555555"
+BELOW_WHITE = 0.99
+"""Share of the pixels of each difference that are not drawn white."""
 SHEET = 100
 """Most items of a contact sheet."""
 FRAMES = 6
@@ -66,9 +69,24 @@ def show(axis: Any, image: Any) -> None:
         spine.set_visible(False)
 
 
-def name_row(axis: Any, label: str) -> None:
-    """A label left of a row."""
-    axis.set_ylabel(textwrap.fill(label, 22), rotation=0, ha="right", va="center", labelpad=4)
+def name_row(axis: Any, label: str, details: Sequence[str] = ()) -> None:
+    """A label left of a row, and smaller lines below it."""
+    lines = textwrap.wrap(label, 22)
+    step = 8.5 / (72 * axis.get_position().height * axis.figure.get_figheight())
+    top = 0.5 + step * (len(lines) + len(details) - 1) / 2
+    for place, line in enumerate((*lines, *details)):
+        size = {} if place < len(lines) else {"fontsize": 6, "color": DETAIL}
+        axis.text(-0.07, top - step * place, line, ha="right", va="center", transform=axis.transAxes, **size)
+
+
+class Band(NamedTuple):
+    """A row of a grid."""
+
+    label: str
+    details: list[str]
+    images: list[Any]
+    numbers: list[str]
+    """Below the images; none, or one for each."""
 
 
 def grid(table: ResultTable, results: Path, count: int, stem: Path) -> list[Path]:
@@ -83,35 +101,74 @@ def grid(table: ResultTable, results: Path, count: int, stem: Path) -> list[Path
     )
     if not (names := names[:count]):
         return []
-    compared = [run for run in runs if read_metrics(results / "runs" / run / "metrics.json").get("reference") == first]
-    rows: list[tuple[str, list[Any], list[str]]] = []
-    plain = [still(results, first, runs[first][1][name]) for name in names]
-    stills = {run: [still(results, run, records[name]) for name in names] for run, (_, records) in runs.items()}
-    apart = {run: [difference(*pair) for pair in zip(stills[run], plain, strict=True)] for run in compared}
-    gain = gain_of(max((float(values.max()) for of in apart.values() for values in of), default=1.0))
-    for run, (label, _) in runs.items():
-        rows.append((label, stills[run], ["" for _ in names]))
-        if run in apart:
-            kept = values_of(results / "runs" / run, "psnr")
-            numbers = [f"{kept[name]:.1f} dB" if name in kept else "" for name in names]
-            rows.append((f"|difference| ×{gain}", [np.clip(gain * values, 0, 1) for values in apart[run]], numbers))
+    bands = bands_of(table, results, runs, names)
+    heads = [textwrap.fill(titles[name], 13, max_lines=3, placeholder="…") for name in names]
     with styled() as pyplot:
-        size = (SIDE * len(names) + 1.35, (SIDE + 0.13) * len(rows) + 0.3)
-        figure, axes = pyplot.subplots(len(rows), len(names), figsize=size, squeeze=False)
-        for line, row in zip(axes, rows, strict=True):
-            draw_row(line, *row)
-        for axis, name in zip(axes[0], names, strict=True):
-            axis.set_title(textwrap.shorten(titles[name], 14, placeholder="…"), fontsize=6)
-        room = {"hspace": 0.22, "wspace": 0.05}
-        figure.subplots_adjust(left=1.3 / size[0], right=0.995, top=1 - 0.2 / size[1], bottom=0.12 / size[1], **room)
+        figure = pyplot.figure()
+        draw_bands(figure, bands, heads)
         return [save(figure, stem.with_name(f"{stem.name}_grid.png"), bbox_inches="tight", pad_inches=0.03)]
 
 
-def draw_row(axes: Any, label: str, images: list[Any], numbers: list[str]) -> None:
-    """One row of a grid."""
-    for axis, image, number in zip(axes, images, numbers, strict=True):
+def bands_of(
+    table: ResultTable, results: Path, runs: Mapping[str, tuple[str, Records]], names: list[str]
+) -> list[Band]:
+    """A row per run, and one for its differences from the first where that is its reference."""
+    first = next(iter(runs))
+    compared = [run for run in runs if read_metrics(results / "runs" / run / "metrics.json").get("reference") == first]
+    stills = {run: [still(results, run, records[name]) for name in names] for run, (_, records) in runs.items()}
+    apart = {run: [difference(*pair) for pair in zip(stills[run], stills[first], strict=True)] for run in compared}
+    largest = max((float(np.quantile(values, BELOW_WHITE)) for of in apart.values() for values in of), default=1.0)
+    gain = gain_of(largest)
+    cells = {row.run: row.ours for row in table.rows}
+    bands: list[Band] = []
+    for run, (label, _) in runs.items():
+        bands.append(Band(label, costs_of(cells[run]), stills[run], []))
+        if run in apart:
+            kept = values_of(results / "runs" / run, "psnr")
+            numbers = [f"{kept[name]:.1f} dB" if name in kept else "" for name in names]
+            images = [np.clip(gain * values, 0, 1) for values in apart[run]]
+            bands.append(Band(f"|difference| ×{gain}", mean_of(cells[run], len(kept)), images, numbers))
+    return bands
+
+
+def costs_of(cells: Mapping[str, Cell]) -> list[str]:
+    """What a row's run computed, as far as it is known."""
+    steps, factor = (cells.get(name, Cell()).value for name in ("num_full_steps", "flops_speedup"))
+    said = [] if steps is None else [f"{steps:g} full steps"]
+    return said if factor is None or factor == 1 else [*said, f"{factor:.2f}× fewer FLOPs"]
+
+
+def mean_of(cells: Mapping[str, Cell], count: int) -> list[str]:
+    """The mean over all items of a run, which are more than are shown."""
+    value = cells.get("psnr", Cell()).value
+    return [] if value is None else ["PSNR, mean of", f"{count} items: {value:.1f} dB"]
+
+
+def draw_bands(figure: Any, bands: list[Band], heads: list[str]) -> None:
+    """Rows of pictures under their titles; what stands below a row has room there, other rows are close together."""
+    room = [0.05 if not band.numbers else 0.17 for band in bands]
+    head = 0.05 + 0.095 * max(text.count("\n") + 1 for text in heads)
+    width, height = 1.3 + (SIDE + 0.03) * len(heads), head + SIDE * len(bands) + sum(room)
+    figure.set_size_inches(width, height)
+    low = height - head
+    for row, band in enumerate(bands):
+        low -= SIDE
+        for column, image in enumerate(band.images):
+            place = (1.3 + (SIDE + 0.03) * column, low, SIDE, SIDE)
+            axis = figure.add_axes([value / whole for value, whole in zip(place, (width, height) * 2, strict=True)])
+            show(axis, image)
+            axis.set_xlabel(band.numbers[column] if band.numbers else "", fontsize=6, labelpad=1.5)
+            if row == 0:
+                axis.set_title(heads[column], fontsize=6, pad=3)
+            if column == 0:
+                name_row(axis, band.label, band.details)
+        low -= room[row]
+
+
+def draw_row(axes: Any, label: str, images: list[Any]) -> None:
+    """One row of a grid of frames."""
+    for axis, image in zip(axes, images, strict=True):
         show(axis, image)
-        axis.set_xlabel(number, fontsize=5.5, labelpad=1.5)
     name_row(axes[0], label)
 
 
@@ -161,7 +218,7 @@ def frames(table: ResultTable, results: Path, stem: Path) -> list[Path]:
         for line, (run, (label, records)) in zip(axes, runs.items(), strict=True):
             video = read_frames(results / "runs" / run / "media" / records[shared[0]]["files"][0])
             at = [round(i * (len(video) - 1) / (FRAMES - 1)) for i in range(FRAMES)]
-            draw_row(line, label, [Image.fromarray(video[i]) for i in at], ["" for _ in at])
+            draw_row(line, label, [Image.fromarray(video[i]) for i in at])
             for axis, i in zip(axes[0], at, strict=True):
                 axis.set_title(f"frame {i}", fontsize=6)
         return [save(figure, stem.with_name(f"{stem.name}_frames.png"), bbox_inches="tight", pad_inches=0.03)]

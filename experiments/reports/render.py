@@ -7,12 +7,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import pandas
+from rich.markup import escape as escape_markup
+from rich.table import Table
 
 import hicache
 from experiments.reports.columns import decimals_of, head_of
 from experiments.reports.result_table import Cell, ResultTable, Row
 
-__all__ = ["to_csv", "to_latex", "to_markdown"]
+__all__ = ["beside", "to_csv", "to_latex", "to_markdown"]
 
 RELATIVE = ("flops_t", "flops_g", "flops_speedup", "wall_speedup")
 LEVEL = 0.05
@@ -91,6 +93,25 @@ def to_markdown(table: ResultTable) -> str:
     body = [heads, rule, *([cells[head] for head in heads] for cells in lines)]
     shown = ["| " + " | ".join(cells) + " |" for cells in body]
     return "\n".join([f"# {table.preset.title}", "", *facts(table), "", *shown, ""])
+
+
+SHOWN = Style(lambda shown, rank: f"[bold]{shown}[/bold]" if rank == 1 else shown, escape_markup)
+
+
+def beside(table: ResultTable) -> Table:
+    """For a terminal: a column per run and a line per number, the best in bold."""
+    lines = [line(table, row, SHOWN) for row in table.rows]
+    first = table.settings
+    title = "" if first is None else f"{first.backend.name}, {first.num_items} items, seed {first.seed}"
+    level = "" if first is None else f" ({first.metrics.level:.0%} intervals)"
+    made = Table(title=title + level)
+    made.add_column("")
+    for cells in lines:
+        made.add_column(cells["method"], justify="right")
+    for head in lines[0]:
+        if head not in ("method", "note", "run"):
+            made.add_row(head, *(cells[head] for cells in lines))
+    return made
 
 
 def facts(table: ResultTable) -> list[str]:

@@ -38,6 +38,8 @@ __all__ = ["Sweep"]
 
 GRID_ITEMS = 8
 """Items that are shown side by side."""
+BESIDE = 5
+"""Runs of `compare=`, the un-cached one with them, that stand beside each other in the terminal; more are a table."""
 
 
 @dataclass
@@ -77,7 +79,10 @@ class Sweep:
     def execute(self, run: Run, overrides: list[str]) -> None:
         """Do one run and show it."""
         done = execute(run)
-        print_outcome(done)
+        if self.pictures and done.metrics:
+            print(f"run: {done.folder.path}", flush=True)  # its numbers stand beside the others' at the end
+        else:
+            print_outcome(done)
         self.add(done, overrides)
         if (name := run.settings.metrics.objective) is not None and done.metrics:
             self.objectives[run.id] = done.metrics[name]["mean"]
@@ -89,10 +94,13 @@ class Sweep:
         results = next(iter(self.settings.values())).results
         folder = self.keep(results)
         print(*self.remarks(), sep="\n")
-        table = self.table(results)
-        show(table, [folder])
+        table, as_named = self.table(results), None
         if self.pictures:
-            for path in grid(table, results, GRID_ITEMS, folder / "sweep"):
+            places = {run: place for place, run in enumerate((*self.references, *self.settings))}
+            as_named = dataclasses.replace(table, rows=sorted(table.rows, key=lambda row: places[row.run]))
+        show(table, [folder], columns=as_named if len(table.rows) <= BESIDE else None)
+        if as_named is not None:
+            for path in grid(as_named, results, GRID_ITEMS, folder / "sweep"):
                 print(f"side by side: {path}")
         print(f"again: python -m experiments tables runs={folder}")
 

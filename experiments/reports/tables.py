@@ -21,8 +21,11 @@ import csv
 import dataclasses
 import io
 import math
+import os
 import sys
 from pathlib import Path
+
+from rich.console import Console
 
 from experiments.cli import Exit
 from experiments.config.compose import options, parse_override
@@ -31,7 +34,7 @@ from experiments.files import ensure_writable, sweep, write_text
 from experiments.plans.manifest import Plan
 from experiments.reports.costs import build_costs, build_plan_costs
 from experiments.reports.ranks import add_ranks
-from experiments.reports.render import to_csv, to_latex, to_markdown
+from experiments.reports.render import beside, to_csv, to_latex, to_markdown
 from experiments.reports.result_table import Cell, ResultTable, Row, build, build_plan, preset_of
 from experiments.reports.runs import build_runs
 
@@ -136,10 +139,13 @@ def how_to_run(table: ResultTable) -> str:
     return f"; {len(waiting)} of {len(table.rows)} wait: {command}"
 
 
-def show(table: ResultTable, folders: list[Path], suffix: str = "") -> None:
-    """Print and write a table."""
+def show(table: ResultTable, folders: list[Path], suffix: str = "", columns: ResultTable | None = None) -> None:
+    """Print and write a table; printed are `columns` in its place, a run each, where they are given."""
     written = [path for folder in folders for path in write(table, folder, suffix)]
-    print(to_markdown(table))
+    if columns is None:
+        print(to_markdown(table))
+    else:
+        Console(width=None if os.environ.get("COLUMNS") else 110).print(beside(columns))
     if waiting := how_to_run(table):
         print(waiting.removeprefix("; "))
     print(*(f"written: {path}" for path in written), sep="\n")
