@@ -1,4 +1,4 @@
-# make demo   the whole story on the embedded model: one run, its table, its picture
+# make demo   the whole story on the embedded text-to-image model: un-cached and cached, a table, a picture
 # make test   the test suite
 PYTHON ?= python3
 BIN := .venv/bin
@@ -22,6 +22,7 @@ REACHED := import pathlib, sys, sysconfig; pathlib.Path(sysconfig.get_path('pure
 
 MIRRORS := digits_table2,digits_table3,digits_table4,digits_table7,digits_table8
 EMBEDDED := digits_table,digits_sigma,digits_zoo,digits_guidance,$(MIRRORS),emoji_table2,emoji_table7,emoji_table8,small_table5
+DEMO := backend=emoji compare=hicache,calibrated num_items=20
 SHOWN := num_items=40 results=build/pictures
 
 .PHONY: help setup demo test test-slow test-all mirrors embedded pictures docs check lint format clean
@@ -38,8 +39,8 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -c "$(REACHED)" "$(CURDIR)"
 	@touch $(READY)
 
-demo: $(READY) ## HiCache on the embedded model, with a table and a picture
-	$(BIN)/python run.py num_items=40 metrics.timing=full metrics.latency_batch=1
+demo: $(READY) ## HiCache and a calibrated plan on the embedded text-to-image model: a table and a picture
+	$(BIN)/python run.py $(DEMO) metrics.timing=full metrics.latency_batch=1
 
 test: $(READY) ## the tests; those that need a GPU, Slurm or a browser skip with a reason where it is missing
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
@@ -61,9 +62,10 @@ embedded: $(READY) ## every committed table and plot of results/embedded, from n
 	$(BIN)/python -m experiments zoom embedded=true
 	$(BIN)/python -m experiments pages
 
-pictures: $(READY) ## the pictures of README.md and docs/: a run, and a screenshot of the report (needs chromium)
-	$(BIN)/python run.py $(SHOWN)
-	cp build/pictures/runs/digits-hicache-*/picture.png docs/images/demo.png
+pictures: $(READY) ## the pictures of README.md and docs/: the demo's, and a screenshot of the report (needs chromium)
+	rm -rf build/pictures/sweeps
+	$(BIN)/python run.py $(DEMO) results=build/pictures
+	cp build/pictures/sweeps/*/sweep_grid.png docs/images/demo.png
 	$(BIN)/python run.py experiment=digits_table $(SHOWN)
 	$(BIN)/python -m experiments report table=digits_table $(SHOWN) items=20 out=build/pictures/report.html
 	chromium --headless=new --no-sandbox --disable-gpu --hide-scrollbars --virtual-time-budget=4000 \

@@ -11,7 +11,11 @@ from typing import Any
 
 import pytest
 
+from experiments.config.compose import compose
+from experiments.config.words import expand_compare
 from experiments.reports import pages
+from experiments.settings.resolve import resolve
+from hicache.policy.static import full_steps
 
 ROOT = Path(__file__).parents[1]
 DISTANCES = ("fid", "frechet", "distance")
@@ -63,3 +67,19 @@ def test_documentation_builds_without_a_warning(tmp_path):
     assert done.returncode == 0, done.stderr
     reference = tmp_path / "site" / "api" / "hicache.api.html"
     assert "hicache.api.enable" in reference.read_text()
+
+
+def test_the_demo_computes_what_the_readme_says():
+    """Full steps of the methods that `make demo` compares, as the caption of its picture counts them."""
+    text = (ROOT / "Makefile").read_text()
+    words = next(line.partition(":=")[2].split() for line in text.splitlines() if line.startswith("DEMO :="))
+    assert text.count("run.py $(DEMO)") == 2, "the demo and its picture are one command"
+    _, method, *rest = expand_compare(words)[0]
+    assert method == "method=hicache,calibrated" and words[0] == "backend=emoji"
+    hicache, calibrated = (resolve(compose([f"method={name}", *rest])) for name in ("hicache", "calibrated"))
+    steps = full_steps(hicache.num_steps, hicache.interval, hicache.warmup_steps)
+    said = (
+        f"all {hicache.num_steps} steps computed, {len(steps)} with HiCache (interval {hicache.interval}), "
+        f"and {calibrated.method.budget} with a plan"
+    )
+    assert said in (ROOT / "README.md").read_text()

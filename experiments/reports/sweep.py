@@ -54,6 +54,8 @@ class Sweep:
     """Runs that were finished before."""
     pictures: bool = False
     """Whether the runs are also shown side by side."""
+    unshown: list[Outcome] = field(default_factory=list)
+    """Those whose numbers stand beside the others' at the end."""
     objectives: dict[str, float] = field(default_factory=dict)
     """Run id -> its mean of `metrics.objective`."""
     objective: float | None = None
@@ -80,7 +82,8 @@ class Sweep:
         """Do one run and show it."""
         done = execute(run)
         if self.pictures and done.metrics:
-            print(f"run: {done.folder.path}", flush=True)  # its numbers stand beside the others' at the end
+            self.unshown.append(done)
+            print(f"run: {done.folder.path}", flush=True)
         else:
             print_outcome(done)
         self.add(done, overrides)
@@ -90,6 +93,8 @@ class Sweep:
     def rank(self) -> None:
         """Print and write the table of a sweep, and how to get it again."""
         if len(self.settings) < 2:
+            for done in self.unshown:
+                print_outcome(done)
             return
         results = next(iter(self.settings.values())).results
         folder = self.keep(results)

@@ -100,10 +100,21 @@ def test_compare_is_a_sweep_with_a_picture(sweep, tmp_path, capsys, monkeypatch)
     ):
         with pytest.raises(ConfigError, match=line):
             expand_compare(wrong)
-    sweep.pictures = True
-    monkeypatch.setattr("experiments.reports.sweep.grid", lambda table, results, count, stem: [stem.with_name("x.png")])
+    sweep.pictures, drawn = True, []
+    monkeypatch.setattr("experiments.reports.sweep.grid", lambda table, *others: drawn.extend(table.rows) or ["x.png"])
+    monkeypatch.setenv("COLUMNS", "140")
     sweep.rank()
-    assert "side by side: " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    named = ["TaylorSeer", "HiCache (sigma=0.5)", "HiCache (sigma=0.7)"]
+    assert "side by side: x.png" in out and [row.label for row in drawn] == named, "as the command names them"
+    head = next(line for line in out.splitlines() if "TaylorSeer" in line and "HiCache" in line)
+    assert [head.index(label) for label in named] == sorted(head.index(label) for label in named)
+    numbers = next(line for line in out.splitlines() if "PSNR (dB) ↑" in line)
+    assert all(f"{row.ours['psnr'].value:.2f} [" in numbers for row in drawn), "a line per number"
+    assert f"| {named[1]} |" in next(sweep.folder(tmp_path).glob("*.md")).read_text().split("| ---")[-1].splitlines()[1]
+    monkeypatch.setattr("experiments.reports.sweep.BESIDE", 2)
+    sweep.rank()
+    assert f"| {named[0]} |" in capsys.readouterr().out, "more runs are a table"
 
 
 def test_rows_of_ones_own_join_the_table(sweep, tmp_path, capsys):
