@@ -82,6 +82,7 @@ MODULES: dict[str, Modules] = {
         )
     ),
     "Lumina2TransformerBlock": Modules(sites=("norm2", "ffn_norm2"), hollow=("attn", "feed_forward")),
+    "PRXBlock": Modules(sites=("attention", "down_proj"), hollow=("gate_proj", "up_proj")),
     "ZImageTransformerBlock": _NORMED,
 }
 """Modules by the name of the block's class."""

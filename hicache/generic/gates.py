@@ -12,9 +12,10 @@ the stream and s the block's argument `source`, chunk c of
 as the block computes it in its `forward`; or there is none, as for most cross-attention: the value is added as it is.
 Where a norm stands behind a module, `x += tanh(gate) * norm(module(norm(x)))`, as in Lumina 2 and Z-Image, that norm
 is what is forecast and added (`hicache.generic.declared.MODULES` names it for the other path too). A norm that is
-called with the gate (Mochi), a modulation of more than one layer (Cosmos), one that is chosen token by token
-(Qwen-Image 2.1) and a feed-forward module that runs twice in a block (CogView 4) have no row: those models run with
-stand-ins for their modules.
+called with the gate (Mochi) or of two attentions at once (Lumina-Next), a modulation of more than one layer (Cosmos),
+one that is chosen token by token (Qwen-Image 2.1), a gate that is one number (BRIA FIBO 2), a feed-forward module that
+runs twice in a block (CogView 4, GLM-Image, EasyAnimate), projections of the stream inside a block (Wan-VACE) and
+tokens before the batch (ERNIE-Image) have no row: those models run with stand-ins for their modules.
 
 A row is a claim, and every generation puts it to the proof: the sum must give the model's own result.
 """
@@ -64,6 +65,11 @@ def pixels(value: Tensor, ins: Mapping[str, Tensor]) -> Tensor:
     return value.flatten(2).mT
 
 
+def behind_memory(value: Tensor, ins: Mapping[str, Tensor]) -> Tensor:
+    """Nothing for the rows of the memory, which stand before those that the value is of."""
+    return F.pad(value, (0, 0, ins["hidden_states"].shape[1] - value.shape[1], 0))
+
+
 def same(value: Tensor) -> Tensor:
     """Without a change."""
     return value
@@ -72,6 +78,11 @@ def same(value: Tensor) -> Tensor:
 def clamped(value: Tensor) -> Tensor:
     """The hyperbolic tangent of what lies within [-2, 2]."""
     return value.clamp(-2, 2).tanh()
+
+
+def opened(value: Tensor) -> Tensor:
+    """A gate that is open where its modulation is low."""
+    return torch.sigmoid(1 - value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +168,9 @@ _TWO_NORMS = Gated(
         "ff": Part(chunk=2, layer="norm2.linear", take=behind_text),
     }
 )
+_JOY = Gated(
+    parts={name: Part(chunk=chunk, table="img_mod.modulate_table") for name, chunk in (("attn", 2), ("img_mlp", 5))}
+)
 
 GATED: dict[str, Gated] = {
     "AceStepTransformerBlock": from_table("mlp", attention=("self_attn", "cross_attn")),
@@ -193,6 +207,8 @@ GATED: dict[str, Gated] = {
         ("attention_norm2", "ffn_norm2"), "adaln_modulation", "adaln_input", before=same
     ),
     "JointTransformerBlock": Gated(parts={**from_norm().parts, "attn2": Part(chunk=8, layer="norm1.linear")}),
+    "JoyImageEditPlusTransformerBlock": _JOY,
+    "JoyImageTransformerBlock": _JOY,
     "Kandinsky5TransformerDecoderBlock": Gated(
         parts={
             name: Part(chunk=chunk, source="time_embed", layer="visual_modulation.out_layer")
@@ -216,9 +232,27 @@ GATED: dict[str, Gated] = {
     ),
     "OvisImageSingleTransformerBlock": Gated(parts={"proj_out": _BESIDE}),
     "OvisImageTransformerBlock": from_norm(),
+    "PRXBlock": Gated(
+        parts={name: Part(chunk=chunk, layer="modulation.lin") for name, chunk in (("attention", 2), ("down_proj", 5))}
+    ),
     "SanaTransformerBlock": from_table("ff", "timestep", take=pixels),
     "SanaVideoTransformerBlock": from_table("ff", "timestep", take=frames),
     "SkyReelsV2TransformerBlock": from_table(axis=1),
+    "StableAudio3DiTBlock": Gated(
+        parts={
+            "self_attn": Part(chunk=2, source="global_modulation", table="to_scale_shift_gate", behind=opened),
+            "cross_attn": Part(),
+            "to_local_embed": Part(take=behind_memory),
+            "ff": Part(chunk=5, source="global_modulation", table="to_scale_shift_gate", behind=opened),
+        }
+    ),
+    "WanAnimate2TransformerBlock": Gated(
+        parts={
+            "self_attn": Part(chunk=2, table="modulation"),
+            "cross_attn": Part(),
+            "ffn": Part(chunk=5, table="modulation"),
+        }
+    ),
     "WanTransformerBlock": from_table(),
     "ZImageTransformerBlock": sandwiched(
         ("attention_norm2", "ffn_norm2"), "adaLN_modulation.0", "adaln_input", before=same, stream="x"
