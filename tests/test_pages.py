@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from experiments.config.compose import compose
+from experiments.config.method import CalibratedConfig
 from experiments.config.words import expand_compare
 from experiments.reports import pages
 from experiments.settings.resolve import resolve
@@ -77,6 +78,7 @@ def test_the_demo_computes_what_the_readme_says():
     _, method, *rest = expand_compare(words)[0]
     assert method == "method=hicache,calibrated" and words[0] == "backend=emoji"
     hicache, calibrated = (resolve(compose([f"method={name}", *rest])) for name in ("hicache", "calibrated"))
+    assert isinstance(calibrated.method, CalibratedConfig)
     steps = full_steps(hicache.num_steps, hicache.interval, hicache.warmup_steps)
     said = (
         f"all {hicache.num_steps} steps computed, {len(steps)} with HiCache (interval {hicache.interval}), "

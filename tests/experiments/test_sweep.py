@@ -144,12 +144,16 @@ def test_the_table_is_found_again(sweep, tmp_path, capsys):
         tables.main(["runs=flux-*", f"results={tmp_path}"])
 
 
-def test_one_run_is_no_sweep(tmp_path, capsys):
+def test_one_run_is_no_sweep(tmp_path, capsys, monkeypatch):
     made = Sweep()
     settings = resolve(compose([f"results={tmp_path}"]))
     made.settings[run_id(settings)], made.jobs[run_id(settings)] = settings, [[]]
     made.rank()
     assert capsys.readouterr().out == "" and not list(tmp_path.iterdir())
+    monkeypatch.setattr("experiments.reports.sweep.print_outcome", print)
+    made.unshown.append("the other method failed")
+    made.rank()
+    assert capsys.readouterr().out == "the other method failed\n"
 
 
 def test_the_objective_is_one_of_the_metrics():
