@@ -28,13 +28,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
 from torch import Tensor
 
 import hicache
 from experiments.cli import Arguments, Exit
 from experiments.errors import check
+from experiments.runs.style import COLUMN, look_of, save, styled
 
 __all__ = ["ARMS", "SCENARIOS", "main", "measure"]
 
@@ -60,16 +60,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 PAPER_ROWS = {"TaylorSeer (polynomial)": "cubic (Newton, m=3)", "Pade / FoCa (rational)": "Padé [3/2]"}
 PAPER_ROWS["HiCache++ (exponential)"] = "DMD"
-STYLES = {
-    "cubic (Newton, m=3)": ("tab:gray", "v"),
-    "TaylorSeer (m=2)": ("tab:brown", "^"),
-    "HiCache (m=2, σ=0.5)": ("tab:blue", "o"),
-    "FoCa": ("tab:cyan", "P"),
-    "Spectrum": ("tab:purple", "X"),
-    "Padé [3/2]": ("tab:olive", "d"),
-    "DMD": ("tab:red", "s"),
-    "auto (1step)": ("black", "."),
-}
+DRAWN = [arm for arm in ARMS if arm not in ("reuse", "DMD, rank 4", "auto (horizon)")]
 
 
 def rollout(poles: Callable[[int], Tensor], amplitude: Tensor, steps: int) -> list[Tensor]:
@@ -209,41 +200,46 @@ def markdown(errors: Errors, seeds: int) -> str:
     return "\n".join(lines)
 
 
-def plot(errors: Errors, path: Path) -> None:
-    """One panel per scenario, one line per forecaster, crosses for published values."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(2, 3, figsize=(12.5, 7.6), sharex=True)
-    for axis, (scenario, arms) in zip(axes.flat, errors.items(), strict=True):
-        for arm, (colour, marker) in STYLES.items():
-            mean = [statistics.mean(arms[arm][h]) for h in HORIZONS]
-            dashed = "--" if arm.startswith("auto") else "-"
-            axis.semilogy(HORIZONS, mean, dashed, color=colour, marker=marker, markersize=5, linewidth=1.3, label=arm)
-            if scenario == "exponentials" and arm in read_published():
-                theirs = read_published()[arm]
-                axis.semilogy(list(theirs), list(theirs.values()), "x", color=colour, markersize=10)
-        axis.set_title(scenario, fontsize=11)
-        axis.grid(alpha=0.3)
-        axis.set_xticks(list(HORIZONS))
-    for axis in axes[1]:
-        axis.set_xlabel("H, steps past the last snapshot")
-    for axis in axes[:, 0]:
-        axis.set_ylabel("mean relative L2 error")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    handles.append(pyplot.Line2D([], [], color="gray", marker="x", linestyle="none", markersize=9))
-    figure.legend(handles, [*labels, "published"], loc="lower center", ncol=5, fontsize=10, frameon=False)
-    figure.tight_layout(rect=(0, 0.08, 1, 1))
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+def plot(table: Path, path: Path) -> None:
+    """One panel per scenario of a written CSV, one line per forecaster, crosses for published values."""
+    with table.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["forecaster"] in DRAWN]
+    with styled() as pyplot:
+        figure, axes = pyplot.subplots(3, 2, figsize=(2 * COLUMN, 2.5 * COLUMN), sharex=True, layout="constrained")
+        for axis, scenario in zip(axes.flat, SCENARIOS, strict=True):
+            for arm in DRAWN:
+                own = [row for row in rows if (row["scenario"], row["forecaster"]) == (scenario, arm)]
+                style = look_of(ARMS[arm][0]).points
+                if arm.startswith("auto"):  # which is drawn on the arm that it chose
+                    style |= {"linestyle": "--", "color": "black", "markersize": 2}
+                axis.semilogy(
+                    [int(row["horizon"]) for row in own], [float(row["mean"]) for row in own], label=arm, **style
+                )
+                theirs = [(int(row["horizon"]), float(row["published_mean"])) for row in own if row["published_mean"]]
+                if theirs:
+                    axis.plot(*zip(*theirs, strict=True), "x", color="black", markersize=6, label="published")
+            axis.set(title=scenario, xticks=list(HORIZONS))
+        for axis in axes[-1]:
+            axis.set_xlabel("H, steps past the last snapshot")
+        for axis in axes[:, 0]:
+            axis.set_ylabel("mean relative L2 error")
+        named = dict(zip(*reversed(axes[0][0].get_legend_handles_labels()), strict=True))
+        figure.legend(named.values(), named.keys(), loc="outside lower center", ncol=5)
+        save(figure, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, then write the table, the CSV and the plot."""
+    """Measure, then write the table, the CSV and the plot; or draw the CSV that is there."""
     parser = Arguments(description="Forecasters on synthetic trajectories.")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--draw", action="store_true", help="only draw forecasters.csv again")
     given = parser.parse_args(arguments)
+    table, picture = given.out / "forecasters.csv", given.out / "forecasters.png"
+    if given.draw:
+        check(table.is_file(), "--out", "must have forecasters.csv", str(given.out))
+        plot(table, picture)
+        return print(f"written: {picture}")
     check(given.seeds >= 1, "--seeds", "must be an integer >= 1", given.seeds)
     errors: Errors = {
         scenario: {arm: {h: measure(scenario, arm, h, given.seeds) for h in HORIZONS} for arm in ARMS}
@@ -252,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "forecasters.md").write_text(markdown(errors, given.seeds))
     paper = read_published()
-    with (given.out / "forecasters.csv").open("w", newline="") as file:
+    with table.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["scenario", "forecaster", "horizon", "mean", "median", "published_mean"])
         for scenario, arms in errors.items():
@@ -261,9 +257,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     theirs = paper.get(arm, {}).get(h, "") if scenario == "exponentials" else ""
                     row = [f"{statistics.mean(values):.4g}", f"{statistics.median(values):.4g}", theirs]
                     writer.writerow([scenario, arm, h, *row])
-    plot(errors, given.out / "forecasters.png")
+    plot(table, picture)
     print("\n".join(verdict(errors)))
-    print(f"written: {given.out}/forecasters.md, forecasters.csv, forecasters.png")
+    return print(f"written: {given.out}/forecasters.md, forecasters.csv, forecasters.png")
 
 
 if __name__ == "__main__":

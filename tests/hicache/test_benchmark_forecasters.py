@@ -5,6 +5,7 @@ import statistics
 import pytest
 
 from benchmarks.forecasters import ARMS, HORIZONS, SCENARIOS, SHOWN, main, measure, pool, read_published
+from experiments.errors import ConfigError
 
 DMD, CUBIC, HERMITE, AUTO = "DMD", "cubic (Newton, m=3)", "HiCache (m=2, σ=0.5)", "auto (1step)"
 
@@ -39,3 +40,9 @@ def test_the_command_writes_its_files(tmp_path, capsys):
     lines = (tmp_path / "forecasters.csv").read_text().splitlines()
     assert len(lines) == 1 + len(SCENARIOS) * len(ARMS) * len(HORIZONS)
     assert "Regime switch" in capsys.readouterr().out
+    picture = tmp_path / "forecasters.png"
+    picture.unlink()
+    main(["--out", str(tmp_path), "--draw"])
+    assert picture.is_file() and (tmp_path / "forecasters.csv").read_text().splitlines() == lines
+    with pytest.raises(ConfigError, match=r"--out: must have forecasters.csv"):
+        main(["--out", str(tmp_path / "other"), "--draw"])
