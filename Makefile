@@ -62,7 +62,8 @@ embedded: $(READY) ## every committed table and plot of results/embedded, from n
 	$(BIN)/python -m experiments zoom embedded=true
 	$(BIN)/python -m experiments pages
 
-pictures: $(READY) ## the pictures of README.md and docs/: the demo's, and a screenshot of the report (needs chromium)
+pictures: $(READY) ## the pictures of README.md and docs/, once the report's controls work in chromium, which it needs
+	$(BIN)/python -m pytest -q -m browser tests/experiments/test_report.py
 	rm -rf build/pictures/sweeps
 	$(BIN)/python run.py $(DEMO) results=build/pictures
 	cp build/pictures/sweeps/*/sweep_grid.png docs/images/demo.png

@@ -38,8 +38,21 @@ Records = dict[str, dict[str, Any]]
 
 
 def runs_with_pictures(table: ResultTable, results: Path) -> dict[str, tuple[str, Records]]:
-    """Run -> label and records of the table's runs that have pictures, in its order; the reference first."""
-    found = {}
+    """Run -> label and records of the table's runs that have pictures, in its order; the reference first.
+
+    Where no row is the reference, the one that all runs are compared with stands there.
+    """
+    found: dict[str, tuple[str, Records]] = {}
+    if not any(is_plain(identity_of(row)) for row in table.rows):
+        named = {
+            read_metrics(results / "runs" / row.run / "metrics.json").get("reference") for row in table.rows if row.run
+        }
+        if (
+            len(named) == 1
+            and (one := named.pop()) is not None
+            and (records := records_of(results / "runs" / str(one)))
+        ):
+            found[str(one)] = ("un-cached", records)
     for row in sorted(table.rows, key=lambda row: not is_plain(identity_of(row))):
         if row.run and (records := records_of(results / "runs" / row.run)):
             found.setdefault(row.run, (row.label, records))
@@ -67,6 +80,12 @@ def show(axis: Any, image: Any) -> None:
     axis.grid(False)
     for spine in axis.spines.values():
         spine.set_visible(False)
+
+
+def height_of_pictures(image: Any) -> float:
+    """Inches of a picture that is `SIDE` wide."""
+    shape = image.shape[:2] if isinstance(image, np.ndarray) else image.size[::-1]
+    return SIDE * shape[0] / shape[1]
 
 
 def name_row(axis: Any, label: str, details: Sequence[str] = ()) -> None:
@@ -122,7 +141,7 @@ def bands_of(
     cells = {row.run: row.ours for row in table.rows}
     bands: list[Band] = []
     for run, (label, _) in runs.items():
-        bands.append(Band(label, costs_of(cells[run]), stills[run], []))
+        bands.append(Band(label, costs_of(cells.get(run, {})), stills[run], []))
         if run in apart:
             kept = values_of(results / "runs" / run, "psnr")
             numbers = [f"{kept[name]:.1f} dB" if name in kept else "" for name in names]
@@ -184,18 +203,24 @@ def contact_sheet(table: ResultTable, results: Path, stem: Path) -> list[Path]:
     names = list(records)[:SHEET]
     columns = min(10, len(names))
     rows = math.ceil(len(names) / columns)
+    stills = [still(results, best, records[name]) for name in names]
+    high = height_of_pictures(stills[0])
+    title = f"{label}: {len(names)} of {len(records)} items, PSNR to the un-cached one"
     with styled() as pyplot:
-        size = (SIDE * columns, (SIDE + 0.14) * rows + 0.3)
+        lines = textwrap.wrap(title, round(SIDE * columns * 16))
+        above = 0.13 * len(lines) + 0.06
+        size = (SIDE * columns, (high + 0.14) * rows + above)
         figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False)
         for axis in axes.flat:
             axis.set_axis_off()
-        for axis, name in zip(axes.flat, names, strict=False):
+        for axis, name, image in zip(axes.flat, names, stills, strict=False):
             axis.set_axis_on()
-            show(axis, still(results, best, records[name]))
+            show(axis, image)
             number = f"{means[best][name]:.1f} dB" if name in means[best] else ""
             axis.set_xlabel(number, fontsize=5.5, labelpad=1.5)
-        figure.suptitle(f"{label}: {len(names)} of {len(records)} items, PSNR to the un-cached one", y=0.995)
-        figure.subplots_adjust(left=0.005, right=0.995, top=1 - 0.22 / size[1], bottom=0.14 / size[1], hspace=0.25)
+        figure.suptitle("\n".join(lines), y=0.995)
+        room = {"hspace": 0.14 / high, "wspace": 0.05}
+        figure.subplots_adjust(left=0.005, right=0.995, top=1 - above / size[1], bottom=0.14 / size[1], **room)
         return [save(figure, stem.with_name(f"{stem.name}_sheet.png"))]
 
 
@@ -211,14 +236,19 @@ def frames(table: ResultTable, results: Path, stem: Path) -> list[Path]:
     shared = [name for name in (lists[0] if lists else {}) if all(name in records for records in lists)]
     if not shared or not lists[0][shared[0]]["files"][0].endswith(".mp4"):
         return []
+    strips: list[tuple[str, list[Image.Image], list[int]]] = []
+    for run, (label, records) in runs.items():
+        video = read_frames(results / "runs" / run / "media" / records[shared[0]]["files"][0])
+        at = [round(i * (len(video) - 1) / (FRAMES - 1)) for i in range(FRAMES)]
+        strips.append((label, [Image.fromarray(video[i]) for i in at], at))
+    high = height_of_pictures(strips[0][1][0])
     with styled() as pyplot:
-        figure, axes = pyplot.subplots(
-            len(runs), FRAMES, figsize=(SIDE * FRAMES + 1.35, (SIDE + 0.1) * len(runs) + 0.3), squeeze=False
-        )
-        for line, (run, (label, records)) in zip(axes, runs.items(), strict=True):
-            video = read_frames(results / "runs" / run / "media" / records[shared[0]]["files"][0])
-            at = [round(i * (len(video) - 1) / (FRAMES - 1)) for i in range(FRAMES)]
-            draw_row(line, label, [Image.fromarray(video[i]) for i in at])
-            for axis, i in zip(axes[0], at, strict=True):
-                axis.set_title(f"frame {i}", fontsize=6)
+        size = (SIDE * FRAMES + 1.35, (high + 0.06) * len(runs) + 0.3)
+        figure, axes = pyplot.subplots(len(runs), FRAMES, figsize=size, squeeze=False)
+        room = {"hspace": 0.06 / high, "wspace": 0.05}
+        figure.subplots_adjust(left=1.3 / size[0], right=0.995, top=1 - 0.2 / size[1], bottom=0.06 / size[1], **room)
+        for line, (label, images, _) in zip(axes, strips, strict=True):
+            draw_row(line, label, images)
+        for axis, i in zip(axes[0], strips[0][2], strict=True):
+            axis.set_title(f"frame {i}", fontsize=6)
         return [save(figure, stem.with_name(f"{stem.name}_frames.png"), bbox_inches="tight", pad_inches=0.03)]

@@ -208,7 +208,8 @@ def draw_panel(axis: Any, table: ResultTable, name: str, over: str, inches: floa
         else {title: of for title, of in points(table, name, over).items() if of and not is_reference(of)}
     )
     levels = {title: of for title, of in found.items() if all(point.x is None for point in of)}
-    ends = []
+    ends: list[tuple[str, str, float, float]] = []
+    marked: list[tuple[list[PlotPoint], str, str]] = []
     for title, of in found.items():
         look, key = looks[title], telling(of)
         if title in levels:
@@ -217,15 +218,16 @@ def draw_panel(axis: Any, table: ResultTable, name: str, over: str, inches: floa
         curve = sorted((p for p in of if p.x is not None), key=lambda p: p.facts[key] if key else p.x or 0.0)
         draw_series(axis, look, curve, joined=key is not None and len(curve) > 1)
         last = max(curve, key=lambda p: p.x or 0.0)
-        ends.append((title, look.colour, last.x, last.value))
+        ends.append((title, look.colour, last.x or 0.0, last.value))
         if key and key != over and len(found) <= LEGEND and len(curve) > 1:
-            mark(axis, curve, key, look.colour)
+            marked.append((curve, key, look.colour))
     reference = [p for of in points(table, name).values() if is_reference(of) for p in of]
     if reference:
         axis.axhline(reference[0].value, color="black", linestyle="--", linewidth=0.7, label="un-cached")
     axis.set(xlabel=AXES.get(over, over), ylabel=head_of(name))
     axis.margins(x=0.08, y=0.1)
     axis.autoscale_view()
+    mark(axis, marked)
     name_series(axis, ends, levels, looks, inches)
 
 
@@ -239,26 +241,46 @@ def draw_series(axis: Any, look: Look, curve: list[PlotPoint], joined: bool) -> 
         axis.errorbar(x, y, yerr=(below, above), elinewidth=0.6, **style)
 
 
-def mark(axis: Any, curve: list[PlotPoint], key: str, colour: str) -> None:
-    """The swept values at their points; a value that stands there already is not written again."""
-    symbol = SYMBOLS.get(key, key.rpartition(".")[2])
-    written = vars(axis).setdefault("_marks", [])
-    low, high = axis.get_ylim()
-    for p in curve:
-        value = p.facts[key]
-        text = f"{symbol}={value:g}" if symbol else f"{value:g}"
-        near = [1 for said, x, y in written if said == text and x == p.x and abs(y - p.value) < 0.12 * (high - low)]
-        if not near:
-            axis.annotate(
-                text,
-                (p.x, p.value),
-                xytext=(3, 2),
-                textcoords="offset points",
-                fontsize=5,
-                color=colour,
-                path_effects=halo(),
-            )
-            written.append((text, p.x, p.value))
+PLACES = ((3, 2, "left", "bottom"), (3, -2, "left", "top"), (-3, 2, "right", "bottom"), (-3, -2, "right", "top"))
+"""Where a value may stand beside its point: offset in points, and what of it stands there."""
+
+
+def mark(axis: Any, curves: list[tuple[list[PlotPoint], str, str]]) -> None:
+    """The swept values at their points, where they lie on no other if there is such a place; the axes are final.
+
+    A value that stands there already is not written again.
+    """
+    scale, written, boxes = 72 / axis.figure.dpi, list[tuple[str, float, float]](), list[Box]()
+    for curve, key, colour in curves:
+        symbol = SYMBOLS.get(key, key.rpartition(".")[2])
+        for p in curve:
+            text = f"{symbol}={p.facts[key]:g}" if symbol else f"{p.facts[key]:g}"
+            x, y = (float(value) * scale for value in axis.transData.transform((p.x, p.value)))
+            if any(said == text and abs(x - a) < 1 and abs(y - b) < 16 for said, a, b in written):
+                continue
+            places = [(place, box_of(text, x, y, place)) for place in PLACES]
+            place, box = next((one for one in places if not any(overlap(one[1], other) for other in boxes)), places[0])
+            where = {"xytext": place[:2], "textcoords": "offset points", "ha": place[2], "va": place[3], "fontsize": 5}
+            axis.annotate(text, (p.x, p.value), color=colour, path_effects=halo(), **where)
+            written.append((text, x, y))
+            boxes.append(box)
+
+
+Box = tuple[float, float, float, float]
+"""Left, bottom, right and top in points."""
+
+
+def box_of(text: str, x: float, y: float, place: tuple[int, int, str, str]) -> Box:
+    """Where a text of 5 points beside a point lies, nearly."""
+    wide, high = 3.2 * len(text), 5.0
+    left = x + place[0] - (wide if place[2] == "right" else 0)
+    bottom = y + place[1] - (high if place[3] == "top" else 0)
+    return left, bottom, left + wide, bottom + high
+
+
+def overlap(one: Box, other: Box) -> bool:
+    """Whether two boxes have a part in common."""
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def name_series(

@@ -126,12 +126,14 @@ def facts(table: ResultTable) -> list[str]:
             sampled = f"{first.num_items} items, seed {first.seed}"
             said[-1] += f", {sampled}. In brackets: {first.metrics.level:.0%} intervals over items."
     walls = [row.ours["wall_speedup"] for row in table.rows if "wall_speedup" in row.ours]
-    if any(wall.value is not None for wall in walls):
+    if any(wall.value not in (None, 1.0) for wall in walls):
         ranges = "; in brackets the least and the largest ratio of a round" if any(w.low for w in walls) else ""
         said.append(
             f"wall ×: method and reference in turn in one process (metrics.timing){ranges}. The protocol behind quoted "
             "speed-ups is in benchmarks/."
         )
+    elif any(wall.why == "not measured" for wall in walls):
+        said.append("wall ×: not measured, the runs are too short for it; metrics.timing=full takes the time it needs.")
     cells = [cell for row in table.rows for cell in row.ours.values()]
     if any(cell.rank for cell in cells):
         said.append("Bold: best of its block and what cannot be told from it; underlined: the next, likewise.")

@@ -21,6 +21,7 @@ from experiments.reports.gallery import records_of
 from experiments.reports.plot import AXES, draw_panel, height_of, identity_of, is_plain, look_of_row
 from experiments.reports.ranks import values_of
 from experiments.reports.result_table import ResultTable, Row
+from experiments.runs.folder import read_metrics
 from experiments.runs.style import COLUMN, save, styled
 from experiments.settings.prepare import caching, prepare
 
@@ -66,7 +67,8 @@ def full_steps(table: ResultTable, results: Path, stem: Path) -> list[Path]:
         records = records_of(results / "runs" / row.run) if row.run else {}
         plans = [record["full_steps"] for record in records.values() if record.get("full_steps")]
         if plans and row.label not in strips:
-            steps = 1 + max(step for plan in plans for step in plan)
+            told = read_metrics(results / "runs" / row.run / "metrics.json").get("num_steps")
+            steps = max(told if isinstance(told, int) else 0, 1 + max(step for plan in plans for step in plan))
             strips[row.label] = [sum(step in plan for plan in plans) / len(plans) for step in range(steps)]
     if not strips:
         return []
@@ -118,8 +120,9 @@ def draw_pairs(table: ResultTable, results: Path, quality: str, stem: Path) -> l
             shared = [item for item in theirs if item in mine]
             style = {**look_of_row(row).points, "linestyle": "none", "markersize": 2.6, "alpha": 0.8}
             axis.plot([theirs[item] for item in shared], [mine[item] for item in shared], label=title, **style)
-        low, high = axis.dataLim.min.min(), axis.dataLim.max.max()
-        axis.plot((low, high), (low, high), color="black", linewidth=0.6, linestyle="--", zorder=0)
+        axis.autoscale_view()
+        middle = sum(axis.get_xlim()) / 2
+        axis.axline((middle, middle), slope=1, color="black", linewidth=0.6, linestyle="--", zorder=0)
         axis.set(xlabel=f"{base}: {head_of(quality)}", ylabel=f"other method: {head_of(quality)}")
         side = "above" if directions()[quality] > 0 else "below"
         axis.set_title(f"a point is an item; {side} the line: better than {base}", fontsize=6.5, loc="left", x=-0.16)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
 
 import hicache
+from experiments.reports import plot as plots
 from experiments.runs.picture import gain_of
 from experiments.runs.style import FAMILIES, SOLVERS, look_of, spread, styled
 
@@ -54,3 +55,20 @@ def test_the_style_ends_with_its_figures():
 
 def test_differences_are_as_bright_as_they_may_be():
     assert [gain_of(value) for value in (1.0, 0.5, 0.2, 0.07, 0.001, 0.0, 3.0)] == [1, 2, 5, 10, 50, 50, 1]
+
+
+def test_values_at_points_do_not_lie_on_each_other():
+    """Points a few letters apart: the second value goes below, the same value at one place is written once."""
+    curves = [
+        ([plots.PlotPoint(6.0, 27.6, 0, 0, {"interval": 8})], "interval", "red"),
+        ([plots.PlotPoint(6.02, 27.61, 0, 0, {"method.steps": 8})], "method.steps", "grey"),
+        ([plots.PlotPoint(6.0, 27.65, 0, 0, {"interval": 8})], "interval", "blue"),
+    ]
+    with styled() as pyplot:
+        figure, axis = pyplot.subplots(figsize=(3.1, 2.3))
+        axis.set(xlim=(2, 8), ylim=(25, 42))
+        plots.mark(axis, curves)
+        texts = axis.texts
+        assert [text.get_text() for text in texts] == ["N=8", "8"]
+        one, other = (text.get_window_extent(figure.canvas.get_renderer()) for text in texts)
+        assert not one.overlaps(other)
