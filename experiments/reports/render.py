@@ -119,7 +119,9 @@ def facts(table: ResultTable) -> list[str]:
     said: list[str] = []
     first = table.settings
     if first is not None:
-        said.append(f"Backend {first.backend.name}, {first.num_steps} steps, scope {first.scope}")
+        scopes = dict.fromkeys(row.settings.scope for row in table.rows if row.settings is not None)
+        named = ", ".join([first.scope, *(f"{scope} in some rows" for scope in scopes if scope != first.scope)])
+        said.append(f"Backend {first.backend.name}, {first.num_steps} steps, scope {named}")
         if any({"flops_t", "flops_g"} & set(row.ours) for row in table.rows):
             said[-1] += "; FLOPs of one item, from shapes."
         else:
