@@ -37,6 +37,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "study calibrated": ("studies.calibrated", "calibrated plans against hand-made ones"),
     "study ceiling": ("studies.ceiling", "calibrated plans against a fitted solver"),
     "study curves": ("studies.curves_study", "methods with calibrated curves"),
+    "study inside": ("studies.inside_study", "a plan inside the model and every forecaster on its full steps"),
     "study learned": ("studies.learned_study", "the learned methods"),
     "study places": ("studies.places_study", "where full steps belong, for every forecaster"),
     "study scale": ("studies.scale_study", "sigma and order chosen from trajectories"),

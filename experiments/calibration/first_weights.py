@@ -48,11 +48,11 @@ def best_start(
     tried = {("least squares", plan.full_steps): plan}
     for policy in (None, Even, Late):
         full = plan.full_steps if policy is None else tuple(policy(budget=budget).steps(plan.num_steps))
-        tried.setdefault(("least squares", full), weighed(full))
+        least = tried.setdefault(("least squares", full), weighed(full))
         for basis, orders in FORMULAS.items():
             for order in orders:
                 rows = by_site(formula_rows(list(steps), full, basis, order), sites)
-                tried[f"{basis}, order {order}", full] = dataclasses.replace(plan, full_steps=full, rows=rows)
+                tried[f"{basis}, order {order}", full] = dataclasses.replace(least, rows=rows)
     scores = {
         key: decibels(dataclasses.replace(few, plan=candidate).residuals(candidate.rows))
         for key, candidate in tried.items()

@@ -1,4 +1,4 @@
-"""Numbers of the pages that come from the study of the limit (`experiments study ceiling`)."""
+"""Numbers of the pages that come from the studies of the limit (`experiments study ceiling`, `study inside`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pandas as pd
 
 from experiments.reports.page_text import EMBEDDED, span, table, worded
 
-__all__ = ["best_of_foca", "distance", "margins", "one_item", "refinement", "seeds"]
+__all__ = ["best_of_foca", "distance", "inside", "margins", "one_item", "refinement", "seeds"]
 
 OURS = ("calibrated", "calibrated, 1 item", "calibrated, refined", "fitted solver")
 
@@ -81,3 +81,12 @@ def margins(backend: str) -> str:
     """How far the refined plan is above the best published method: the least and the most over full steps."""
     rows = limit(backend)
     return span(rows[(rows["method"] == "calibrated, refined") & (rows["setting"] == "")]["gain"])
+
+
+def inside() -> str:
+    """The refined plan inside the model beside every forecaster on its full steps."""
+    lines = []
+    for row in pd.read_csv(EMBEDDED / "inside.csv", keep_default_na=False).itertuples(index=False):
+        name, setting, mean, low, high, gain, least, most = map(str, row)
+        lines.append([name, setting, f"{mean} [{low}, {high}]", f"{gain} [{least}, {most}]" if gain else ""])
+    return table(["method", "setting", "PSNR (dB)", "gain of the plan"], lines)

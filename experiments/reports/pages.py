@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import pandas as pd
 
-from experiments.reports.ceiling_numbers import best_of_foca, distance, margins, one_item, refinement, seeds
+from experiments.reports.ceiling_numbers import best_of_foca, distance, inside, margins, one_item, refinement, seeds
 from experiments.reports.page_text import EMBEDDED, ROOT, span, table, worded
 
 __all__ = ["BLOCKS", "fill", "main", "stale"]
@@ -283,6 +283,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "super_resolution": super_resolution,
     "refinement": refinement,
     "seeds": seeds,
+    "inside": inside,
     "ladder": lambda: distance("HiCache", "TaylorSeer"),
     "gap": lambda: distance("fitted solver", "calibrated, refined"),
     "one_item": one_item,

@@ -28,7 +28,7 @@ from experiments.settings.resolve import resolve
 from experiments.studies.bench import Bench
 from hicache import CacheMethod
 
-__all__ = ["Contender", "Winner", "contenders", "contest", "fewer_steps", "intervals_for"]
+__all__ = ["Contender", "Winner", "contenders", "contest", "fewer_steps", "forecasters", "intervals_for"]
 
 SCOPES = ("output", "modules")
 WARMUPS = (1, 2)

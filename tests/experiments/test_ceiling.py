@@ -1,11 +1,13 @@
 """The fitted solver beside a plan, and the study that compares with it."""
 
 import csv
+import json
 
 import pytest
 import torch
 
 from experiments.backends import load_backend
+from experiments.calibration.calibrate import main as calibrate
 from experiments.calibration.calibrate import measure
 from experiments.calibration.closed_loop import by_rows
 from experiments.calibration.newton_refinement import apply_moves, moves_of
@@ -14,8 +16,8 @@ from experiments.calibration.solver import NUDGES, Solver, fit_solver
 from experiments.config.compose import compose
 from experiments.errors import ConfigError
 from experiments.settings.resolve import resolve
-from experiments.studies import ceiling
-from experiments.studies.contest import contenders
+from experiments.studies import ceiling, inside_study
+from experiments.studies.contest import contenders, contest
 from hicache.fitting.calibrated_plan import build_plan
 
 FULL = [0, 2, 5]
@@ -100,3 +102,23 @@ def test_the_study_writes_what_it_measured_and_keeps_other_backends(small, tmp_p
     ):
         with pytest.raises(ConfigError, match=message):
             ceiling.main([*small, words])
+
+
+@pytest.mark.slow
+def test_inside_the_model_all_are_on_the_plan_s_full_steps(small, tmp_path, monkeypatch):
+    """The table has the plan first and a row per forecaster, whose gain is the difference of the means."""
+    plan, made = tmp_path / "plan.json", []
+    calibrate([*small, "scope=modules", "budget=3", "items=8", "refine=newton", f"output={plan}"])
+    full = json.loads(plan.read_text())["plan"]["full_steps"]
+    monkeypatch.setattr(inside_study, "PATH", tmp_path / "inside")
+    monkeypatch.setattr(
+        inside_study, "contest", lambda bench, entries: made.extend(entries) or contest(bench, entries[::8])
+    )
+    inside_study.main([*small, f"method.plan={plan}", "study_items=10"])
+    assert {tuple(entry.method.policy.plan(8)) for entry in made} == {tuple(full)}
+    with open(tmp_path / "inside.csv", newline="") as handle:
+        _, ours, *others = csv.reader(handle)
+    assert ours[0] == "calibrated plan" and len(others) >= 3
+    assert all(float(row[5]) == pytest.approx(float(ours[2]) - float(row[2]), abs=0.02) for row in others)
+    with pytest.raises(ConfigError, match="scope: must be inside the model, got 'output'"):
+        inside_study.main([*small, "scope=output"])
