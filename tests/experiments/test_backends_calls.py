@@ -188,5 +188,5 @@ def test_one_run_from_the_command_line(tmp_path):
     done = Program("run.py", *words, "metrics.latency_repeats=1")
     assert done.wait() == 0, done.err
     folder = Path(done.out.strip().splitlines()[-1].removeprefix("run: "))
-    assert list(folder.glob("media/*-0.mp4")) and (folder / "metrics.json").is_file()
+    assert list(folder.glob("media/00000.mp4")) and (folder / "metrics.json").is_file()
     assert folder_of(settings(*words)).path == folder
