@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from experiments.runs.metrics.measure import known_metrics, metric_of
 
-__all__ = ["COST_COLUMNS", "EXACT", "decimals_of", "directions", "head_of"]
+__all__ = ["COST_COLUMNS", "EXACT", "decimals_of", "directions", "head_of", "number_text"]
 
 
 class Column(NamedTuple):
@@ -53,3 +53,9 @@ def directions() -> dict[str, int]:
     """Column -> 1 where more is better, -1 where less is."""
     costs = {name: column.direction for name, column in COST_COLUMNS.items() if column.direction}
     return costs | {name: 1 if metric.better == "higher" else -1 for name, metric in known_metrics().items()}
+
+
+def number_text(value: float, decimals: int) -> str:
+    """`0.0312`; `<0.0001` for a positive number that would read as none."""
+    least = 10.0**-decimals
+    return f"<{least:.{decimals}f}" if decimals and 0 < value < least / 2 else f"{value:.{decimals}f}"

@@ -17,7 +17,7 @@ from experiments.reports.plot import identity_of, is_plain
 from experiments.reports.ranks import values_of
 from experiments.reports.result_table import Cell, ResultTable
 from experiments.runs.folder import read_metrics
-from experiments.runs.picture import gain_of
+from experiments.runs.picture import gain_of, shorten
 from experiments.runs.style import save, styled
 
 __all__ = ["GRID_ROWS", "contact_sheet", "frames", "grid"]
@@ -121,7 +121,7 @@ def grid(table: ResultTable, results: Path, count: int, stem: Path) -> list[Path
     if not (names := names[:count]):
         return []
     bands = bands_of(table, results, runs, names)
-    heads = [textwrap.fill(titles[name], 13, max_lines=3, placeholder="…") for name in names]
+    heads = [shorten(titles[name], 3) for name in names]
     with styled() as pyplot:
         figure = pyplot.figure()
         draw_bands(figure, bands, heads)

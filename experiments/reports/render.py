@@ -11,7 +11,7 @@ from rich.markup import escape as escape_markup
 from rich.table import Table
 
 import hicache
-from experiments.reports.columns import decimals_of, head_of
+from experiments.reports.columns import decimals_of, head_of, number_text
 from experiments.reports.result_table import Cell, ResultTable, Row
 
 __all__ = ["beside", "to_csv", "to_latex", "to_markdown"]
@@ -34,7 +34,7 @@ def text(name: str, cell: Cell, style: Style) -> str:
     decimals = decimals_of(name)
     if name == "flops_t" and 0 < abs(cell.value) < 1:
         decimals = 5
-    shown = style.emphasis(f"{cell.value:.{decimals}f}", cell.rank)
+    shown = style.emphasis(style.plain(number_text(cell.value, decimals)), cell.rank)
     beside = ""
     if cell.low is not None and cell.high is not None:
         beside += f" [{cell.low:.{decimals}f}, {cell.high:.{decimals}f}]"

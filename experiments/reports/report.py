@@ -29,7 +29,7 @@ from experiments.environment import git
 from experiments.errors import ConfigError, check
 from experiments.files import ASSETS, sweep, write_text
 from experiments.plans.manifest import Plan
-from experiments.reports.columns import decimals_of, directions, head_of
+from experiments.reports.columns import decimals_of, directions, head_of, number_text
 from experiments.reports.costs import UNITS
 from experiments.reports.gallery import Gallery
 from experiments.reports.plot import identify, identity_of, look_of_row
@@ -57,7 +57,7 @@ def own_cell(name: str, cell: Cell) -> dict[str, Any]:
         interval = f"[{cell.low:.{decimals}f}, {cell.high:.{decimals}f}]"
     mark = "" if cell.p is None or cell.p >= LEVEL else ("up" if cell.better else "down")
     return {
-        "text": f"{cell.value:.{decimals}f}" + (f", {cell.equal} equal" if cell.equal else ""),
+        "text": number_text(cell.value, decimals) + (f", {cell.equal} equal" if cell.equal else ""),
         "sort": repr(cell.value),
         "interval": interval,
         "rank": cell.rank,

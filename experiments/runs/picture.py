@@ -15,7 +15,7 @@ from experiments.runs.metrics.evidence import Evidence
 from experiments.runs.style import save, styled
 from experiments.settings.describe import describe_method
 
-__all__ = ["draw_comparison", "gain_of"]
+__all__ = ["draw_comparison", "gain_of", "shorten"]
 
 COLUMNS = 10
 GAINS = (1, 2, 5, 10, 20, 50)
@@ -39,9 +39,9 @@ def still(media: Tensor) -> Tensor:
     return image.permute(1, 2, 0).float()
 
 
-def shorten(text: str) -> str:
-    """At most two lines, as wide as a column."""
-    return "\n".join(textwrap.wrap(text, 13, max_lines=2, placeholder=" …"))
+def shorten(text: str, lines: int = 2) -> str:
+    """At most so many lines, as wide as a column."""
+    return textwrap.fill(text, 13, max_lines=lines, placeholder=" …")
 
 
 def gain_of(largest: float) -> int:

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 import hicache
-from evaluation.fidelity import psnr
 from experiments.artefacts.stored_places import places_path
 from experiments.backends.base import Sampling, sampling_of
 from experiments.config.compose import compose
@@ -28,7 +27,7 @@ from experiments.settings.resolve import resolve
 from experiments.studies.bench import Bench
 from hicache import CacheMethod
 
-__all__ = ["Contender", "Winner", "contenders", "contest", "fewer_steps", "forecasters", "intervals_for"]
+__all__ = ["Contender", "Winner", "contenders", "contest", "fewer_steps", "find_placed", "forecasters", "intervals_for"]
 
 SCOPES = ("output", "modules")
 WARMUPS = (1, 2)
@@ -94,12 +93,17 @@ def contenders(settings: Settings, budget: int) -> Iterator[Contender]:
             setting = ", ".join(filter(None, (own, where, scope)))
             made = hicache.method(name, scope=scope, **schedule, **knobs)
             yield Contender(title=hicache.METHODS[name].title, setting=setting, method=made)
-        words = {"backend": settings.backend.name, "num_steps": settings.num_steps, "method": name, "scope": scope}
-        given = [f"{key}={value}" for key, value in (words | knobs).items()]
-        placed = resolve(compose([*given, "policy=placed", f"budget={budget}"]))
-        if places_path(placed).is_file():
+        if (placed := find_placed(settings, name, scope, budget, knobs)) is not None:
             setting = ", ".join(filter(None, (own, "placed", scope)))
-            yield Contender(title=hicache.METHODS[name].title, setting=setting, method=method_of(placed))
+            yield Contender(title=hicache.METHODS[name].title, setting=setting, method=placed)
+
+
+def find_placed(settings: Settings, name: str, scope: str, budget: int, knobs: Mapping[str, Any]) -> CacheMethod | None:
+    """A forecaster at full steps that were searched for it; None where none are stored."""
+    words = {"backend": settings.backend.name, "num_steps": settings.num_steps, "method": name, "scope": scope}
+    given = [f"{key}={value}" for key, value in (*words.items(), *knobs.items())]
+    placed = resolve(compose([*given, "policy=placed", f"budget={budget}"]))
+    return method_of(placed) if places_path(placed).is_file() else None
 
 
 def contest(bench: Bench, entries: Iterable[Contender], rounds: Sequence[tuple[int, int]] = ROUNDS) -> list[Winner]:
@@ -124,6 +128,6 @@ def fewer_steps(bench: Bench, budget: int) -> list[Winner]:
     sampling, found = sampling_of(bench.settings), []
     for solver in [name for name in bench.backend.solvers if name in SOLVERS] or [None]:
         fewer: Sampling = dataclasses.replace(sampling, num_steps=budget, solver=solver)
-        values = psnr(bench.images(None, fewer), bench.reference)
-        found.append(Winner(title=SOLVERS.get(solver or "", "Euler"), setting=f"{budget} steps", values=values))
+        title = SOLVERS.get(solver or "", "Euler")
+        found.append(Winner(title=title, setting=f"{budget} steps", values=bench.decibels(None, fewer)))
     return found

@@ -24,7 +24,6 @@ import hicache
 from evaluation.fidelity import psnr
 from evaluation.statistics import bootstrap_mean
 from experiments.artefacts.plans import load_plan, path_of
-from experiments.artefacts.stored_places import places_path
 from experiments.backends.base import sampling_of
 from experiments.calibration.trajectories import split_arguments
 from experiments.cli import Exit
@@ -33,10 +32,9 @@ from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
 from experiments.runs.runner import items_of
 from experiments.runs.style import COLUMN, save, styled
-from experiments.settings.library_method import method_of
 from experiments.settings.resolve import resolve
 from experiments.studies.bench import FOLDER, Bench
-from experiments.studies.contest import intervals_for
+from experiments.studies.contest import find_placed, intervals_for
 from experiments.studies.study_report import write_rows
 from hicache import CacheMethod
 
@@ -73,16 +71,14 @@ def cases(settings: Settings, budgets: Sequence[int]) -> Iterator[Case]:
     for budget in budgets:
         for scope, title in itertools.product(("output", "modules"), FORECASTERS):
             name, knobs = FORECASTERS[title]
-            usual = {"interval": max(intervals_for(settings.num_steps, budget, WARMUP)), "warmup_steps": WARMUP}
-            wheres = {"even": {"policy": "even"}, "late": {"policy": "late"}, "interval": usual}
+            wheres: dict[str, dict[str, Any]] = {"even": {"policy": "even"}, "late": {"policy": "late"}}
+            if usual := intervals_for(settings.num_steps, budget, WARMUP):
+                wheres["interval"] = {"interval": max(usual), "warmup_steps": WARMUP}
             for where, schedule in wheres.items():
                 made = hicache.method(name, scope=scope, budget=budget, **schedule, **knobs)
                 yield Case(budget=budget, scope=scope, title=title, where=where, method=made)
-            parts: dict[str, Any] = {"backend": settings.backend.name, "method": name, "scope": scope, **knobs}
-            words = [f"{key}={value}" for key, value in parts.items()]
-            own = resolve(compose([*words, "policy=placed", f"budget={budget}"]))
-            if places_path(own).is_file():
-                yield Case(budget=budget, scope=scope, title=title, where="placed", method=method_of(own))
+            if (placed := find_placed(settings, name, scope, budget, knobs)) is not None:
+                yield Case(budget=budget, scope=scope, title=title, where="placed", method=placed)
         run = resolve(compose([f"backend={settings.backend.name}", "method=calibrated", f"budget={budget}"]))
         if path_of(run).is_file():
             made = hicache.method("calibrated", **load_plan(run).knobs())

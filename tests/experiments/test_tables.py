@@ -10,6 +10,7 @@ import pytest
 from plans import planned
 
 from experiments.reports import plot as plots
+from experiments.reports.columns import number_text
 from experiments.reports.plot import plot, points
 from experiments.reports.ranks import add_ranks
 from experiments.reports.render import escape, to_csv, to_latex, to_markdown
@@ -216,3 +217,8 @@ def test_the_command_writes_and_prints(table, results, capsys):
 def test_wrong_arguments_are_said_in_one_line(arguments, line):
     with pytest.raises(ValueError, match=line):
         main(arguments)
+
+
+def test_a_small_number_does_not_read_as_none():
+    shown = [number_text(value, 4) for value in (0.03125, 0.00006, 0.00004, 0.0, -0.00004)]
+    assert shown == ["0.0312", "0.0001", "<0.0001", "0.0000", "-0.0000"] and number_text(0.2, 0) == "0"
