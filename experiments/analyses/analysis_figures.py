@@ -71,7 +71,7 @@ def prediction(
         right.axhline(1.0, color="black", linestyle="--", label="hermite (HiCache)")
         right.set(yscale="log", xlabel="order (of those that have one, and of HiCache)", ylabel="R, median")
         right.set_xticks(orders)
-        right.set_title("R = MSE of a basis / MSE of HiCache, at the same steps")
+        right.set_title("R = MSE of a basis / MSE of HiCache")
         right.set_ylim(top=right.get_ylim()[1] * 2)  # room for the legend
         right.legend(ncols=3, loc="upper left", columnspacing=0.8)
 

@@ -12,7 +12,7 @@
     gaussianity  energy tests of finite differences over sites, orders and phases (`mode=reduced` or `raw`)
 
 One batch of un-cached trajectories of all modules (`items`, `tokens` rows each) and of the output serves all of them;
-`interval` is the distance of the anchors. Results go to `folder` (results/embedded/analyses).
+`interval` is the distance of the anchors. Results go to `folder` (results/embedded/analyses/BACKEND).
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ def main(arguments: Sequence[str]) -> None:
     require_plain(settings)
     check_settings(settings)
     values = generate(load_backend(settings.backend), settings, items_of(settings), ("output", "modules"), tokens)
-    folder = Path(own.get("folder", "results/embedded/analyses"))
+    folder = Path(own.get("folder", f"results/embedded/analyses/{settings.backend.name}"))
     study = Study(settings=settings, values=values, folder=folder, mode=own.get("mode", "reduced"), bases=bases)
     folder.mkdir(parents=True, exist_ok=True)
     for part in parts:

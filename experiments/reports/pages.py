@@ -19,6 +19,8 @@ from experiments.reports.page_text import EMBEDDED, ROOT, span, table, worded
 
 __all__ = ["BLOCKS", "fill", "main", "stale"]
 
+MODELS = ("digits", "emoji")
+"""The embedded models that are analysed."""
 BLOCK = re.compile(r"(<!-- numbers: (\w+) -->(\n?)).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -170,11 +172,39 @@ def variables() -> str:
     return table(["", "output: index", "σ", "log-SNR", "modules: index", "σ", "log-SNR"], lines)
 
 
-def forecast_error(basis: str, order: int, horizon: int) -> str:
-    """The relative squared error of forecasts from true anchors, averaged over the modules, without the output."""
-    rows = pd.read_csv(EMBEDDED / "analyses" / "prediction.csv")
-    chosen = (rows["basis"] == basis) & (rows["order"] == order) & (rows["horizon"] == horizon)
-    return f"{rows[chosen & (rows['site'] != 'output')]['relative MSE'].mean():.3f}"
+def forecast_errors() -> str:
+    """Relative squared errors three steps after an anchor from true anchors, averaged over the modules."""
+    bases = {"reuse": "reuse", "taylor": "TaylorSeer", "hermite": "HiCache", "foca": "FoCa", "dmd": "DMD"}
+    lines: list[list[str]] = []
+    for model in MODELS:
+        rows = analysis(model, "prediction")
+        rows = rows[(rows["horizon"] == 3) & (rows["site"] != "output")]
+        for order in (1, 2, 3):
+            at = rows[rows["order"] == order].groupby("basis")["relative MSE"].mean()
+            lines.append([model, str(order), *(f"{at[basis]:.4f}" for basis in bases)])
+    return table(["model", "order", *bases.values()], lines)
+
+
+def gaussianity() -> str:
+    """Energy tests that do not reject, by phase, beside the paper's Table 6."""
+    published = pd.read_csv(EMBEDDED.parent / "paper" / "table6_gaussianity.csv").set_index("setting")
+    phases = {"early": "early high-noise [0,15)", "middle": "mid transition [15,35)", "late": "late low-noise [35,50)"}
+    lines: list[list[str]] = []
+    for phase, setting in phases.items():
+        cells = [phase, f"{published.loc[setting, 'passed']} of {published.loc[setting, 'tests']}"]
+        for model in MODELS:
+            rows = analysis(model, "gaussianity")
+            rows = rows[rows["phase"] == phase]
+            kurtosis = rows["excess kurtosis"]
+            cells += [f"{(rows['p'] > 0.05).sum()} of {len(rows)}", f"{kurtosis.median():.2f} ({kurtosis.max():.2f})"]
+        lines.append(cells)
+    ours = [head for model in MODELS for head in (f"{model}: not rejected", "excess kurtosis")]
+    return table(["phase", "paper: not rejected", *ours], lines)
+
+
+def analysis(model: str, name: str) -> Any:
+    """A table of `experiments analyses` on an embedded model."""
+    return pd.read_csv(EMBEDDED / "analyses" / model / f"{name}.csv")
 
 
 def found(name: str, method: str, *settings: str) -> list[float]:
@@ -257,10 +287,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "best_forecasters": best_forecasters,
     "below": below,
     "curves": curves,
-    "reuse_from_7": lambda: forecast_error("reuse", 1, 5),
-    "reuse_from_31": lambda: forecast_error("reuse", 5, 5),
-    "hermite_after_1": lambda: forecast_error("hermite", 1, 1),
-    "hermite_after_5": lambda: forecast_error("hermite", 1, 5),
+    "forecast_errors": forecast_errors,
+    "gaussianity": gaussianity,
     "robustness": lambda: list_study("calibrated_robustness", "method", "setting"),
     "variables": variables,
     "classes": lambda: worded(found("calibrated_classes", "calibrated plan (ours)")),
