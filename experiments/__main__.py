@@ -33,7 +33,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "train emoji-atlas": ("learning.emoji_atlas", "make its sprites from two npm packages"),
     "train super-resolution": ("learning.train_super_resolution", "train the small super-resolution model"),
     "train predictor": ("learning.train_predictor", "train a learned method"),
-    "analyses": ("analyses.__main__", "analyses of trajectories"),
+    "analyses": ("analyses.parts", "analyses of trajectories"),
     "study calibrated": ("studies.calibrated", "calibrated plans against hand-made ones"),
     "study ceiling": ("studies.ceiling", "calibrated plans against a fitted solver"),
     "study curves": ("studies.curves_study", "methods with calibrated curves"),
@@ -50,17 +50,19 @@ VERBS: dict[str, tuple[str, str]] = {
 """Verb -> its module, and one line of help."""
 
 
-def help_text() -> str:
-    """All verbs, a line each."""
-    wide = max(map(len, VERBS))
-    return "\n".join([__doc__ or "", "", *(f"    {verb:<{wide}}  {line}" for verb, (_, line) in VERBS.items())])
+def list_verbs(first: str = "") -> str:
+    """All verbs, or those of two words that begin with this one, a line each."""
+    shown = {verb: line for verb, (_, line) in VERBS.items() if not first or verb.startswith(f"{first} ")}
+    wide = max(map(len, shown))
+    head = f"python -m experiments {first} WORD ..." if first else __doc__ or ""
+    ask = f"`python -m experiments {first or 'VERB'}{' WORD' if first else ''} --help` says what one does."
+    return "\n".join([head, "", *(f"    {verb:<{wide}}  {line}" for verb, line in shown.items()), "", ask])
 
 
 def docstring_of(verb: str) -> str | None:
-    """What `--help` says of a verb: its module's docstring, read without an import; None where argparse says more."""
+    """What `--help` says of a verb: its module's docstring, read without an import; None where argparse adds to it."""
     text = Path(__file__).parent.joinpath(*VERBS[verb][0].split(".")).with_suffix(".py").read_text()
-    parses = "Arguments(" in text or "ArgumentParser(" in text
-    return None if parses else ast.get_docstring(ast.parse(text))
+    return None if "description=__doc__" in text else ast.get_docstring(ast.parse(text))
 
 
 @contextlib.contextmanager
@@ -78,7 +80,7 @@ def until_nobody_reads() -> Iterator[None]:
 def main(arguments: list[str]) -> int:
     """Run the verb; returns the exit code where the module does not end the process itself."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(help_text())
+        print(list_verbs())
         return 0
     for words in (2, 1):
         verb = " ".join(arguments[:words])
@@ -90,7 +92,17 @@ def main(arguments: list[str]) -> int:
             sys.argv = [f"python -m experiments {verb}", *arguments[words:]]
             runpy.run_module(f"experiments.{VERBS[verb][0]}", run_name="__main__", alter_sys=True)
             return 0
-    print(f"error: verb: must be one of {', '.join(VERBS)}, got {arguments[0]!r}", file=sys.stderr)
+    return refuse(*arguments)
+
+
+def refuse(first: str, *rest: str) -> int:
+    """Say what stands for an unknown verb, or the second words of a verb of two; returns the exit code."""
+    seconds = [verb.partition(" ")[2] for verb in VERBS if verb.startswith(f"{first} ")]
+    if seconds and {"-h", "--help"} & set(rest):
+        print(list_verbs(first))
+        return 0
+    key, known, got = (first, seconds, rest[0] if rest else "") if seconds else ("verb", list(VERBS), first)
+    print(f"error: {key}: must be one of {', '.join(known)}, got {got!r}", file=sys.stderr)
     return 2
 
 

@@ -30,7 +30,7 @@ class Arguments(argparse.ArgumentParser):
     """A command line whose refusals are lines like all others: key, rule, value."""
 
     def __init__(self, **more: Any) -> None:
-        super().__init__(allow_abbrev=False, **more)
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **more)
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse found.

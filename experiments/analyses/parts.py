@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from experiments.analyses.energy import MODES, energy_test
 from experiments.analyses.predict import SIMULATED, bound, forecast_path, horizons_of, simulate
 from experiments.backends import load_backend
 from experiments.calibration.trajectories import generate, grams, require_plain, split_arguments
+from experiments.cli import Exit
 from experiments.config.compose import compose
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check, choose
@@ -243,3 +245,9 @@ def main(arguments: Sequence[str]) -> None:
     for part in parts:
         PARTS[part](study)
         print(f"{part}: {folder}", flush=True)
+
+
+if __name__ == "__main__":
+    outcome = Exit()
+    outcome.guard(lambda: main(sys.argv[1:]))
+    sys.exit(outcome.code)

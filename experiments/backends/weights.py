@@ -1,11 +1,11 @@
-"""Where pretrained pipelines are looked for. Nothing is ever downloaded: what is missing is said in one line.
+"""Pretrained pipelines: where they are looked for, and how one of `.bin` files is written again as safetensors.
 
-A pipeline is a folder in diffusers' layout, given by `backend.path` or found in the Hugging Face cache. Only
-safetensors are read, whose headers must fit their files, and all parts must be classes of diffusers or transformers:
-code that lies in the folder is never run. Repositories that hold nothing but `.bin` files are converted once, without
-executing anything in them:
+    python -m experiments weights SOURCE TARGET      a pipeline's folder, and the folder to write
 
-    python -m experiments weights SOURCE TARGET
+A pipeline is a folder in diffusers' layout, given by `backend.path` or found in the Hugging Face cache. Nothing is ever
+downloaded: what is missing is said in one line. Only safetensors are read, whose headers must fit their files, and all
+parts must be classes of diffusers or transformers: code that lies in the folder is never run. Repositories that hold
+nothing but `.bin` files are converted once, by the command above, which executes nothing in them.
 """
 
 from __future__ import annotations

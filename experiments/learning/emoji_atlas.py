@@ -5,12 +5,12 @@
 
 Noto Emoji (Google, images Apache-2.0) is the style "flat", Fluent Emoji (Microsoft, MIT) the style "3d". Each sprite
 is cropped to its alpha, centred in a square and resampled (Lanczos, premultiplied) to 26 and to 15 pixels. Training
-needs only the atlas: this program is how it came to be.
+needs only the atlas: this program is how it came to be. `--output` is the PNG to write (the shipped one).
 """
 
 from __future__ import annotations
 
-import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from PIL import Image
 
 from evaluation.decoders import open_picture
 from experiments.backends.emoji.atlas import ATLAS, OBJECTS, PER_ROW, SIZES, cell_box
+from experiments.cli import Arguments, Exit
 
 __all__ = ["main", "sprite"]
 
@@ -37,13 +38,13 @@ def sprite(path: Path, size: int) -> Image.Image:
     return Image.fromarray((small * 255).round().astype(np.uint8))
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Read both packages and write the atlas."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("google", type=Path, help="unpacked emoji-datasource-google")
-    parser.add_argument("fluent", type=Path, help="unpacked @lobehub/fluent-emoji-3d")
-    parser.add_argument("--output", type=Path, default=ATLAS, help="the PNG to write")
-    args = parser.parse_args()
+    parser = Arguments(prog="python -m experiments train emoji-atlas")
+    parser.add_argument("google", type=Path)
+    parser.add_argument("fluent", type=Path)
+    parser.add_argument("--output", type=Path, default=ATLAS)
+    args = parser.parse_args(arguments)
 
     rows = -(-len(OBJECTS) // PER_ROW)
     atlas = Image.new("RGBA", (PER_ROW * 2 * sum(SIZES), rows * max(SIZES)))
@@ -57,4 +58,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    outcome = Exit()
+    outcome.guard(lambda: main(sys.argv[1:]))
+    sys.exit(outcome.code)

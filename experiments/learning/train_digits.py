@@ -8,15 +8,21 @@ DDPM with the linear beta schedule (1e-4 to 0.02, 1000 steps), epsilon-predictio
 
 labels replaced by the null class with probability 0.1 (classifier-free guidance), AdamW with warm-up and
 cosine decay, exponential moving average of the weights. Everything is seeded. The weights are written in bfloat16
-to `experiments/assets/digits/`, with a `training.json` beside them that the model card quotes.
+to `output`, with a `training.json` beside them that the model card quotes.
+
+    --steps N             optimizer steps of the DiT (7000)
+    --classifier-steps N  optimizer steps of the classifier (2000)
+    --batch N             images per step of the DiT (64)
+    --seed N              of initialisation, data order and noise (0)
+    --output FOLDER       receives the weights (experiments/assets/digits)
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import math
+import sys
 import time
 from datetime import date
 from pathlib import Path
@@ -33,6 +39,7 @@ from tqdm import tqdm
 
 from experiments.backends.digits.classifier import DigitsClassifier
 from experiments.backends.digits.data import CLASSES, NULL_CLASS, SIZE, split
+from experiments.cli import Arguments, Exit
 from experiments.files import ASSETS
 
 __all__ = ["build_dit", "main"]
@@ -174,15 +181,15 @@ def train_classifier(steps: int, seed: int) -> tuple[DigitsClassifier, float]:
     return model, accuracy
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Train both models and write them with a record of the training."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=7000, help="optimizer steps of the DiT")
-    parser.add_argument("--classifier-steps", type=int, default=2000, help="optimizer steps of the classifier")
-    parser.add_argument("--batch", type=int, default=64, help="images per step of the DiT")
-    parser.add_argument("--seed", type=int, default=0, help="seed of initialisation, data order and noise")
-    parser.add_argument("--output", type=Path, default=ASSETS / "digits", help="folder that receives the weights")
-    args = parser.parse_args()
+    parser = Arguments(prog="python -m experiments train digits")
+    parser.add_argument("--steps", type=int, default=7000)
+    parser.add_argument("--classifier-steps", type=int, default=2000)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=ASSETS / "digits")
+    args = parser.parse_args(arguments)
 
     args.output.mkdir(parents=True, exist_ok=True)
     started = time.time()
@@ -209,4 +216,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    outcome = Exit()
+    outcome.guard(lambda: main(sys.argv[1:]))
+    sys.exit(outcome.code)

@@ -10,12 +10,21 @@ with FLUX's shift of the noise levels (Esser et al. 2024; Black Forest Labs 2024
 by the empty one (classifier-free guidance). AdamW with warm-up and a linear decay over the last part, exponential
 moving average of the weights. Every update draws its data from (seed, update), so a training that was interrupted
 continues to the very same result; asking for fewer `--updates` on the way makes the rate fall from there.
+
+    --updates N      updates of the weights (10000)
+    --stop N         stop after this update, to be continued
+    --batch N        pictures per update (32)
+    --rate X         highest learning rate (0.002)
+    --seed N         of initialisation, data and noise (0)
+    --every N        updates between checkpoints (250)
+    --output FOLDER  receives the weights (experiments/assets/emoji)
+    --state FILE     the checkpoint (results/training/emoji.pt)
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+import sys
 import time
 from dataclasses import dataclass, field
 from datetime import date
@@ -32,6 +41,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from experiments.backends.emoji.captions import draw, random_scene
 from experiments.backends.emoji.pipeline import CHANNELS, pack, predict, shift_levels
 from experiments.backends.emoji.text_encoder import TextEncoder, encode
+from experiments.cli import Arguments, Exit
 from experiments.files import ASSETS, replacing
 from experiments.learning.train_digits import autocast
 
@@ -185,18 +195,18 @@ def write(training: Training, folder: Path, facts: dict[str, Any]) -> None:
     (folder / "training.json").write_text(json.dumps(record) + "\n")
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Train, and write what the backend loads."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--updates", type=int, default=10000, help="updates of the weights")
-    parser.add_argument("--stop", type=int, help="stop after this update, to be continued")
-    parser.add_argument("--batch", type=int, default=32, help="pictures per update")
-    parser.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")
-    parser.add_argument("--seed", type=int, default=0, help="seed of initialisation, data and noise")
-    parser.add_argument("--every", type=int, default=250, help="updates between checkpoints")
-    parser.add_argument("--output", type=Path, default=ASSETS / "emoji", help="folder that receives the weights")
-    parser.add_argument("--state", type=Path, default=Path("results/training/emoji.pt"), help="the checkpoint")
-    args = parser.parse_args()
+    parser = Arguments(prog="python -m experiments train emoji")
+    parser.add_argument("--updates", type=int, default=10000)
+    parser.add_argument("--stop", type=int)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--every", type=int, default=250)
+    parser.add_argument("--output", type=Path, default=ASSETS / "emoji")
+    parser.add_argument("--state", type=Path, default=Path("results/training/emoji.pt"))
+    args = parser.parse_args(arguments)
 
     training = start(args.seed, args.rate)
     if args.state.is_file():
@@ -216,4 +226,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    outcome = Exit()
+    outcome.guard(lambda: main(sys.argv[1:]))
+    sys.exit(outcome.code)

@@ -6,12 +6,18 @@
 
 Held-out accuracy is that on scenes which neither the judge nor the model was trained on. The record also has the scores
 under growing blur and noise and with wrong captions, which must fall.
+
+    --updates N      updates of the weights (2000)
+    --batch N        pictures per update (64)
+    --rate X         highest learning rate (0.002)
+    --seed N         of initialisation and data (0)
+    --output FOLDER  receives the weights (experiments/assets/emoji)
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+import sys
 import time
 from datetime import date
 from pathlib import Path
@@ -25,6 +31,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from experiments.backends.emoji.captions import Scene, draw, random_scene
 from experiments.backends.emoji.judge import EmojiJudge, targets
+from experiments.cli import Arguments, Exit
 from experiments.files import ASSETS
 from experiments.learning.train_digits import autocast
 
@@ -129,15 +136,15 @@ def train(updates: int, batch: int, seed: int, rate: float) -> EmojiJudge:
     return judge.eval().requires_grad_(False)
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Train the judge and write it with a record of the training."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--updates", type=int, default=2000, help="updates of the weights")
-    parser.add_argument("--batch", type=int, default=64, help="pictures per update")
-    parser.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")
-    parser.add_argument("--seed", type=int, default=0, help="seed of initialisation and data")
-    parser.add_argument("--output", type=Path, default=ASSETS / "emoji", help="folder that receives the weights")
-    args = parser.parse_args()
+    parser = Arguments(prog="python -m experiments train emoji-judge")
+    parser.add_argument("--updates", type=int, default=2000)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=ASSETS / "emoji")
+    args = parser.parse_args(arguments)
 
     judge = train(args.updates, args.batch, args.seed, args.rate)
     args.output.mkdir(parents=True, exist_ok=True)
@@ -161,4 +168,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    outcome = Exit()
+    outcome.guard(lambda: main(sys.argv[1:]))
+    sys.exit(outcome.code)

@@ -33,6 +33,8 @@ from experiments.backends.inf_dit.edm import Preconditioning
 from experiments.backends.inf_dit.images import channel_statistics, downscale, upscale
 from experiments.backends.inf_dit.model import InfDiTTransformer2DModel
 from experiments.backends.inf_dit.photographs import TRAIN, VALIDATION_ROWS, photograph
+from experiments.cli import Exit
+from experiments.errors import check, choose
 
 __all__ = ["SIZES", "main", "train"]
 
@@ -166,14 +168,23 @@ def train(work: Path, steps: int, stop: int, batch: int, seed: int, peak: float 
 
 def main(arguments: list[str]) -> None:
     """Train with `key=value` arguments and write the averaged weights in bfloat16 to `work/transformer`."""
-    given = dict(argument.split("=", 1) for argument in arguments)
-    torch.set_num_threads(1)
+    options, given = {"steps": 5000, "stop": 4600, "batch": 4, "seed": 0}, dict[str, str]()
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        choose("argument", key, ("work", *options))
+        rule = "must be a folder" if key == "work" else "must be an integer >= 0"
+        check(value != "" if key == "work" else value.isdecimal(), key, rule, value)
+        given[key] = value
+    check("work" in given, "work", "must be a folder", "")
     work = Path(given.pop("work"))
+    options |= {key: int(value) for key, value in given.items()}
+    torch.set_num_threads(1)
     work.mkdir(parents=True, exist_ok=True)
-    options = {"steps": 5000, "stop": 4600, "batch": 4, "seed": 0} | {key: int(value) for key, value in given.items()}
     averaged: Any = train(work, **options)
     averaged.module.to(torch.bfloat16).save_pretrained(work / "transformer", safe_serialization=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    outcome = Exit()
+    outcome.guard(lambda: main(sys.argv[1:]))
+    sys.exit(outcome.code)

@@ -146,8 +146,8 @@ def write_index(results: Path) -> Path:
 
 def main(arguments: list[str]) -> int:
     """Collect; returns the exit code."""
-    parser = Arguments(prog="python -m experiments collect")
-    parser.add_argument("plan")
+    parser = Arguments(prog="python -m experiments collect", description=__doc__)
+    parser.add_argument("plan", help="its folder, its name, or its title")
     parser.add_argument("--devices", help="where metrics are computed: the number of a GPU, or cpu")
     given = parser.parse_args(arguments)
 

@@ -35,10 +35,10 @@ __all__ = ["main"]
 
 def parser() -> Arguments:
     """The command line."""
-    made = Arguments(prog="python -m experiments execute")
-    made.add_argument("plan")
-    made.add_argument("--devices", help="comma-separated: numbers of GPUs, or cpu")
-    made.add_argument("--executor", choices=("inline", "local", "slurm"))
+    made = Arguments(prog="python -m experiments execute", description=__doc__)
+    made.add_argument("plan", help="its folder, its name, or its title")
+    made.add_argument("--devices", help="comma-separated: numbers of GPUs, or cpu (all GPUs, else the CPU)")
+    made.add_argument("--executor", choices=("inline", "local", "slurm"), help="here, in processes, or on a cluster")
     made.add_argument("--shards", type=int, help="parts that each row is cut into (1)")
     made.add_argument("--threads", type=int, help="CPU threads of a worker (1 on the CPU)")
     made.add_argument("--tasks", type=Path, help="file of tasks, one array element per line")

@@ -33,9 +33,9 @@ def retry(plan: Plan, row: PlanRow) -> None:
 
 def main(arguments: list[str]) -> None:
     """Retry what the arguments name."""
-    parser = Arguments(prog="python -m experiments retry")
-    parser.add_argument("plan")
-    parser.add_argument("rows", nargs="*", type=int)
+    parser = Arguments(prog="python -m experiments retry", description=__doc__)
+    parser.add_argument("plan", help="its folder, its name, or its title")
+    parser.add_argument("rows", nargs="*", type=int, help="numbers of rows (all that failed)")
     given = parser.parse_args(arguments)
     plan = Plan.open(given.plan)
     failed = [row for row in plan.rows if state_of(plan.results, row.run).state is State.FAILED]

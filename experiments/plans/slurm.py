@@ -188,8 +188,8 @@ def sbatch(script: Path, after: list[str]) -> str:
 
 def main(arguments: list[str]) -> int:
     """Submit, or show what would be submitted."""
-    parser = Arguments(prog="python -m experiments submit")
-    parser.add_argument("plan")
+    parser = Arguments(prog="python -m experiments submit", description=__doc__)
+    parser.add_argument("plan", help="its folder, its name, or its title")
     parser.add_argument("--dry-run", action="store_true", help="print the scripts")
     given, words = parser.parse_known_args(arguments)
     plan, cluster = Plan.open(given.plan), cluster_of(words)

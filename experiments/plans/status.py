@@ -165,8 +165,8 @@ def summary(states: list[RunState]) -> str:
 
 def main(arguments: list[str]) -> int:
     """Print the states; returns the exit code."""
-    parser = Arguments(prog="python -m experiments status")
-    parser.add_argument("plan")
+    parser = Arguments(prog="python -m experiments status", description=__doc__)
+    parser.add_argument("plan", help="its folder, its name, or its title")
     parser.add_argument("--watch", action="store_true", help="redraw until nothing runs or waits")
     parser.add_argument("--failed", action="store_true", help="only rows that failed")
     parser.add_argument("--page", type=int, default=1, help=f"which {PAGE} rows are shown")

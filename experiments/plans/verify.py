@@ -128,8 +128,8 @@ def targets(words: list[str]) -> tuple[list[Plan], list[Path]]:
 
 def main(arguments: list[str]) -> int:
     """Verify; returns the exit code."""
-    parser = Arguments(prog="python -m experiments verify")
-    parser.add_argument("what", nargs="+", metavar="PLAN|RUNS")
+    parser = Arguments(prog="python -m experiments verify", description=__doc__)
+    parser.add_argument("what", nargs="+", metavar="PLAN|RUNS", help="a plan, a results folder, or folders of runs")
     plans, runs = targets(parser.parse_args(arguments).what)
     said = [line for plan in plans for line in problems_of_plan(plan)]
     for run in runs:

@@ -1,8 +1,10 @@
 """Numbers in the documentation, read from the committed tables that they stand in.
 
+    python -m experiments pages
+
 A page marks a block, or a number within a line, with `<!-- numbers: NAME -->` and `<!-- end -->`; between them stands
-what the function NAME of `BLOCKS` makes of the CSV files in `results/embedded/`. `python -m experiments pages` fills
-every block of README.md and docs/, and a test compares, so a number cannot outlive the run that it came from.
+what the function NAME of `BLOCKS` makes of the CSV files in `results/embedded/`. This fills every block of README.md
+and docs/, and a test compares, so a number cannot outlive the run that it came from.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """To compare with another program, set these options.
 
-python -m experiments compare                 print the settings
-python -m experiments compare --markdown      write docs/compare.md
+    python -m experiments compare                 print the settings
+    python -m experiments compare --markdown      write docs/compare.md
+
+Program by program, the settings under which a run here computes what that program does.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,14 +24,33 @@ def test_every_verb_is_a_program_with_a_line_of_help(capsys):
     said = capsys.readouterr().out
     for verb, (_, line) in VERBS.items():
         assert f"    {verb} " in said and line in said
-        text = module(verb).read_text()
-        assert '__name__ == "__main__"' in text or module(verb).stem == "__main__", verb
+        assert '__name__ == "__main__"' in module(verb).read_text(), verb
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if docstring_of(verb)])
-def test_help_is_the_docstring_of_the_module(verb, capsys):
-    assert main([*verb.split(), "--help"]) == 0
-    assert f"python -m experiments {verb}" in capsys.readouterr().out
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_says_what_a_verb_does_with_an_example(verb, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [])
+    try:
+        assert main([*verb.split(), "--help"]) == 0
+    except SystemExit as ended:  # argparse, which adds the options
+        assert ended.code == 0
+    said, text = capsys.readouterr().out, ast.get_docstring(ast.parse(module(verb).read_text()))
+    assert text and text.splitlines()[0] in said
+    assert f"\n    python -m experiments {verb}" in said
+    options = set(re.findall(r'add_argument\("(--[\w-]+)"', module(verb).read_text())) - {"--worker"}  # which is hidden
+    assert not [option for option in options if option not in said]
+
+
+@pytest.mark.parametrize("first", sorted({verb.split()[0] for verb in VERBS if " " in verb}))
+def test_a_verb_of_two_words_lists_the_second(first, capsys):
+    assert main([first, "--help"]) == 0
+    said = capsys.readouterr().out
+    for verb, (_, line) in VERBS.items():
+        assert (line in said) == verb.startswith(f"{first} ")
+    words = ", ".join(verb.split()[1] for verb in VERBS if verb.startswith(f"{first} "))
+    for rest, got in (([], ""), (["digit"], "digit")):
+        assert main([first, *rest]) == 2
+        assert capsys.readouterr() == ("", f"error: {first}: must be one of {words}, got {got!r}\n")
 
 
 @pytest.mark.slow
@@ -66,18 +86,13 @@ def loaded(code):
 
 
 def test_status_and_help_load_no_library_of_numbers(tmp_path):
-    assert loaded("from experiments.__main__ import main; main(['--help']); main(['tables', '--help'])") == "[]"
-    light = [verb for verb in VERBS if not docstring_of(verb) and not verb.startswith("train ")]
+    told = [[], *([*verb.split()] for verb in VERBS if docstring_of(verb)), ["train"]]
+    assert loaded(f"from experiments.__main__ import main\nfor words in {told}: main([*words, '--help'])") == "[]"
+    light = [verb for verb in VERBS if not docstring_of(verb)]
     assert {"status", "execute", "submit", "collect"} <= set(light)
     names = [f"experiments.{VERBS[verb][0]}" for verb in light]
     found = loaded(f"import importlib\nfor name in {names}: importlib.import_module(name)")
     assert not {"torch", "hydra", "pandas", "scipy", "diffusers"} & set(ast.literal_eval(found))
-
-
-def test_every_verb_answers_to_help():
-    assert {verb for verb in VERBS if not docstring_of(verb) and "Arguments(" not in module(verb).read_text()} == {
-        verb for verb in VERBS if verb.startswith("train ") and "ArgumentParser(" in module(verb).read_text()
-    }
 
 
 def test_states_of_a_plan_are_told_without_its_schemas(small):

@@ -1,9 +1,9 @@
-r"""The released checkpoint: its names, and its one-time conversion to safetensors.
+r"""Inf-DiT's released checkpoint: its names, and its one-time conversion to safetensors.
+
+    python -m experiments convert inf-dit CHECKPOINT.pt FOLDER
 
 `mp_rank_00_model_states.pt` is a pickle with the weights under `module`: 426 tensors of the network and 300 of a CLIP
 model (`image_encoder.model.*`, of which `visual.*` is used). It is read with `weights_only=True`: nothing in it runs.
-
-    python -m experiments convert inf-dit CHECKPOINT.pt FOLDER
 
 The file lies on a cloud drive of Tsinghua University, linked from the README of github.com/THUDM/Inf-DiT. The code
 there is Apache-2.0; the weights come without a statement.
