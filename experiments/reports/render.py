@@ -14,7 +14,7 @@ import hicache
 from experiments.reports.columns import decimals_of, head_of, number_text
 from experiments.reports.result_table import Cell, ResultTable, Row
 
-__all__ = ["beside", "to_csv", "to_latex", "to_markdown"]
+__all__ = ["beside", "columns_of", "to_csv", "to_latex", "to_markdown"]
 
 RELATIVE = ("flops_t", "flops_g", "flops_speedup", "wall_speedup")
 LEVEL = 0.05
@@ -57,15 +57,30 @@ def difference(name: str, ours: Cell, theirs: Cell) -> str:
     return f"{gap:+.{decimals_of(name)}f}"
 
 
+UNTIMED = "wall ×: not measured in any of these runs, so it is no column; metrics.timing=full measures it."
+
+
+def is_untimed(table: ResultTable) -> bool:
+    """Whether runs were made and none has a wall speed-up; the reference's own is 1 and says nothing."""
+    walls = [row.ours["wall_speedup"] for row in table.rows if "wall_speedup" in row.ours]
+    return any(wall.why == "not measured" for wall in walls) and all(wall.value in (None, 1.0) for wall in walls)
+
+
+def columns_of(table: ResultTable) -> list[str]:
+    """Our columns that are shown: all, without wall speed-ups where no run has one."""
+    return [name for name in table.rows[0].ours if name != "wall_speedup" or not is_untimed(table)]
+
+
 def line(table: ResultTable, row: Row, style: Style) -> dict[str, str]:
     """The readable cells of a row by column head."""
     beside = {theirs: ours for ours, theirs in table.preset.compare.items()}
+    ours = {name: row.ours[name] for name in columns_of(table)}
     cells = {"method": style.plain(row.label)}
-    cells |= {head_of(name): text(name, cell, style) for name, cell in row.ours.items()}
+    cells |= {head_of(name): text(name, cell, style) for name, cell in ours.items()}
     for name, cell in row.paper.items():
         cells[f"paper: {name}"] = style.plain(published_text(cell))
-        if beside.get(name) in row.ours:
-            cells[f"Δ {name}"] = style.plain(difference(beside[name], row.ours[beside[name]], cell))
+        if beside.get(name) in ours:
+            cells[f"Δ {name}"] = style.plain(difference(beside[name], ours[beside[name]], cell))
     if any(other.note for other in table.rows):
         cells["note"] = style.plain(row.note)
     if any(other.run for other in table.rows):
@@ -104,7 +119,7 @@ def beside(table: ResultTable) -> Table:
     first = table.settings
     title = "" if first is None else f"{first.backend.name}, {first.num_items} items, seed {first.seed}"
     level = "" if first is None else f" ({first.metrics.level:.0%} intervals)"
-    made = Table(title=title + level)
+    made = Table(title=title + level, caption=UNTIMED if is_untimed(table) else None)
     made.add_column("")
     for cells in lines:
         made.add_column(cells["method"], justify="right")
@@ -134,8 +149,8 @@ def facts(table: ResultTable) -> list[str]:
             f"wall ×: method and reference in turn in one process (metrics.timing){ranges}. The protocol behind quoted "
             "speed-ups is in benchmarks/."
         )
-    elif any(wall.why == "not measured" for wall in walls):
-        said.append("wall ×: not measured, the runs are too short for it; metrics.timing=full takes the time it needs.")
+    elif is_untimed(table):
+        said.append(UNTIMED)
     cells = [cell for row in table.rows for cell in row.ours.values()]
     if any(cell.rank for cell in cells):
         said.append("Bold: best of its block and what cannot be told from it; underlined: the next, likewise.")
@@ -164,7 +179,8 @@ def to_csv(table: ResultTable) -> str:
     lines: list[dict[str, object]] = []
     for row in table.rows:
         cells: dict[str, object] = {"method": row.label, "run": row.run, "block": row.block or None}
-        for name, cell in row.ours.items():
+        for name in columns_of(table):
+            cell = row.ours[name]
             cells |= {
                 name: cell.value,
                 f"{name}_low": cell.low,
@@ -241,6 +257,7 @@ def to_latex(table: ResultTable) -> str:
     """A booktabs table; the run ids stand in comments, so that each number can still be traced."""
     frame = pandas.DataFrame([line(table, row, IN_LATEX) for row in table.rows])
     runs = [f"% {' '.join(row.label.split())}: {row.run}" for row in table.rows if row.run]
+    runs += [f"% {UNTIMED}"] if is_untimed(table) else []
     frame = frame.drop(columns=[name for name in ("run", "note") if name in frame])
     frame.columns = [escape(str(name)) for name in frame.columns]
     layout = "l" + "r" * (frame.shape[1] - 1)

@@ -34,7 +34,7 @@ from experiments.reports.costs import UNITS
 from experiments.reports.gallery import Gallery
 from experiments.reports.plot import identify, identity_of, look_of_row
 from experiments.reports.ranks import add_ranks
-from experiments.reports.render import LEVEL, published_text
+from experiments.reports.render import LEVEL, columns_of, published_text
 from experiments.reports.render import facts as facts_of
 from experiments.reports.result_table import Cell, ResultTable, Row, build, build_plan
 from experiments.reports.runs import build_runs
@@ -74,7 +74,7 @@ def published_cell(cell: Cell) -> dict[str, Any]:
 
 def block_of(table: ResultTable, gallery: Gallery, items: int) -> dict[str, Any]:
     """A table of one backend and set of items: what the template shows, and what its script reads."""
-    names, theirs = list(table.rows[0].ours), list(table.rows[0].paper)
+    names, theirs = columns_of(table), list(table.rows[0].paper)
     heads = {name: NAMES.get(name, head_of(name)) for name in names}
     facts = [identity_of(row) for row in table.rows]
     known = [of for of in facts if of]

@@ -14,6 +14,9 @@ from experiments.settings.describe import describe_method
 
 __all__ = ["print_outcome"]
 
+WALL = "wall speed-up"
+"""The line that a run without one has not."""
+
 
 def interval(summary: dict[str, Any] | None) -> str:
     """`33.52 [33.11, 33.93]`, or why there is no number."""
@@ -52,7 +55,7 @@ def comparison(outcome: Outcome) -> Table:
     title = f"{settings.backend.name}, {settings.num_items} items, seed {settings.seed}"
     table = Table(title=f"{title} ({settings.metrics.level:.0%} intervals)")
     table.add_column("")
-    labels = ["full steps", "FLOPs speed-up", "wall speed-up", "ms per item", "cache, MB per batch"]
+    labels = ["full steps", "FLOPs speed-up", WALL, "ms per item", "cache, MB per batch"]
     columns = [labels + [known_metrics()[name].heading() for name in names]]
     reference = outcome.reference
     if reference is not None:
@@ -61,7 +64,8 @@ def comparison(outcome: Outcome) -> Table:
     table.add_column(describe_method(settings), justify="right")
     columns.append(column(metrics, metrics.get("latency"), names))
     for cells in zip(*columns, strict=True):
-        table.add_row(*cells)
+        if cells[0] != WALL or "wall_speedup" in metrics:
+            table.add_row(*cells)
     return table
 
 
@@ -70,10 +74,10 @@ def print_outcome(outcome: Outcome) -> None:
     shard, folder = outcome.settings.shard, outcome.folder
     if outcome.metrics:
         Console(width=None if os.environ.get("COLUMNS") else 110).print(comparison(outcome))
-        if outcome.settings.metrics.timing == "quick" and "wall_speedup" not in outcome.metrics:
-            print(
-                "no wall speed-up: the run is too short for times within a tenth of it; metrics.timing=full takes them"
-            )
+        if "wall_speedup" not in outcome.metrics:
+            quick = outcome.settings.metrics.timing == "quick"
+            why = "the run is too short for times within a tenth of it" if quick else "none was asked for"
+            print(f"no wall speed-up: {why}; metrics.timing=full takes them")
         print(f"metrics: {folder.metrics_file}")
         print(f"picture: {folder.picture}")
     else:

@@ -8,12 +8,15 @@ import warnings
 
 import pytest
 from plans import planned
+from rich.console import Console
 
 from experiments.reports import plot as plots
 from experiments.reports.columns import number_text
+from experiments.reports.gallery import Gallery
 from experiments.reports.plot import plot, points
 from experiments.reports.ranks import add_ranks
-from experiments.reports.render import escape, to_csv, to_latex, to_markdown
+from experiments.reports.render import beside, escape, to_csv, to_latex, to_markdown
+from experiments.reports.report import block_of
 from experiments.reports.result_table import Cell, ResultTable, build
 from experiments.reports.tables import main
 
@@ -52,6 +55,31 @@ def test_cells_come_from_the_run_or_say_why_not(table):
     for row in table.rows:
         for cell in (*row.ours.values(), *row.paper.values()):
             assert (cell.value is None) == bool(cell.why)
+
+
+def test_a_wall_column_without_a_measurement_is_a_note(table, results):
+    """The reference's own speed-up, 1, is none; a single measured row keeps the column."""
+    number = Cell(value=2.5)
+    row = dataclasses.replace(table.rows[0], paper={"latency_speedup": number})
+    preset = dataclasses.replace(table.preset, compare={"wall_speedup": "latency_speedup"})
+
+    def shown(*walls):
+        rows = [dataclasses.replace(row, ours={"psnr": number, "wall_speedup": wall}) for wall in walls]
+        made = ResultTable(preset=preset, rows=rows)
+        console = Console(file=io.StringIO(), width=200)
+        console.print(beside(made))
+        page = [block_of(made, Gallery([results], 8), 0)["shown"][key] for key in ("heads", "facts")]
+        texts = (to_markdown(made), to_latex(made), to_csv(made), console.file.getvalue(), " ".join(map(str, page)))
+        return [[word in text for word in ("timing=full", "wall", "latency_speedup")] for text in texts]
+
+    absent, one = Cell(why="not measured"), Cell(value=1.0)
+    for walls in ((one, absent), (absent, absent), (absent, Cell(why="not run"))):
+        made = shown(*walls)
+        assert [note for note, _, _ in made] == [True, True, False, True, True], "all but the CSV say why"
+        assert not made[2][1]
+    for walls in ((one, Cell(value=3.0), absent), (Cell(why="not run"), Cell(why="not run"))):
+        made = shown(*walls)
+        assert not any(note for note, _, _ in made) and all(head for _, head, _ in made)
 
 
 def test_a_torn_file_of_metrics_is_a_reason_and_no_traceback(tmp_path):
