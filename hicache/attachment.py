@@ -48,11 +48,12 @@ def is_compiled(model: nn.Module) -> bool:
 
 def innermost(model: nn.Module) -> tuple[dict[str, Any], str]:
     """Where the model's own forward is kept: by the first of diffusers' hooks, by accelerate's, or by itself."""
-    hooks = getattr(getattr(model, "_diffusers_hook", None), "_fn_refs", None)
+    own = vars(model)
+    hooks = getattr(own.get("_diffusers_hook"), "_fn_refs", None)
     if hooks:
         slots: dict[str, Any] = hooks[0].__dict__
         return slots, "forward" if slots.get("original_forward") is None else "original_forward"
-    return vars(model), "_old_forward" if "_old_forward" in vars(model) else "forward"
+    return own, "_old_forward" if "_old_forward" in own else "forward"
 
 
 class Dispatcher:
@@ -128,13 +129,13 @@ def check_shared(model: nn.Module, executor: Executor) -> None:
     Each process of diffusers' context parallelism caches its own part of every value, so a step must be computed by all
     of them or by none.
     """
-    if sharing(unwrapped(model)) is None or not executor.caches:
-        return
     method = executor.method
+    picks = executor.caches and (method.patch is not None or method.policy.batched)
+    if not picks or sharing(unwrapped(model)) is None:
+        return
     if method.patch is not None:
         raise ValueError(f"method: must recompute no rows of tokens under context parallelism, got {method.name}")
-    if method.policy.batched:
-        raise ValueError(f"method: must not decide from values under context parallelism, got {method.name}")
+    raise ValueError(f"method: must not decide from values under context parallelism, got {method.name}")
 
 
 def check_whole(model: nn.Module, scope: str) -> None:

@@ -21,16 +21,17 @@ def binder(model: nn.Module) -> Callable[[tuple[Any, ...], dict[str, Any]], dict
     signature = inspect.signature(type(model).forward)
     known = list(signature.parameters.values())[1:]
     names = [each.name for each in known]
-    defaults = {each.name: each.default for each in known if each.default is not each.empty}
+    defaults = {each.name: each.default for each in known}
+    needed = {each.name for each in known if each.default is each.empty}
     plain = all(each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY) for each in known)
-    keys = set(names)
     most = sum(each.kind is each.POSITIONAL_OR_KEYWORD for each in known)
 
     def bind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        if plain and len(args) <= most and kwargs.keys().isdisjoint(names[: len(args)]):
-            given = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
-            if given.keys() == keys:
-                return {name: given[name] for name in names}
+        first = names[: len(args)]
+        if plain and len(args) <= most and kwargs.keys().isdisjoint(first) and not needed.difference(first, kwargs):
+            given = {**defaults, **dict(zip(first, args, strict=True)), **kwargs}
+            if len(given) == len(names):
+                return given
         bound = signature.bind(model, *args, **kwargs)
         bound.apply_defaults()
         return dict(list(bound.arguments.items())[1:])

@@ -323,8 +323,8 @@ class Executor:
             if action is not Action.COMPUTE and (branch.late or changed):
                 branch.forced.append(branch.clock.step)
                 action = Action.COMPUTE
-            first = next(iter(self.generation.branches.values())) is branch
-            before = forecast(branch) if self.errors and first and action is Action.COMPUTE else []
+            first = self.errors and next(iter(self.generation.branches.values())) is branch
+            before = forecast(branch) if first and action is Action.COMPUTE else []
             result = self.run(action, branch, call, args, kwargs)
             if before:
                 self.report.errors |= errors_of(branch, before)
@@ -390,7 +390,9 @@ class Executor:
             self.tapped.compute(branch, own)
 
     def check(self, branch: Branch) -> None:
-        """Raise `PlanError` if the executed full steps of a branch are not the planned ones that it has reached."""
+        """A branch is over: raise `PlanError` if its full steps are not the planned ones that it has reached."""
+        if self.adapter is not None:
+            self.adapter.release()
         self.generation.check(branch, self.planned(branch))
 
     def planned(self, branch: Branch) -> list[int] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 __all__ = ["SCOPES", "Action", "Scope", "Site"]
 
@@ -29,8 +30,7 @@ class Action(Enum):
     SKIP = "skip"
 
 
-@dataclass(frozen=True)
-class Site:
+class Site(NamedTuple):
     """One place whose value is cached."""
 
     layer: int

@@ -67,6 +67,8 @@ class Adapter(ABC):
         self.model: Any = model
         self._bind = binder(model)
         self._gates: list[Gate] = []
+        self._places: list[tuple[Any, ...]] = []
+        self._sure = False
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """The call's arguments by name, defaults filled in."""
@@ -165,14 +167,25 @@ class Adapter(ABC):
         return torch.stack([gate(condition) for gate in self.gate_rows(hidden.shape[-1])])
 
     def gate_rows(self, width: int) -> list[Gate]:
-        """What gives the gate of each gated module; looked up at the first estimated step after a computed one."""
-        if not self._gates:
-            self._gates = [gate_of(module, width) for module in self.gated()]
+        """What gives the gate of each gated module; looked up again where a modulation or its weights have moved."""
+        if not self._sure:
+            places = [place_of(layer) for layer in self.modulations()]
+            if places != self._places:
+                self._gates, self._places = [gate_of(module, width) for module in self.gated()], places
+            self._sure = True
         return self._gates
+
+    def modulations(self) -> list[nn.Module]:
+        """The layers that give the gates."""
+        return [module.modulation for module in self.gated() if module.modulation is not None]
 
     def renew(self) -> None:
         """The model computes a step: what was looked up in it may have changed."""
-        self._gates = []
+        self._sure = False
+
+    def release(self) -> None:
+        """A generation is over: hold none of the model's weights, which may be moved to make room."""
+        self._gates, self._places, self._sure = [], [], False
 
     def live(self, call: Call, hidden: Tensor, forecast: Callable[[Site], Tensor]) -> Tensor:
         """The image hidden state with what an estimated step at scope `modules` computes beside the modules: nothing.
@@ -233,15 +246,29 @@ class Adapter(ABC):
         return self.output_channel if scope == "output" else -1
 
 
-def gate_of(module: Module, width: int) -> Gate:
-    """The rows of a module's modulation that give its gate, and only those.
+def weights_of(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
+    """Weight and bias of a linear layer; None where an offload hook or a quantiser has wrapped it."""
+    if type(layer) is not nn.Linear or "_hf_hook" in vars(layer):
+        return None
+    found: dict[str, Tensor | None] = vars(layer)["_parameters"]
+    weight = found.get("weight")
+    return (weight, found.get("bias")) if type(weight) is nn.Parameter else None
 
-    A layer that an offload hook or a quantiser has wrapped is called as a whole.
-    """
+
+def place_of(layer: nn.Module) -> tuple[Any, ...]:
+    """A layer and where its weights are: while these stay the same, so does its `gate_of`."""
+    return layer, *(None if each is None else each.data_ptr() for each in weights_of(layer) or ())
+
+
+def gate_of(module: Module, width: int) -> Gate:
+    """The rows of a module's modulation that give its gate, and only those; a layer that is wrapped is called."""
     layer: Any = module.modulation
     rows = slice(module.chunk * width, (module.chunk + 1) * width)
-    if type(layer) is not nn.Linear or hasattr(layer, "_hf_hook"):
+    found = weights_of(layer)
+    if found is None:
         return lambda condition: layer(condition)[:, rows]
-    weight = layer.weight[rows]
-    bias = None if layer.bias is None else layer.bias[rows]  # pyright: ignore[reportUnnecessaryComparison]
-    return lambda condition: F.linear(condition, weight, bias)
+    weight, bias = found[0][rows].t(), found[1]
+    if bias is None:
+        return lambda condition: torch.mm(condition, weight)
+    shift = bias[rows]
+    return lambda condition: torch.addmm(shift, condition, weight)

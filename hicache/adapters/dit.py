@@ -30,6 +30,9 @@ class DiTAdapter(Adapter):
     def blocks(self) -> list[nn.Module]:
         return list(self.model.transformer_blocks)
 
+    def modulations(self) -> list[nn.Module]:
+        return [block.norm1.linear for block in self.model.transformer_blocks]
+
     def modules(self) -> list[Module]:
         return [
             Module(Site(i, name), module, block.norm1.linear, chunk)

@@ -67,6 +67,10 @@ class StreamsAdapter(Adapter):
         """The linear layer behind a double block's image modulation."""
         return block.norm1.linear
 
+    def modulations(self) -> list[nn.Module]:
+        single = getattr(self.model, "single_transformer_blocks", ())
+        return [*map(self.modulation, self.model.transformer_blocks), *(block.norm.linear for block in single)]
+
     def modules(self) -> list[Module]:
         modules: list[Module] = []
         for i, block in enumerate(self.model.transformer_blocks):

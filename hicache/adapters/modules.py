@@ -19,8 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -29,8 +28,7 @@ from hicache.tree import Site
 __all__ = ["Module", "compiled", "replaced", "uncompiled"]
 
 
-@dataclass(frozen=True)
-class Module:
+class Module(NamedTuple):
     """A module whose value is cached.
 
     Attributes:
@@ -53,7 +51,7 @@ class Module:
     @property
     def image_site(self) -> Site:
         """The name of its image rows; a fusion keeps its own."""
-        return replace(self.site, stream="img") if self.site.module == "attn" else self.site
+        return self.site._replace(stream="img") if self.site.module == "attn" else self.site
 
 
 @contextmanager

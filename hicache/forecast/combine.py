@@ -45,7 +45,7 @@ def combine(
             factor = weight.to(wide).reshape(weight.shape + (1,) * (tensor.dim() - weight.dim()))
             total = value * factor if total is None else total.addcmul_(value, factor)
         elif weight != 0.0:
-            value = tensor.to(device, non_blocking=True)
+            value = tensor if tensor.device == device else tensor.to(device, non_blocking=True)
             total = value.to(wide) * weight if total is None else total.add_(value, alpha=weight)
     if total is None:
         total = torch.zeros_like(tensors[0], dtype=wide, device=device)
@@ -65,7 +65,7 @@ def gated_sum(base: Tensor, gates: Tensor, weights: Sequence[float | Tensor], fr
     wide = torch.promote_types(base.dtype, torch.float32)
     used = [(w, f) for w, f in zip(weights, frames, strict=True) if isinstance(w, Tensor) or w != 0.0]
     total = base.to(wide, copy=True, memory_format=torch.contiguous_format)
-    gates = gates.to(wide)[:, :, None]
+    gates = gates.to(wide).unsqueeze(2)
     if base.numel() <= SMALL and used:
         return total.add_(together(gates, used, wide)).to(base.dtype)
     for weight, frame in used:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hicache.forecast.basis import Scalar
-from hicache.forecast.combine import combine
-from hicache.forecast.fused import fast_gated_sum, kernel_for
+from hicache.forecast.combine import combine, gated_sum
+from hicache.forecast.fused import kernel_for, triton_gated_sum
 from hicache.forecast.history import History
 from hicache.forecast.scale import SigmaSchedule
 from hicache.storage import bytes_of
@@ -144,17 +144,19 @@ class Forecaster:
             rows: the tokens of the frames that belong to `base`; all of them by default.
             sites: which sites of the frames; all of them by default.
         """
-        rows = rows or slice(None)
         if self.numerics == "reference":
             for gate, value in zip(gates, self.predict(step, sites), strict=True):
-                base = gate[:, None] * value[:, rows] + base
+                base = gate[:, None] * value[:, rows or slice(None)] + base
             return base
-        weights, frames = self.coefficients(step), [frame[:, :, rows] for frame in self.history.frames]
+        weights, frames = self.coefficients(step), self.history.frames
+        if rows is not None:
+            frames = [frame[:, :, rows] for frame in frames]
         if sites is not None:
             weights = [w[sites] if isinstance(w, Tensor) and w.dim() else w for w in weights]
             frames = [frame[sites] for frame in frames]
         self.kernel = kernel_for(base, frames)
-        return fast_gated_sum(base, gates, weights, frames)
+        reduce = triton_gated_sum if self.kernel == "triton" else gated_sum
+        return reduce(base, gates, weights, frames)
 
     def reset(self, num_steps: int | None = None, offset: int = 0) -> None:
         """Forget all anchors; a run of `num_steps` may follow, whose first one is step `offset` of the clock."""

@@ -20,9 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hicache.forecast.combine import gated_sum
-
-__all__ = ["fast_gated_sum", "kernel_for", "triton_gated_sum"]
+__all__ = ["kernel_for", "triton_gated_sum"]
 
 MAX_FRAMES = 7
 """Pointers that the kernel takes: order 6 and below."""
@@ -30,19 +28,12 @@ MAX_FRAMES = 7
 
 def kernel_for(base: Tensor, frames: Sequence[Tensor]) -> str:
     """`triton` where the fast kernel serves these tensors, else `torch`."""
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if not (base.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
+        return "torch"
     strides = frames[0].stride()
     on_device = all(frame.device == base.device and frame.stride() == strides for frame in frames) and strides[-1] == 1
     small = base.dtype in (torch.float32, torch.bfloat16, torch.float16)
-    fits = len(frames) <= MAX_FRAMES and on_device and small
-    return "triton" if fits and (base.is_cuda or interpreted) and _kernel() is not None else "torch"
-
-
-def fast_gated_sum(base: Tensor, gates: Tensor, weights: Sequence[float | Tensor], frames: Sequence[Tensor]) -> Tensor:
-    """`gated_sum` by the fastest kernel that serves these tensors; arguments as there."""
-    if kernel_for(base, frames) == "triton":
-        return triton_gated_sum(base, gates, weights, frames)
-    return gated_sum(base, gates, weights, frames)
+    return "triton" if len(frames) <= MAX_FRAMES and on_device and small and _kernel() is not None else "torch"
 
 
 def triton_gated_sum(

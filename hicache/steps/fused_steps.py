@@ -24,8 +24,12 @@ class FusedSteps:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
-        self.computed, self.estimated = ComputedStep(setup), EstimatedStep(setup)
-        self.mixed, self.probed = MixedStep(setup), ProbedStep(setup)
+        self.steps = {
+            Action.COMPUTE: ComputedStep(setup),
+            Action.ESTIMATE: EstimatedStep(setup),
+            Action.MIXED: MixedStep(setup),
+        }
+        self.probed = ProbedStep(setup)
         kept = {module.site for module in setup.modules}
         every = all(m.site in kept for m in setup.adapter.modules() if not m.feeds)
         self.whole = setup.method.patch is None and every
@@ -34,8 +38,7 @@ class FusedSteps:
         """The result of a step of one kind."""
         if action is not Action.ESTIMATE:
             self.setup.adapter.renew()
-        steps = {Action.COMPUTE: self.computed, Action.ESTIMATE: self.estimated, Action.MIXED: self.mixed}
-        return steps[action].run(branch, call, args, kwargs)
+        return self.steps[action].run(branch, call, args, kwargs)
 
     def watched(self, call: Call) -> Tensor:
         """What an indicator looks at: the modulated input of the first block."""

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 import hicache
-from hicache.adapters import adapter_for
-from hicache.adapters.base import Adapter
+from hicache.adapters import adapter_for, base
 from hicache.calls import binder
 from hicache.forecast.combine import gated_sum
 
@@ -63,25 +62,59 @@ def test_many_sites_at_a_time_give_the_same_sum(monkeypatch, per_sample, dtype):
 
 
 @pytest.mark.parametrize("name", ["flux", "dit"])
-def test_gates_are_looked_up_once_between_computed_steps(monkeypatch, name):
-    looked, gated = [], Adapter.gated
-    monkeypatch.setattr(Adapter, "gated", lambda self: looked.append(1) or gated(self))
+def test_gates_are_looked_up_once_in_a_generation(monkeypatch, name):
+    looked, gate_of = [], base.gate_of
+    monkeypatch.setattr(base, "gate_of", lambda module, width: looked.append(1) or gate_of(module, width))
     model = build(name)
     with hicache.cached(model, hicache.method("hicache", interval=5, warmup_steps=1)) as cache:
-        looked.clear()
-        cache.begin(10)
-        denoise(model, inputs(model, name), 10)
-        assert cache.report.full_steps == [0, 5]
-    assert len(looked) == 3  # for the proof too
+        cache.begin(11)
+        denoise(model, inputs(model, name), 11)
+        assert cache.report.full_steps == [0, 5, 10]
+    assert len(looked) == len(adapter_for(model).gated())
 
 
-def test_gates_follow_a_layer_that_is_exchanged():
+@pytest.mark.parametrize("name", ["flux", "dit"])
+def test_no_weight_is_held_behind_a_generation(name):
+    """They may be moved to make room for what decodes the result."""
+    model = build(name)
+    weights = [layer.weight.untyped_storage() for layer in adapter_for(model).modulations()]
+    counts = [torch._C._storage_Use_Count(each._cdata) for each in weights]
+    with hicache.cached(model, hicache.method("hicache", interval=5, warmup_steps=1)) as cache:
+        cache.begin(8)
+        denoise(model, inputs(model, name), 8)
+        assert cache.report.estimated_steps[-1] == 7
+        assert [torch._C._storage_Use_Count(each._cdata) for each in weights] == counts
+
+
+def exchange(block):
+    block.norm1.linear = nn.Linear(32, 6 * 32)
+
+
+def exchange_weight(block):
+    block.norm1.linear.weight = nn.Parameter(torch.randn(6 * 32, 32))
+
+
+def move_weight(block):
+    block.norm1.linear.weight.data = torch.randn(6 * 32, 32)
+
+
+def move_bias(block):
+    block.norm1.linear.bias.data = torch.randn(6 * 32)
+
+
+def hook(block):
+    layer = block.norm1.linear
+    layer._hf_hook, layer.forward = "of an offload", lambda condition: condition.repeat(1, 6)
+
+
+@pytest.mark.parametrize("change", [exchange, exchange_weight, move_weight, move_bias, hook])
+def test_gates_follow_what_happens_to_a_layer(change):
     model = build("flux")
     adapter, call = adapter_for(model), inputs(model, "flux")
     with torch.no_grad():
         hidden = adapter.embed(adapter.bind((), call))
         before = adapter.gates(adapter.bind((), call), hidden)
-        model.transformer_blocks[0].norm1.linear = nn.Linear(32, 6 * 32)
+        change(model.transformer_blocks[0])
         adapter.renew()
         after = adapter.gates(adapter.bind((), call), hidden)
         fresh = adapter_for(model)
