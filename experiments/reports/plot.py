@@ -18,11 +18,13 @@ import hicache
 from experiments.config.method import StepsConfig
 from experiments.reports.columns import head_of
 from experiments.reports.result_table import ResultTable, Row
-from experiments.runs.style import COLUMN, Look, end_labels, halo, look_of, save, styled
+from experiments.runs.style import COLUMN, Look, end_labels, fold, halo, look_of, save, styled
 from experiments.settings.identity import canonical
 
 __all__ = [
+    "SYMBOLS",
     "PlotPoint",
+    "add_legend",
     "draw_panel",
     "height_of",
     "identify",
@@ -36,7 +38,13 @@ __all__ = [
 ]
 
 QUALITY = ("psnr", "digits_fid", "image_reward", "fid", "vbench")
-AXES = {"flops_speedup": "FLOPs speed-up", "wall_speedup": "wall speed-up", "sigma": "σ", "interval": "interval N"}
+AXES = {
+    "flops_speedup": "FLOPs speed-up",
+    "wall_speedup": "wall speed-up",
+    "sigma": "σ",
+    "interval": "interval N",
+    "order": "order m",
+}
 SYMBOLS = {"interval": "N", "order": "m", "sigma": "σ", "method.steps": ""}
 LEGEND = 8
 """More methods than that are named beside the axes."""
@@ -283,6 +291,14 @@ def overlap(one: Box, other: Box) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
+def add_legend(axis: Any) -> None:
+    """The legend beside a panel."""
+    handles, names = axis.get_legend_handles_labels()
+    axis.legend(
+        handles, [fold(name) for name in names], loc="upper left", bbox_to_anchor=(1.0, 1.02), borderaxespad=0.2
+    )
+
+
 def name_series(
     axis: Any,
     ends: list[tuple[str, str, float, float]],
@@ -294,7 +310,7 @@ def name_series(
     if not ends and not levels:
         return
     if len(ends) + len(levels) <= LEGEND:
-        axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), borderaxespad=0.2)
+        add_legend(axis)
         return
     left, right = axis.get_xlim()
     lines = [(title, looks[title].colour, right, of[0].value) for title, of in levels.items()]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,16 @@ from experiments.config.run import Settings
 from experiments.files import write_text
 from experiments.reports.columns import directions, head_of
 from experiments.reports.gallery import records_of
-from experiments.reports.plot import AXES, draw_panel, height_of, identity_of, is_plain, look_of_row
+from experiments.reports.plot import (
+    AXES,
+    SYMBOLS,
+    add_legend,
+    draw_panel,
+    height_of,
+    identity_of,
+    is_plain,
+    look_of_row,
+)
 from experiments.reports.ranks import values_of
 from experiments.reports.result_table import ResultTable, Row
 from experiments.runs.folder import read_metrics
@@ -31,6 +41,10 @@ MOST = 8
 """Methods of one figure, where each needs a line or a cloud of its own."""
 ROWS = 40
 """Rows of the strips of full steps."""
+TICK = 14
+"""Points from tick to tick, at least."""
+DASHES = ("-", "--", "-.", ":")
+"""Lines that lie close are told apart without their colours, too."""
 
 
 def ablation(table: ResultTable, key: str, quality: str, stem: Path) -> list[Path]:
@@ -51,8 +65,31 @@ def ablation(table: ResultTable, key: str, quality: str, stem: Path) -> list[Pat
         figure, axis = pyplot.subplots(figsize=(COLUMN, high))
         figure.subplots_adjust(left=0.15, right=0.68, bottom=0.36 / high, top=1 - 0.3 / high)
         draw_panel(axis, chosen, quality, key, high - 0.55)
-        axis.set_title(textwrap.fill(f"{table.preset.title}: over {AXES.get(key, key)}", 62), loc="left", x=-0.16)
+        place_ticks(axis, sorted({float(identity_of(row)[key]) for row in rows}))
+        title = f"{textwrap.fill(table.preset.title, 62)}\nover {AXES.get(key, key)}{held(rows, key)}"
+        axis.set_title(title, loc="left", x=-0.16, fontsize=6.5)
         return [save(figure, stem.with_name(f"{stem.name}_{key}.png"), bbox_inches="tight", pad_inches=0.03)]
+
+
+def held(rows: Sequence[Row], varied: str) -> str:
+    """What runs share beside a varied setting, as ` at N=6, σ=0.5`; of what they do not share, all values."""
+    words = []
+    for key, symbol in SYMBOLS.items():
+        values = {identity_of(row).get(key) for row in rows}
+        numbers = sorted(float(value) for value in values if isinstance(value, (int, float)))
+        if symbol and numbers and key != varied:
+            words.append(f"{symbol}={' or '.join(f'{number:g}' for number in numbers)}")
+    return f" at {', '.join(words)}" if words else ""
+
+
+def place_ticks(axis: Any, values: Sequence[float]) -> None:
+    """A tick at every value of a setting where they have room, else at round ones: whole, if all are."""
+    axis.autoscale_view()
+    places = [float(axis.transData.transform((value, 0))[0]) * 72 / axis.figure.dpi for value in values]
+    if all(right - left >= TICK for left, right in itertools.pairwise(places)):
+        axis.set_xticks(values, [f"{value:g}" for value in values])
+    elif all(value.is_integer() for value in values):
+        axis.locator_params(axis="x", integer=True)
 
 
 def count_values(key: str) -> Any:
@@ -85,13 +122,20 @@ def full_steps(table: ResultTable, results: Path, stem: Path) -> list[Path]:
             axis.bar(
                 range(len(shares)), 0.7, bottom=at - 0.35, width=0.9, color=colours, edgecolor="0.8", linewidth=0.2
             )
-            axis.annotate(f"{sum(shares):.3g}", (most - 0.2, at), va="center", fontsize=5.5, annotation_clip=False)
+            number = f"{sum(shares):.3g}"
+            axis.annotate(number, (most + 4, at), ha="right", va="center", fontsize=5.5, annotation_clip=False)
         axis.set(xlim=(-0.7, most - 0.3), ylim=(len(strips) - 0.4, -0.6), xlabel="step", yticks=range(len(strips)))
-        axis.set_yticklabels([textwrap.shorten(label, 30, placeholder="…") for label in strips], fontsize=6)
+        small = max(map(len, strips)) > 28
+        axis.set_yticklabels([shorten_middle(label, 34) for label in strips], fontsize=5 if small else 6)
         axis.tick_params(axis="y", length=0)
         axis.grid(False)
         axis.set_title("full steps (dark) and how many", loc="right", fontsize=6.5)
         return [save(figure, stem.with_name(f"{stem.name}_steps.png"), bbox_inches="tight", pad_inches=0.03)]
+
+
+def shorten_middle(label: str, most: int) -> str:
+    """A label of at most so many letters; its end, where settings stand, is kept."""
+    return label if len(label) <= most else f"{label[: most // 3]}…{label[len(label) - (most - most // 3 - 1) :]}"
 
 
 def draw_pairs(table: ResultTable, results: Path, quality: str, stem: Path) -> list[Path]:
@@ -116,17 +160,18 @@ def draw_pairs(table: ResultTable, results: Path, quality: str, stem: Path) -> l
     with styled() as pyplot:
         figure, axis = pyplot.subplots(figsize=(COLUMN, 2.5))
         figure.subplots_adjust(left=0.15, right=0.68, bottom=0.16, top=0.9)
-        for title, (row, mine) in list(others.items())[:MOST]:
+        for row, mine in list(others.values())[:MOST]:
             shared = [item for item in theirs if item in mine]
             style = {**look_of_row(row).points, "linestyle": "none", "markersize": 2.6, "alpha": 0.8}
-            axis.plot([theirs[item] for item in shared], [mine[item] for item in shared], label=title, **style)
+            axis.plot([theirs[item] for item in shared], [mine[item] for item in shared], label=row.label, **style)
         axis.autoscale_view()
         middle = sum(axis.get_xlim()) / 2
         axis.axline((middle, middle), slope=1, color="black", linewidth=0.6, linestyle="--", zorder=0)
         axis.set(xlabel=f"{base}: {head_of(quality)}", ylabel=f"other method: {head_of(quality)}")
         side = "above" if directions()[quality] > 0 else "below"
-        axis.set_title(f"a point is an item; {side} the line: better than {base}", fontsize=6.5, loc="left", x=-0.16)
-        axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), borderaxespad=0.2)
+        title = textwrap.fill(f"a point is an item; {side} the line: better than {base}", 62)
+        axis.set_title(title, fontsize=6.5, loc="left", x=-0.16)
+        add_legend(axis)
         return [save(figure, stem.with_name(f"{stem.name}_paired.png"), bbox_inches="tight", pad_inches=0.03)]
 
 
@@ -149,6 +194,8 @@ def step_errors(table: ResultTable, count: int, stem: Path) -> list[Path]:
             chosen.setdefault(look_of_row(row).title, (row, row.settings))
     if not chosen:
         return []
+    if len(chosen) > MOST:
+        print(f"{table.preset.name}: errors of the first {MOST} of {len(chosen)} methods")
     chosen = dict(list(chosen.items())[:MOST])
     first = next(settings for _, settings in chosen.values())
     backend = load_backend(first.backend)
@@ -157,17 +204,18 @@ def step_errors(table: ResultTable, count: int, stem: Path) -> list[Path]:
     with styled() as pyplot, torch.no_grad():
         figure, axis = pyplot.subplots(figsize=(COLUMN, 2.3))
         figure.subplots_adjust(left=0.15, right=0.68, bottom=0.16, top=0.9)
-        for title, (row, settings) in chosen.items():
+        for index, (row, settings) in enumerate(chosen.values()):
             mine, full = states(backend, settings, count)
             steps = range(1, truth.shape[1])  # the state before the first step is the noise
             errors = [float((mine[:, t] - truth[:, t]).square().sum() / truth[:, t].square().sum()) for t in steps]
             at = [i for i, t in enumerate(steps) if t in full]
-            style = {**look_of_row(row).points, "markersize": 3, "markevery": at}
-            axis.plot(steps, [max(error, 1e-16) for error in errors], label=title, **style)
+            style = {**look_of_row(row).points, "markersize": 3, "markevery": at, "linestyle": DASHES[index % 4]}
+            axis.plot(steps, [error or math.nan for error in errors], label=row.label, **style)
             lines += [(row.label, t, error, t in full) for t, error in zip(steps, errors, strict=True)]
         axis.set(yscale="log", xlabel="step", ylabel="relative error of the state")
-        axis.set_title(f"{count} items; a marker is a full step", loc="left", x=-0.16, fontsize=6.5)
-        axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), borderaxespad=0.2)
+        title = f"{count} items; a marker is a full step; no line where the state is that of the un-cached run"
+        axis.set_title(textwrap.fill(title, 62), loc="left", x=-0.16, fontsize=6.5)
+        add_legend(axis)
         path = save(figure, stem.with_name(f"{stem.name}_errors.png"), bbox_inches="tight", pad_inches=0.03)
     frame = pandas.DataFrame(lines, columns=["method", "step", "error", "full"])
     write_text(path.with_suffix(".csv"), frame.to_csv(index=False))

@@ -28,6 +28,7 @@ from experiments.cli import Exit
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
 from experiments.reports.result_table import rows_of
+from experiments.runs.picture import draw_picture
 from experiments.runs.runner import folder_of, items_of
 from experiments.runs.style import COLUMN, save, styled
 
@@ -100,15 +101,14 @@ def draw(preset: str, results: Path, name: str, path: Path) -> None:
     columns = 3
     rows = -(-len(found) // columns)
     with styled() as pyplot:
-        size = (0.6 * COLUMN * columns, 0.68 * COLUMN * rows)
+        size = (COLUMN, (COLUMN / columns + 0.24) * rows)
         figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-        for axis in axes.flat:
-            axis.set(xticks=[], yticks=[])
+        for axis in axes.flat[len(found) :]:
             axis.set_visible(False)
         for axis, (label, image) in zip(axes.flat, found, strict=False):
-            axis.set_visible(True)
-            axis.imshow(image[:, top : top + WINDOW, left : left + WINDOW].permute(1, 2, 0).clamp(0, 1))
-            axis.set_title(label if image is truth else f"{label}\n{fidelity(image, truth):.2f} dB")
+            draw_picture(axis, image[:, top : top + WINDOW, left : left + WINDOW].permute(1, 2, 0).clamp(0, 1))
+            number = "" if image is truth else f"\n{fidelity(image, truth):.2f} dB"
+            axis.set_title(f"{label}{number}", fontsize=6.5, pad=3)
         save(figure, path)
 
 

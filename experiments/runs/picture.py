@@ -15,7 +15,7 @@ from experiments.runs.metrics.evidence import Evidence
 from experiments.runs.style import save, styled
 from experiments.settings.describe import describe_method
 
-__all__ = ["draw_comparison", "gain_of", "shorten"]
+__all__ = ["draw_comparison", "draw_picture", "gain_of", "shorten"]
 
 COLUMNS = 10
 GAINS = (1, 2, 5, 10, 20, 50)

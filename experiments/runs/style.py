@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import colorsys
 import contextlib
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from matplotlib.colors import to_hex, to_rgb
 import hicache
 from experiments.files import replacing
 
-__all__ = ["COLUMN", "SOLVERS", "Look", "end_labels", "halo", "look_of", "save", "spread", "styled"]
+__all__ = ["COLUMN", "SOLVERS", "Look", "end_labels", "fold", "halo", "look_of", "save", "spread", "styled"]
 
 COLUMN = 8 / 2.54
 """Width of a panel in inches."""
@@ -169,6 +170,11 @@ def halo() -> list[Any]:
     from matplotlib import patheffects
 
     return [patheffects.withStroke(linewidth=1.4, foreground="white")]
+
+
+def fold(name: str) -> str:
+    """A name in lines that a panel has room for at its side."""
+    return textwrap.fill(name, 17, break_long_words=False, break_on_hyphens=False)
 
 
 def end_labels(axis: Any, ends: Sequence[tuple[str, str, float, float]], inches: float, size: float = 6.0) -> None:

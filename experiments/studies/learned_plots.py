@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,11 @@ from experiments.studies.study_report import plot_lines
 
 __all__ = ["plot_costs", "plot_losses", "plot_steps"]
 
-MARKERS = "*osD^v"
+MARKERS: list[dict[str, Any]] = [
+    {"marker": marker, "markerfacecolor": face, "markersize": 3}
+    for marker, face in (("o", None), ("s", "white"), ("^", None), ("D", "white"), ("v", None))
+]
+"""Every second is hollow: curves are told apart without their colours."""
 
 
 def plot_steps(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -33,16 +38,19 @@ def lines(path: Path, rows: Sequence[Mapping[str, Any]], key: str, label: str, t
 
 
 def plot_losses(path: Path, curves: Mapping[str, Sequence[LossPoint]]) -> None:
-    """Held-out loss over the updates of each phase."""
-    phases = list(dict.fromkeys(point.phase for curve in curves.values() for point in curve))
+    """Held-out loss over the updates, a panel per phase; its points go to the CSV of that name."""
+    rows = [(title, point.phase, point.update, f"{point.held_out:.6g}") for title, of in curves.items() for point in of]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_suffix(".csv"), "w", newline="") as handle:
+        csv.writer(handle).writerows([("predictor", "phase", "update", "held-out L1"), *rows])
+    phases = list(dict.fromkeys(row[1] for row in rows))
     with styled() as pyplot:
-        size = (COLUMN * len(phases), 0.8 * COLUMN)
-        figure, axes = pyplot.subplots(1, len(phases), figsize=size, squeeze=False, layout="constrained")
-        for axis, phase in zip(axes[0], phases, strict=True):
+        size = (COLUMN, 0.6 * COLUMN * len(phases) + 0.11 * len(curves))
+        figure, axes = pyplot.subplots(len(phases), 1, figsize=size, squeeze=False, layout="constrained")
+        for axis, phase in zip(axes[:, 0], phases, strict=True):
             for index, (title, curve) in enumerate(curves.items()):
-                own = [point for point in curve if point.phase == phase]
-                x, y = [point.update for point in own], [point.held_out for point in own]
-                axis.plot(x, y, label=title, color=f"C{index}", marker=MARKERS[index % len(MARKERS)], markersize=3)
+                own = [(point.update, point.held_out) for point in curve if point.phase == phase]
+                axis.plot(*zip(*own, strict=True), label=title, color=f"C{index}", **MARKERS[index % len(MARKERS)])
             axis.set(xlabel="update", ylabel="held-out loss (L1)", title=f"{phase} phase")
-        axes[0][0].legend(loc="upper right")
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center")
         save(figure, path)

@@ -12,7 +12,10 @@ from experiments.plans.tasks import Task
 from experiments.plans.worker import Worker
 from experiments.reports import montage
 from experiments.reports.figures import front, main
+from experiments.reports.result_table import Row
+from experiments.reports.run_figures import held, place_ticks, shorten_middle
 from experiments.runs import runner
+from experiments.runs.style import COLUMN, styled
 
 
 def test_the_front_is_what_none_beats():
@@ -20,6 +23,43 @@ def test_the_front_is_what_none_beats():
     assert front(points, 1) == [0, 3, 4]
     assert front([(x, -y) for x, y in points], -1) == [0, 3, 4]
     assert front([(1.0, 1.0), (1.0, 1.0)], 1) == [0, 1]
+
+
+def row(label, **facts):
+    return Row(label=label, run="", settings=None, ours={}, paper={}, identity={"method.name": label, **facts})
+
+
+def test_a_figure_over_a_setting_says_what_is_held():
+    rows = [row("hicache", interval=6, order=2, sigma=0.3), row("fora", interval=6), row("taylorseer", interval=8)]
+    assert held(rows, "sigma") == " at N=6 or 8, m=2"
+    assert held(rows[1:2], "interval") == ""
+
+
+@pytest.mark.parametrize(
+    ("values", "ticks"),
+    [
+        ([0.3, 0.5, 0.75, 1.0], ["0.3", "0.5", "0.75", "1"]),
+        ([6.0, 8.0], ["6", "8"]),
+        ([float(v) for v in range(30)], None),  # no room for all: whole numbers
+        ([0.7, 0.71, 0.72, 1.0], None),
+    ],
+)
+def test_ticks_stand_at_the_values_where_they_have_room(values, ticks):
+    with styled() as pyplot:
+        figure, axis = pyplot.subplots(figsize=(COLUMN, 2.3))
+        axis.plot(values, values)
+        place_ticks(axis, values)
+        figure.canvas.draw()
+        shown = [label.get_text() for label in axis.get_xticklabels()]
+        assert shown == ticks if ticks else len(shown) < 12
+        if values[0] == 0:
+            assert all(float(label.replace("\N{MINUS SIGN}", "-")).is_integer() for label in shown)
+
+
+def test_a_long_label_keeps_its_settings():
+    assert shorten_middle("HiCache (N=6)", 34) == "HiCache (N=6)"
+    short = shorten_middle("A method of a very long name indeed (N=6, m=2)", 30)
+    assert len(short) == 30 and short.startswith("A method o…") and short.endswith("(N=6, m=2)")
 
 
 @pytest.mark.slow

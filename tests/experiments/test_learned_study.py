@@ -13,6 +13,7 @@ from experiments.studies import calibrated, learned_study
 from experiments.studies.learned_study import contenders, main, spread
 
 QUICK = {"items": 4, "held_out": 2, "tokens": 4, "rows": 8, "intervals": (2, 3), "updates": (1, 2)}
+VARIED = {"KAN": {}, "MLP": {"temporal": "mlp"}}
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(learned_study, "LesaOptions", functools.partial(LesaOptions, **QUICK))
     short = functools.partial(L2cOptions, updates=(2,), items=10, held_out=1)
     monkeypatch.setattr(learned_study, "L2cOptions", short)
-    monkeypatch.setattr(learned_study, "VARIANTS", {"KAN": {}, "MLP": {"temporal": "mlp"}})
+    monkeypatch.setattr(learned_study, "VARIANTS", VARIED)
     return tmp_path / "tables"
 
 
@@ -43,7 +44,11 @@ def test_every_part_writes_its_table_and_figure(small, folder, tmp_path):
     names = {"lesa", "lesa_ablation", "l2c"}
     assert {p.name for p in folder.iterdir()} == {
         *(f"{name}.{kind}" for name in names for kind in ("csv", "md")),
-        *("lesa.png", "lesa_losses.png", "l2c.png"),
+        *("lesa.png", "lesa_losses.png", "lesa_losses.csv", "l2c.png"),
+    }
+    losses = table(folder / "lesa_losses.csv")
+    assert {(row["predictor"], row["phase"]) for row in losses} == {
+        (p, f) for p in VARIED for f in ("guided", "closed")
     }
     rows = table(folder / "lesa.csv")
     assert {(row["N"], row["full steps"]) for row in rows} == {("5", "4"), ("7", "4"), ("10", "4")}
