@@ -9,7 +9,7 @@ import hicache
 from experiments.errors import ConfigError
 from experiments.learning.predictor_options import L2cOptions, LesaOptions
 from experiments.learning.train_predictor import main as train_main
-from experiments.studies import calibrated, learned_study
+from experiments.studies import learned_study
 from experiments.studies.learned_study import contenders, main, spread
 
 QUICK = {"items": 4, "held_out": 2, "tokens": 4, "rows": 8, "intervals": (2, 3), "updates": (1, 2)}
@@ -20,8 +20,6 @@ VARIED = {"KAN": {}, "MLP": {"temporal": "mlp"}}
 def folder(tmp_path, monkeypatch):
     """Where the tables go; trainings take a moment."""
     monkeypatch.setattr(learned_study, "FOLDER", tmp_path / "tables")
-    finite = calibrated.psnr  # black images of the random model are equal
-    monkeypatch.setattr(calibrated, "psnr", lambda *images: finite(*images).clamp(max=100))
     monkeypatch.setattr(learned_study, "LesaOptions", functools.partial(LesaOptions, **QUICK))
     short = functools.partial(L2cOptions, updates=(2,), items=10, held_out=1)
     monkeypatch.setattr(learned_study, "L2cOptions", short)
