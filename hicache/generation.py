@@ -20,7 +20,7 @@ from hicache.policy import Clock, Policy
 from hicache.storage import bytes_of
 from hicache.tree import Action
 
-__all__ = ["Branch", "Generation", "Memory"]
+__all__ = ["Branch", "Generation", "Memory", "relative_change"]
 
 
 @dataclass
@@ -51,6 +51,11 @@ class Memory:
         """The bases that served in place of the method's since this was asked last."""
         shared = (self.forecaster, *self.histories.forecasters.values(), *self.frames.forecasters.values())
         return taken(*shared, *self.single.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether the first forecast behind an anchor keeps what it has fitted."""
+        return self.forecaster.history.basis.uses_gram
 
     @property
     def bytes(self) -> int:
@@ -113,12 +118,17 @@ class Branch:
 
     @torch.no_grad()
     def watch(self, value: Tensor) -> None:
-        """Tell the clock how much `value` changed: mean |v - before| / mean |before|, in float32 over the batch."""
+        """Tell the clock how much `value` changed; reading it waits for the GPU."""
         if self.watched is None:
             self.clock.change = None
         else:
-            before = self.watched.float()
-            self.clock.change = float((value.float() - before).abs().mean() / before.abs().mean())
+            self.clock.change = float(relative_change(self.watched, value))
+
+
+def relative_change(before: Tensor, value: Tensor) -> Tensor:
+    """`mean |value - before| / mean |before|`, in float32 over the batch."""
+    before = before.float()
+    return (value.float() - before).abs().mean() / before.abs().mean()
 
 
 class Generation:
@@ -133,6 +143,11 @@ class Generation:
         self.num_steps = num_steps
         self.branches: dict[str, Branch] = {}
         self.report = Report(method=method, num_steps=num_steps)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of all branches."""
+        return sum(branch.bytes for branch in self.branches.values())
 
     def account(self, branch: Branch, action: Action, watch: Stopwatch) -> None:
         """A step of a branch is done."""
@@ -156,8 +171,8 @@ class Generation:
                 (report.mixed_steps if mixed else report.estimated_steps).append(clock.step)
                 report.fell_back(clock.step, branch.memory.instead())
         report.kernel = branch.forecaster.kernel or branch.memory.frames.kernel
-        if action is not Action.ESTIMATE or clock.step == clock.anchors[-1] + 1:
-            report.cache_bytes = sum(b.bytes for b in self.branches.values())
+        if action is not Action.ESTIMATE or (branch.memory.fits and clock.step == clock.anchors[-1] + 1):
+            report.cache_bytes = self.bytes
 
     def check(self, branch: Branch, planned: Iterable[int] | None) -> None:
         """Compare the executed full steps of a branch with the planned ones that it has reached.

@@ -139,7 +139,7 @@ class GuidedExecutor(Executor):
         result = super().__call__(*args, **kwargs)
         self._observe(self.adapter.output(call, result).detach())
         if self.gap is not None:
-            self.report.cache_bytes += self.gap.bytes
+            self.report.cache_bytes = self.generation.bytes + self.gap.bytes
         return result
 
     # -- the decision ------------------------------------------------------------------------------------------

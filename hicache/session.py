@@ -16,6 +16,7 @@ announced begins a new generation where its timestep turns back, whichever direc
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,8 +37,7 @@ MOST = 256
 """Calls under one name within one step, beyond which the steps must be made by a scheduler that is not followed."""
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """The branch of a call and the step of the sampler at which it is made; None: the next one of the branch."""
 
     branch: str

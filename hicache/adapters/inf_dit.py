@@ -41,6 +41,10 @@ class InfDiTAdapter(Adapter):
     patchable = False
     timestep_range = 1.0
 
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self._count = len(self.modules())
+
     def timestep(self, call: Call) -> Tensor:
         """The noise level: the call has `ln(sigma) / 4`, which may be negative."""
         return (4 * call["timestep"]).exp() / 40
@@ -79,7 +83,7 @@ class InfDiTAdapter(Adapter):
 
     def gates(self, call: Call, hidden: Tensor) -> Tensor:
         """Ones: there are no gates."""
-        return hidden.new_ones(len(self.gated()), hidden.shape[0], hidden.shape[-1])
+        return hidden.new_ones(self._count, hidden.shape[0], hidden.shape[-1])
 
     def live(self, call: Call, hidden: Tensor, forecast: Callable[[Site], Tensor]) -> Tensor:
         """The cross-attention of layer 0, behind the forecast of the attention before it."""

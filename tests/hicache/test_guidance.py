@@ -141,6 +141,15 @@ def test_options(qwen):
     assert [step for step, (c, u) in enumerate(made) if torch.equal(c, u)] == list(range(5, STEPS))
 
 
+def test_the_report_counts_the_forecast_of_the_difference_once(qwen):
+    rule = hicache.AdaptiveGuidance(threshold=2.0)
+    with hicache.cached(qwen, hicache.method("hicache", interval=4, warmup_steps=2, scope="stack"), rule) as cache:
+        two_calls(qwen, cache)
+        assert cache.report.estimated_steps[-1] > cache.report.full_steps[-1]
+        executor = cache.executor
+        assert cache.report.cache_bytes == executor.generation.bytes + executor.gap.bytes
+
+
 def test_the_least_similar_sample_decides(dit):
     """Skipping begins after the first step whose batch minimum reaches the threshold."""
     generator = torch.Generator().manual_seed(0)
