@@ -26,6 +26,8 @@ GRID_ROWS = 60
 """More runs than that are no picture any more: the first are shown."""
 SIDE = 0.62
 """Inches of a picture in a grid."""
+LINE = 8.5 / 72
+"""Inches from line to line of what stands left of a row."""
 DETAIL = "#555555"
 BELOW_WHITE = 0.99
 """Share of the pixels of each difference that are not drawn white."""
@@ -82,16 +84,21 @@ def show(axis: Any, image: Any) -> None:
         spine.set_visible(False)
 
 
-def height_of_pictures(image: Any) -> float:
-    """Inches of a picture that is `SIDE` wide."""
-    shape = image.shape[:2] if isinstance(image, np.ndarray) else image.size[::-1]
-    return SIDE * shape[0] / shape[1]
+def height_of_pictures(images: Sequence[Any]) -> float:
+    """Inches of the tallest of pictures that are `SIDE` wide; those of more than twice that are made narrower."""
+    shapes = [image.shape[:2] if isinstance(image, np.ndarray) else image.size[::-1] for image in images]
+    return SIDE * min(2.0, max(height / width for height, width in shapes))
+
+
+def wrap_label(label: str) -> list[str]:
+    """The lines of a label left of a row."""
+    return textwrap.wrap(label, 22)
 
 
 def name_row(axis: Any, label: str, details: Sequence[str] = ()) -> None:
     """A label left of a row, and smaller lines below it."""
-    lines = textwrap.wrap(label, 22)
-    step = 8.5 / (72 * axis.get_position().height * axis.figure.get_figheight())
+    lines = wrap_label(label)
+    step = LINE / (axis.get_position().height * axis.figure.get_figheight())
     top = 0.5 + step * (len(lines) + len(details) - 1) / 2
     for place, line in enumerate((*lines, *details)):
         size = {} if place < len(lines) else {"fontsize": 6, "color": DETAIL}
@@ -167,13 +174,15 @@ def draw_bands(figure: Any, bands: list[Band], heads: list[str]) -> None:
     """Rows of pictures under their titles; what stands below a row has room there, other rows are close together."""
     room = [0.05 if not band.numbers else 0.17 for band in bands]
     head = 0.05 + 0.095 * max(text.count("\n") + 1 for text in heads)
-    width, height = 1.3 + (SIDE + 0.03) * len(heads), head + SIDE * len(bands) + sum(room)
+    tall = height_of_pictures(bands[0].images)
+    rows = [max(tall, LINE * (len(wrap_label(band.label)) + len(band.details))) for band in bands]
+    width, height = 1.3 + (SIDE + 0.03) * len(heads), head + sum(rows) + sum(room)
     figure.set_size_inches(width, height)
     low = height - head
     for row, band in enumerate(bands):
-        low -= SIDE
+        low -= rows[row]
         for column, image in enumerate(band.images):
-            place = (1.3 + (SIDE + 0.03) * column, low, SIDE, SIDE)
+            place = (1.3 + (SIDE + 0.03) * column, low + (rows[row] - tall) / 2, SIDE, tall)
             axis = figure.add_axes([value / whole for value, whole in zip(place, (width, height) * 2, strict=True)])
             show(axis, image)
             axis.set_xlabel(band.numbers[column] if band.numbers else "", fontsize=6, labelpad=1.5)
@@ -204,7 +213,7 @@ def contact_sheet(table: ResultTable, results: Path, stem: Path) -> list[Path]:
     columns = min(10, len(names))
     rows = math.ceil(len(names) / columns)
     stills = [still(results, best, records[name]) for name in names]
-    high = height_of_pictures(stills[0])
+    high = height_of_pictures(stills)
     title = f"{label}: {len(names)} of {len(records)} items, PSNR to the un-cached one"
     with styled() as pyplot:
         lines = textwrap.wrap(title, round(SIDE * columns * 16))
@@ -241,7 +250,7 @@ def frames(table: ResultTable, results: Path, stem: Path) -> list[Path]:
         video = read_frames(results / "runs" / run / "media" / records[shared[0]]["files"][0])
         at = [round(i * (len(video) - 1) / (FRAMES - 1)) for i in range(FRAMES)]
         strips.append((label, [Image.fromarray(video[i]) for i in at], at))
-    high = height_of_pictures(strips[0][1][0])
+    high = height_of_pictures(strips[0][1])
     with styled() as pyplot:
         size = (SIDE * FRAMES + 1.35, (high + 0.06) * len(runs) + 0.3)
         figure, axes = pyplot.subplots(len(runs), FRAMES, figsize=size, squeeze=False)

@@ -63,7 +63,9 @@ def draw_comparison(evidence: Evidence, path: Path) -> None:
         rows = [("reference", references), *rows, (f"|difference| ×{gain}", differences)]
     numbers = numbers_of(evidence, columns)
     with styled() as pyplot:
-        size = (0.75 * len(columns) + 1.5, 0.78 * len(rows) + 0.4)
+        tall = min(2.0, max(image.shape[0] / image.shape[1] for image in samples))
+        high = max(0.75 * tall, 0.27) + 0.03  # the name of a row has two lines
+        size = (0.75 * len(columns) + 1.5, high * len(rows) + 0.4)
         figure, axes = pyplot.subplots(len(rows), len(columns), figsize=size, squeeze=False)
         for line, (name, images) in zip(axes, rows, strict=True):
             for axis, image in zip(line, images, strict=True):
