@@ -1,7 +1,7 @@
 """Pictures of runs side by side: the same items of every method, each with the item of its un-cached reference.
 
-Files are read as they lie in the run folders, first file of each record; videos show their middle frame. Every picture
-is kept once, scaled down, as a data URI.
+Files are read as they lie in the run folders, first file of each record; videos show their middle frame, sounds their
+spectrum. Every picture is kept once, scaled down, as a data URI.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from PIL import Image
 
 from evaluation.decoders import open_picture, read_frames
 from evaluation.records import is_identity
+from experiments.backends.media import read_audio
 from experiments.errors import check
 from experiments.runs.folder import RunFolder, read_metrics, read_values
+from experiments.runs.picture import take_still
 
 __all__ = ["Gallery", "read_still", "records_of"]
 
@@ -37,7 +39,10 @@ def records_of(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def read_still(path: Path) -> Image.Image:
-    """A picture, or the middle frame of a video."""
+    """A picture, the middle frame of a video, or the spectrum of a sound."""
+    if path.suffix == ".wav":
+        shown = take_still(read_audio(path.parent, path.stem)).squeeze(-1)
+        return Image.fromarray((255 * shown).round().byte().numpy()).convert("RGB")
     if path.suffix != ".mp4":
         return open_picture(path).convert("RGB")
     frames = read_frames(path)

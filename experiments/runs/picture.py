@@ -15,7 +15,7 @@ from experiments.runs.metrics.evidence import Evidence
 from experiments.runs.style import save, styled
 from experiments.settings.describe import describe_method
 
-__all__ = ["draw_comparison", "draw_picture", "gain_of", "shorten"]
+__all__ = ["draw_comparison", "draw_picture", "gain_of", "shorten", "take_still"]
 
 COLUMNS = 10
 GAINS = (1, 2, 5, 10, 20, 50)
@@ -30,7 +30,7 @@ def columns_of(items: list[Item]) -> list[Item]:
     return list(first.values())[:COLUMNS]
 
 
-def still(media: Tensor) -> Tensor:
+def take_still(media: Tensor) -> Tensor:
     """An image as it is, the middle frame of a video, the spectrum of audio up to 100 dB down; `[H, W, C]`."""
     if media.ndim == 2:
         decibels = 20 * spectrum(media).mean(0).log10()
@@ -53,10 +53,10 @@ def draw_comparison(evidence: Evidence, path: Path) -> None:
     """Three rows; a reference run, which has nothing to be compared with, has one."""
     columns = columns_of(evidence.items)
     method = describe_method(evidence.settings).replace(" (", "\n(")
-    samples = [still(evidence.backend.load_media(evidence.media, item)) for item in columns]
+    samples = [take_still(evidence.backend.load_media(evidence.media, item)) for item in columns]
     rows: list[tuple[str, list[Tensor]]] = [(method, samples)]
     if evidence.reference is not None:
-        references = [still(evidence.backend.load_media(evidence.reference, item)) for item in columns]
+        references = [take_still(evidence.backend.load_media(evidence.reference, item)) for item in columns]
         apart = [(a - b).abs() for a, b in zip(samples, references, strict=True)]
         gain = gain_of(max(float(values.max()) for values in apart))
         differences = [(gain * values).clamp(0, 1) for values in apart]

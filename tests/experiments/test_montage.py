@@ -2,6 +2,7 @@
 
 import itertools
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import torch
 from PIL import Image
 
 from experiments.backends.base import Item
+from experiments.backends.media import write_audio
+from experiments.reports.gallery import read_still
 from experiments.reports.montage import Band, draw_bands
 from experiments.runs import picture
 from experiments.runs.style import styled
@@ -49,6 +52,14 @@ def test_a_grid_takes_pictures_of_any_shape(shape):
         assert apart([*boxes, *(text.get_window_extent() for text in texts if text.get_text())])
 
 
+def test_a_sound_is_shown_as_its_spectrum(tmp_path):
+    """Low notes are at the bottom; grids and reports of runs of sounds have pictures."""
+    time = torch.arange(44100) / 44100
+    write_audio(torch.sin(2 * torch.pi * 440 * time), tmp_path, "low", 44100)
+    shown = np.asarray(read_still(tmp_path / "low.wav"))
+    assert shown.ndim == 3 and shown[-40:].max() > 200 > shown[:-40].max()
+
+
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_the_picture_of_a_run_keeps_the_shape(shape, tmp_path, monkeypatch):
     """What is white in the file has the shape of the images; a video is told by its middle frame."""
@@ -59,7 +70,7 @@ def test_the_picture_of_a_run_keeps_the_shape(shape, tmp_path, monkeypatch):
     monkeypatch.setattr(picture, "describe_method", lambda settings: "HiCache (N=6, m=4, σ=0.7)")
     monkeypatch.setattr(picture, "numbers_of", lambda evidence, columns: ["40.1 dB"] * 3)
     backend = SimpleNamespace(load_media=lambda folder, item: media[item.name])
-    evidence = SimpleNamespace(items=items, settings=None, backend=backend, media=tmp_path, reference=tmp_path)
+    evidence: Any = SimpleNamespace(items=items, settings=None, backend=backend, media=tmp_path, reference=tmp_path)
     picture.draw_comparison(evidence, tmp_path / "picture.png")
     pixels = np.asarray(Image.open(tmp_path / "picture.png").convert("RGB")).astype(int)
     red = (pixels[..., 0] > 200) & (pixels[..., 1] < 60)
