@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from experiments.backends.base import Item
@@ -18,6 +19,7 @@ from experiments.settings.describe import describe_method
 __all__ = ["draw_comparison", "draw_picture", "gain_of", "shorten", "take_still"]
 
 COLUMNS = 10
+SPECTRUM = (128, 256)
 GAINS = (1, 2, 5, 10, 20, 50)
 """The differences of a picture are drawn this many times brighter: the largest that leaves them below white."""
 
@@ -31,10 +33,14 @@ def columns_of(items: list[Item]) -> list[Item]:
 
 
 def take_still(media: Tensor) -> Tensor:
-    """An image as it is, the middle frame of a video, the spectrum of audio up to 100 dB down; `[H, W, C]`."""
+    """An image as it is, the middle frame of a video, the spectrum of audio up to 100 dB down; `[H, W, C]`.
+
+    A spectrum has low notes at the bottom and the size `SPECTRUM`, whatever the length of the audio.
+    """
     if media.ndim == 2:
         decibels = 20 * spectrum(media).mean(0).log10()
-        return (1 + decibels / 100).clamp(0, 1).flip(0)[:, :, None].float()
+        levels = F.interpolate((1 + decibels / 100).clamp(0, 1)[None, None], SPECTRUM, mode="area")
+        return levels[0, 0].flip(0)[:, :, None].float()
     image = media[len(media) // 2] if media.ndim == 4 else media
     return image.permute(1, 2, 0).float()
 
