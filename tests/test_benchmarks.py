@@ -36,3 +36,13 @@ def test_those_named_run_in_turn_and_a_failure_is_said(monkeypatch, capsys):
 def test_a_name_that_is_none_runs_nothing():
     with pytest.raises(ConfigError, match="got 'hosts'"):
         front.main(["digits", "hosts"])
+
+
+def test_what_threshold_policies_look_at_costs_less_than_a_percent_of_a_step():
+    pytest.importorskip("diffusers")
+    from benchmarks.host import observers
+
+    rows = {row["method"]: row for row in observers()}
+    assert 0 < rows["fbcache"]["% of a step"] < rows["teacache"]["% of a step"] < 1
+    values = 4096 * 3072
+    assert rows["fbcache"]["GB"] == pytest.approx(54 * values / 1e9, rel=1e-3)  # 27 reads and writes of two bytes

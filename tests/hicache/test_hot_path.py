@@ -107,7 +107,24 @@ def hook(block):
     layer._hf_hook, layer.forward = "of an offload", lambda condition: condition.repeat(1, 6)
 
 
-@pytest.mark.parametrize("change", [exchange, exchange_weight, move_weight, move_bias, hook])
+class Quantised(torch.Tensor):
+    """A weight that has no rows of its own."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.__getitem__:
+            raise TypeError("packed")
+        if func is torch.Tensor.detach:
+            return super().__torch_function__(func, types, args, kwargs)
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+
+def quantise(block):
+    block.norm1.linear.weight = nn.Parameter(torch.randn(6 * 32, 32).as_subclass(Quantised))
+
+
+@pytest.mark.parametrize("change", [exchange, exchange_weight, move_weight, move_bias, hook, quantise])
 def test_gates_follow_what_happens_to_a_layer(change):
     model = build("flux")
     adapter, call = adapter_for(model), inputs(model, "flux")
