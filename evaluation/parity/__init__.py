@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 from evaluation.errors import EvaluationError
 
-__all__ = ["run", "verdict"]
+__all__ = ["run", "print_verdict"]
 
 
-def verdict(worst: float, tolerance: float) -> int:
+def print_verdict(worst: float, tolerance: float) -> int:
     """Print the largest difference; the exit code is 1 when it exceeds the tolerance."""
     print(f"largest difference {worst:.3g} (tolerance {tolerance:g})")
     return 0 if worst <= tolerance else 1

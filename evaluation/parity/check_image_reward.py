@@ -20,7 +20,7 @@ from evaluation.alignment import ImageReward
 from evaluation.cli import parse
 from evaluation.errors import EvaluationError
 from evaluation.metric import Batch
-from evaluation.parity import run, verdict
+from evaluation.parity import print_verdict, run
 
 TOLERANCE = 1e-4
 _PROMPTS = (
@@ -63,7 +63,7 @@ def main(words: list[str]) -> int:
             ours, theirs = float(port(batch)), float(package(batch))
         worst = max(worst, abs(ours - theirs))
         print(f"{index:3} {tuple(picture.shape[2:])} port {ours:+.7f} package {theirs:+.7f}")
-    return verdict(worst, TOLERANCE)
+    return print_verdict(worst, TOLERANCE)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from torch.nn.functional import adaptive_avg_pool2d, normalize
 from evaluation.cli import parse
 from evaluation.errors import EvaluationError
 from evaluation.media_files import read_video
-from evaluation.parity import run, verdict
+from evaluation.parity import print_verdict, run
 from evaluation.vbench import dimensions
 
 TOLERANCE = 1e-3
@@ -81,7 +81,7 @@ def main(words: list[str]) -> int:
         for name, ours in own_scores(path, torch.from_numpy(matrix)).items():
             worst = max(worst, abs(ours - theirs[name][index]))
             print(f"{path.name} {name:24} own {ours:.7f} package {theirs[name][index]:.7f}")
-    return verdict(worst, TOLERANCE)
+    return print_verdict(worst, TOLERANCE)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments.runs.style import COLUMN, look_of, save, styled
 
-__all__ = ["basis", "bound", "gaussianity", "paths", "prediction"]
+__all__ = ["draw_basis", "draw_bound", "draw_gaussianity", "draw_paths", "draw_prediction"]
 
 SHOWN = (1, 2, 3)
 """Orders whose curves are drawn."""
@@ -32,7 +32,7 @@ def panels(path: Path, count: int, title: str) -> Iterator[Any]:
         save(figure, path)
 
 
-def prediction(
+def draw_prediction(
     path: Path,
     mean: Mapping[tuple[str, int], Sequence[float]],
     ratios: Sequence[tuple[str, str, int, int, int, float]],
@@ -76,7 +76,7 @@ def prediction(
         right.legend(ncols=3, loc="upper left", columnspacing=0.8)
 
 
-def paths(
+def draw_paths(
     path: Path, curves: Mapping[str, Mapping[str, Sequence[float]]], interval: int, order: int, sigma: float
 ) -> None:
     """One panel per site."""
@@ -98,7 +98,7 @@ def paths(
         axes[0].legend()
 
 
-def basis(path: Path, k: Sequence[float], curves: Mapping[str, Mapping[int, Sequence[float]]]) -> None:
+def draw_basis(path: Path, k: Sequence[float], curves: Mapping[str, Mapping[int, Sequence[float]]]) -> None:
     """One panel per basis on a shared axis."""
     with panels(path, len(curves), "Basis functions: factor of the i-th difference") as axes:
         for axis, (title, found) in zip(axes, curves.items(), strict=True):
@@ -109,7 +109,9 @@ def basis(path: Path, k: Sequence[float], curves: Mapping[str, Mapping[int, Sequ
         axes[0].legend()
 
 
-def bound(path: Path, rows: Sequence[tuple[Any, ...]], over: Sequence[tuple[float, int, float]], judged: str) -> None:
+def draw_bound(
+    path: Path, rows: Sequence[tuple[Any, ...]], over: Sequence[tuple[float, int, float]], judged: str
+) -> None:
     """Error and bound over horizon; error over sigma; both of one order, `judged` says which and where."""
     title = "HiCache: truncation bound and stability condition, mean over the modules"
     with panels(path, 2, f"{title}; {judged}") as (left, right):
@@ -131,7 +133,7 @@ def bound(path: Path, rows: Sequence[tuple[Any, ...]], over: Sequence[tuple[floa
         right.legend(loc="upper center")
 
 
-def gaussianity(path: Path, rows: Sequence[tuple[int, str, float, float]], mode: str) -> None:
+def draw_gaussianity(path: Path, rows: Sequence[tuple[int, str, float, float]], mode: str) -> None:
     """p-values and effect sizes by order and phase, of `rows` (order, phase, p, excess)."""
     title = f"Energy test of finite differences ({mode}, {len(rows)} tests; a phase is the difference at its middle)"
     with panels(path, 2, title) as (left, right):

@@ -91,7 +91,7 @@ class Study:
             writer.writerows([f"{v:.6g}" if isinstance(v, float) else v for v in row] for row in rows)
 
 
-def prediction(study: Study) -> None:
+def analyse_prediction(study: Study) -> None:
     """Errors of the bases at every site, and their ratios to HiCache's."""
     interval, sigma = study.settings.interval, study.settings.sigma
     orders, error = study.orders(ORDERS), {}
@@ -118,10 +118,10 @@ def prediction(study: Study) -> None:
         for basis in study.bases
         for order in orders
     }
-    analysis_figures.prediction(study.folder / "prediction.png", mean, ratios, sigma, interval, study.steps)
+    analysis_figures.draw_prediction(study.folder / "prediction.png", mean, ratios, sigma, interval, study.steps)
 
 
-def paths(study: Study) -> None:
+def analyse_paths(study: Study) -> None:
     """Mean over tokens of one item at three sites, along the first principal component."""
     interval, sigma, order = study.settings.interval, study.settings.sigma, 2
     chosen = [study.modules[len(study.modules) // 2 + i] for i in (0, 1)] + ["output"]
@@ -139,10 +139,10 @@ def paths(study: Study) -> None:
         panels[site] = lines
         rows += [(site, step, name, value) for name, line in lines.items() for step, value in enumerate(line)]
     study.write("paths", ("site", "step", "curve", "first principal component"), rows)
-    analysis_figures.paths(study.folder / "paths.png", panels, interval, order, sigma)
+    analysis_figures.draw_paths(study.folder / "paths.png", panels, interval, order, sigma)
 
 
-def basis(study: Study) -> None:
+def analyse_basis(study: Study) -> None:
     """`phi_i(k) / i!` of the ladder bases."""
     k = [i / 10 for i in range(81)]
     named = (("Taylor", "taylor", 1.0), ("HiCache, σ=0.5", "hermite", 0.5), ("HiCache, σ=0.75", "hermite", 0.75))
@@ -155,10 +155,10 @@ def basis(study: Study) -> None:
         (t, m, x, v) for t, found in curves.items() for m, line in found.items() for x, v in zip(k, line, strict=True)
     ]
     study.write("basis", ("basis", "order", "horizon", "factor of the difference"), rows)
-    analysis_figures.basis(study.folder / "basis.png", k, curves)
+    analysis_figures.draw_basis(study.folder / "basis.png", k, curves)
 
 
-def truncation(study: Study) -> None:
+def analyse_truncation(study: Study) -> None:
     """Measured error over the bound and over sigma, mean over the modules."""
     interval, sigmas = study.settings.interval, [i / 20 for i in range(2, 31)]
     all_grams = [study.gram(site) for site in study.modules]
@@ -181,10 +181,10 @@ def truncation(study: Study) -> None:
     over = [(sigma, h, error) for sigma in sigmas for h, error in enumerate(measured(shown, sigma), 1)]
     study.write("stability", ("sigma", "horizon", f"relative error at order {shown}"), over)
     judged = f"order {shown}, steps {shown * interval + 1} to {study.steps - 1}"
-    analysis_figures.bound(study.folder / "bound.png", [row for row in rows if row[0] == shown], over, judged)
+    analysis_figures.draw_bound(study.folder / "bound.png", [row for row in rows if row[0] == shown], over, judged)
 
 
-def gaussianity(study: Study) -> None:
+def analyse_gaussianity(study: Study) -> None:
     """Energy tests of finite differences: rows are tokens of different items, columns channels.
 
     A phase is one difference, the one that begins at the middle of the phase.
@@ -205,15 +205,15 @@ def gaussianity(study: Study) -> None:
     name = "gaussianity" if study.mode == "reduced" else "gaussianity_raw"
     study.write(name, ("site", "order", "phase", "first step", *facts), rows)
     tests = [(order, phase, p, excess) for _, order, phase, _, _, _, _, p, _, excess, _ in rows]
-    analysis_figures.gaussianity(study.folder / f"{name}.png", tests, study.mode)
+    analysis_figures.draw_gaussianity(study.folder / f"{name}.png", tests, study.mode)
 
 
 PARTS: dict[str, Callable[[Study], None]] = {
-    "prediction": prediction,
-    "paths": paths,
-    "basis": basis,
-    "bound": truncation,
-    "gaussianity": gaussianity,
+    "prediction": analyse_prediction,
+    "paths": analyse_paths,
+    "basis": analyse_basis,
+    "bound": analyse_truncation,
+    "gaussianity": analyse_gaussianity,
 }
 """Every analysis by its name in `part=`."""
 

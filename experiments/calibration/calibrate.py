@@ -55,12 +55,12 @@ from experiments.backends import load_backend
 from experiments.backends.base import Backend, Item, sampling_of
 from experiments.calibration.closed_loop import ClosedLoop, is_one_step, probe, psnr, refit
 from experiments.calibration.curves import CURVES
-from experiments.calibration.first_weights import best_start
+from experiments.calibration.first_weights import find_best_start
 from experiments.calibration.items import calibration_items
-from experiments.calibration.newton_refinement import Inside, Outside, split, through_sampler
+from experiments.calibration.newton_refinement import Inside, Outside, refine_through_sampler, split
 from experiments.calibration.options import CURVE_OPTIONS, MOMENT_OPTIONS, PLACE_OPTIONS, PLAN_OPTIONS, Options
 from experiments.calibration.places import PLACE_DEFAULTS, store_places
-from experiments.calibration.targets import cost_line, fewest
+from experiments.calibration.targets import cost_line, find_fewest
 from experiments.calibration.trajectories import grams, split_arguments, watch
 from experiments.cli import Exit
 from experiments.config.compose import compose
@@ -237,8 +237,8 @@ def make_plan(
             plan = dataclasses.replace(plan, rows=built(full_steps=plan.full_steps, gram=gram).rows)
         if options.refine == "newton":
             chain = Inside(backend=backend, settings=settings, plan=plan, items=found.items, finals=found.finals)
-            plan = best_start(chain, plan, lambda full: built(full_steps=full), len(found.gram), tell)
-            return through_sampler(plan, dataclasses.replace(chain, plan=plan), memory, tell)
+            plan = find_best_start(chain, plan, lambda full: built(full_steps=full), len(found.gram), tell)
+            return refine_through_sampler(plan, dataclasses.replace(chain, plan=plan), memory, tell)
         return plan
     linear = options.refine != "newton" or is_one_step(sampler_of(settings, backend))
     if options.refine in ("search", "newton") and linear:
@@ -253,7 +253,7 @@ def close_loop(loop: ClosedLoop, plan: CalibratedPlan, options: Options, memory:
     if options.refine == "newton":
         if linear:
             plan = dataclasses.replace(plan, rows=loop.refine(full, memory, split(len(loop.items)))[0])
-        return through_sampler(plan, Outside(loop=loop, full_steps=full), memory, tell)
+        return refine_through_sampler(plan, Outside(loop=loop, full_steps=full), memory, tell)
     rows, errors = loop.refine(full, memory)
     apart = loop.held_out(full, memory)
     said = "" if apart is None else f", {apart:.2f} dB on half of them with weights of the other half"
@@ -303,7 +303,7 @@ def calibrate(settings: Settings, options: Options, budgets: Sequence[int], qual
     if quality is not None:
         assert found.loop is not None
         cost, memory = cost_of(found, options), memory_of(scope, options)
-        plans = [fewest(found.loop, found.gram, cost, quality, memory, make_for)]
+        plans = [find_fewest(found.loop, found.gram, cost, quality, memory, make_for)]
     paths, begun = [], time.monotonic()
     for plan in plans:
         budget = len(plan.full_steps)

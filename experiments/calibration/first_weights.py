@@ -18,7 +18,7 @@ from hicache.fitting.newton import decibels
 from hicache.forecast.table import StepWeights
 from hicache.policy import Even, Late
 
-__all__ = ["FORMULAS", "best_start", "by_site"]
+__all__ = ["FORMULAS", "find_best_start", "by_site"]
 
 FORMULAS = {"taylor": (1, 2, 4), "newton": (2, 3), "foca": (2,)}
 """Bases whose weights follow from times alone, and their orders."""
@@ -26,7 +26,7 @@ ITEMS = 16
 """So many of the fitted items are run."""
 
 
-def best_start(
+def find_best_start(
     chain: Inside,
     plan: CalibratedPlan,
     weighed: Callable[[Sequence[int]], CalibratedPlan],

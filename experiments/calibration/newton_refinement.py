@@ -36,9 +36,9 @@ __all__ = [
     "jacobian",
     "apply_moves",
     "moves_of",
-    "newton",
+    "refine_rows",
     "split",
-    "through_sampler",
+    "refine_through_sampler",
 ]
 
 HELD_OUT = 4
@@ -213,7 +213,7 @@ def jacobian(chain: Chain, rows: Mapping[int, StepWeights], moves: Sequence[Move
     return torch.stack(columns, dim=-1)
 
 
-def newton(
+def refine_rows(
     chain: Chain, plan: CalibratedPlan, memory: int, report: Callable[[str], None]
 ) -> tuple[dict[int, StepWeights], Fit]:
     """Refined rows of a plan, and how well they do; its own where nothing was better on held-out items."""
@@ -229,9 +229,11 @@ def newton(
     return apply_moves(plan.rows, moves, fit.parameters), fit
 
 
-def through_sampler(plan: CalibratedPlan, chain: Chain, memory: int, report: Callable[[str], None]) -> CalibratedPlan:
-    """The plan with weights refined by `newton`; as it is where that does not help held-out items."""
-    rows, fit = newton(chain, plan, memory, report)
+def refine_through_sampler(
+    plan: CalibratedPlan, chain: Chain, memory: int, report: Callable[[str], None]
+) -> CalibratedPlan:
+    """The plan with weights refined by `refine_rows`; as it is where that does not help held-out items."""
+    rows, fit = refine_rows(chain, plan, memory, report)
     (before, apart), (_, fitted) = fit.held_out, fit.trained
     report(f"newton: {before:.2f} to {apart:.2f} dB on held-out items, {fitted:.2f} dB on those fitted")
     return dataclasses.replace(plan, rows=rows, closed_loop_psnr=apart)

@@ -13,10 +13,10 @@ from experiments.calibration.options import Options
 from hicache.fitting.calibrated_plan import CalibratedPlan, place
 from hicache.fitting.newton import TRIES
 
-__all__ = ["cost_line", "fewest", "generations"]
+__all__ = ["cost_line", "find_fewest", "generations"]
 
 
-def fewest(
+def find_fewest(
     loop: ClosedLoop, gram: Tensor, cost: Tensor, wanted: float, memory: int, made: Callable[[int], CalibratedPlan]
 ) -> CalibratedPlan:
     """The plan of fewest full steps that has `wanted` dB on held-out items.

@@ -75,7 +75,7 @@ def record_trajectories(settings: Settings, options: LesaOptions) -> tuple[Tenso
     return values[: options.items], values[options.items :]
 
 
-def lesa_task(settings: Settings, options: LesaOptions) -> PredictorTask:
+def build_lesa_task(settings: Settings, options: LesaOptions) -> PredictorTask:
     """The predictor with its data."""
     check_lesa(settings, options)
     known, unseen = record_trajectories(settings, options)
@@ -116,7 +116,7 @@ def check_lesa(settings: Settings, options: LesaOptions) -> None:
         raise ConfigError(str(error)) from error
 
 
-def l2c_task(settings: Settings, options: L2cOptions) -> RouterTask:
+def build_l2c_task(settings: Settings, options: L2cOptions) -> RouterTask:
     """The router with the model that it is trained on."""
     torch.manual_seed(options.training_seed)
     phases = [Phase(name="router", updates=options.updates[0], rate=options.rate)]
@@ -130,11 +130,11 @@ def train_predictor(settings: Settings, options: TrainOptions) -> tuple[Path, li
     assert isinstance(config, LearnedConfig)
     path = path_of(dataclasses.replace(settings, method=dataclasses.replace(config, artefact=options.output)))
     if isinstance(options, L2cOptions):
-        task = l2c_task(settings, options)
+        task = build_l2c_task(settings, options)
         described: dict[str, Any] = {"sites": task.sites}
     else:
         assert isinstance(options, LesaOptions)
-        task = lesa_task(settings, options)
+        task = build_lesa_task(settings, options)
         described = task.module.described
     curve = train(task, folder, options.training_seed, options.every)
     made = dataclasses.asdict(options) | {"output": None, "warmup_steps": settings.warmup_steps}

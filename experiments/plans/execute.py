@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> int:
     check(len(devices) == 1, "--devices", f"must name one device for {what}", given.devices)
     if given.worker:
         stopping.stop_with_parent()
-    return inline(plan, tasks, devices[0], given.threads, wait=given.tasks is None)
+    return execute_inline(plan, tasks, devices[0], given.threads, wait=given.tasks is None)
 
 
 def check_arguments(given: argparse.Namespace) -> None:
@@ -127,7 +127,7 @@ def worlds(text: str) -> set[int]:
     return {int(world) for world in said if world.isdecimal()}
 
 
-def inline(plan: Plan, tasks: list[Task], device: str, threads: int | None, wait: bool) -> int:
+def execute_inline(plan: Plan, tasks: list[Task], device: str, threads: int | None, wait: bool) -> int:
     """Work in this process."""
     from experiments.config.compose import set_up
     from experiments.plans.worker import DiskFull, Worker

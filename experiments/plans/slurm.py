@@ -124,14 +124,14 @@ def array_limit(cluster: SlurmConfig) -> int:
     """Most elements of an array: configured, or what the cluster says."""
     if cluster.max_array is not None:
         return cluster.max_array
-    said = command("scontrol", "show", "config")
+    said = call_slurm("scontrol", "show", "config")
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", said, re.MULTILINE)
     if found is None:
         raise ConfigError("cluster.max_array: must be given, scontrol shows no MaxArraySize, got None")
     return int(found[1]) - 1
 
 
-def command(*words: str) -> str:
+def call_slurm(*words: str) -> str:
     """Output of a Slurm command."""
     try:
         done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120)
@@ -145,7 +145,7 @@ def command(*words: str) -> str:
     return done.stdout
 
 
-def new_submission(plan: Plan) -> Path:
+def make_submission(plan: Plan) -> Path:
     """A fresh numbered folder for what is submitted."""
     folder = plan.folder / "submissions"
     folder.mkdir(exist_ok=True)
@@ -161,26 +161,26 @@ def new_submission(plan: Plan) -> Path:
 
 def submit(plan: Plan, cluster: SlurmConfig, arrays: list[Array]) -> None:
     """Write the scripts and hand them over, each after the one before."""
-    folder = new_submission(plan)
+    folder = make_submission(plan)
     (plan.folder / "logs").mkdir(exist_ok=True)
     jobs: list[str] = []
     for array in arrays:
         tasks, script = folder / f"{array.name}.tasks", folder / f"{array.name}.sbatch"
         write_text(tasks, "".join(" ".join(task.name for task in element) + "\n" for element in array.elements))
         write_text(script, array_script(plan, cluster, array, tasks))
-        jobs.append(sbatch(script, jobs[-1:]))
+        jobs.append(submit_script(script, jobs[-1:]))
         rows = len({task.row.index for element in array.elements for task in element})
         print(f"job {jobs[-1]}: {rows} {array.name} in {len(array.elements)} elements")
     script = folder / "collect.sbatch"
     write_text(script, render("collect.sbatch", plan, cluster, name=f"{plan.folder.name}-collect"))
-    print(f"job {sbatch(script, jobs)}: collect, after all of them")
+    print(f"job {submit_script(script, jobs)}: collect, after all of them")
     print(f"scripts: {os.path.relpath(folder)}")
 
 
-def sbatch(script: Path, after: list[str]) -> str:
+def submit_script(script: Path, after: list[str]) -> str:
     """Submit a script to start once others have ended; returns the job's number."""
     dependency = [f"--dependency=afterany:{':'.join(after)}"] if after else []
-    said = command("sbatch", "--parsable", *dependency, str(script))
+    said = call_slurm("sbatch", "--parsable", *dependency, str(script))
     job = said.strip().partition(";")[0]
     check(job.isdecimal(), "cluster", "sbatch must answer with the number of the job", said)
     return job

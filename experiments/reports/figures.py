@@ -34,17 +34,17 @@ from experiments.errors import check, choose
 from experiments.files import ensure_writable
 from experiments.plans.manifest import Plan
 from experiments.reports.columns import directions
-from experiments.reports.montage import contact_sheet, frames, grid
+from experiments.reports.montage import draw_contact_sheet, draw_frames, draw_grid
 from experiments.reports.plot import draw_panel, height_of, identify, look_of_row
 from experiments.reports.ranks import in_order
 from experiments.reports.report import whole
 from experiments.reports.result_table import ResultTable, Row, build, build_plan
-from experiments.reports.run_figures import ablation, draw_pairs, full_steps, step_errors
+from experiments.reports.run_figures import draw_ablation, draw_full_steps, draw_pairs, draw_step_errors
 from experiments.reports.runs import build_runs
 from experiments.reports.tables import how_to_run, overrides_of, parse, presets_of
 from experiments.runs.style import COLUMN, save, styled
 
-__all__ = ["front", "main", "pareto"]
+__all__ = ["front", "main", "draw_pareto"]
 
 SPEEDS = ("flops_speedup", "wall_speedup")
 ABLATED = ("sigma", "interval", "order")
@@ -73,7 +73,7 @@ def rows_with_both(table: ResultTable, speed: str, quality: str) -> list[tuple[R
     return found
 
 
-def pareto(table: ResultTable, speed: str, quality: str, stem: Path) -> list[Path]:
+def draw_pareto(table: ResultTable, speed: str, quality: str, stem: Path) -> list[Path]:
     """Draw the plot; nothing if fewer than two rows have both numbers."""
     found = rows_with_both(table, speed, quality)
     if len(found) < 2:
@@ -151,13 +151,17 @@ def draw(table: ResultTable, results: Path, stem: Path, asked: tuple[str, str | 
     speed, quality, count, errors = asked
     written: list[Path] = []
     if quality:
-        written += pareto(table, speed, quality, stem)
+        written += draw_pareto(table, speed, quality, stem)
         for key in ABLATED:
-            written += ablation(table, key, quality, stem)
+            written += draw_ablation(table, key, quality, stem)
         written += draw_pairs(table, results, quality, stem)
-    written += full_steps(table, results, stem)
-    written += [*grid(table, results, count, stem), *contact_sheet(table, results, stem), *frames(table, results, stem)]
-    return written + (step_errors(table, errors, stem) if errors else [])
+    written += draw_full_steps(table, results, stem)
+    written += [
+        *draw_grid(table, results, count, stem),
+        *draw_contact_sheet(table, results, stem),
+        *draw_frames(table, results, stem),
+    ]
+    return written + (draw_step_errors(table, errors, stem) if errors else [])
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from experiments.runs.folder import read_metrics
 from experiments.runs.picture import gain_of, shorten
 from experiments.runs.style import save, styled
 
-__all__ = ["GRID_ROWS", "contact_sheet", "frames", "grid"]
+__all__ = ["GRID_ROWS", "draw_contact_sheet", "draw_frames", "draw_grid"]
 
 GRID_ROWS = 60
 """More runs than that are no picture any more: the first are shown."""
@@ -115,7 +115,7 @@ class Band(NamedTuple):
     """Below the images; none, or one for each."""
 
 
-def grid(table: ResultTable, results: Path, count: int, stem: Path) -> list[Path]:
+def draw_grid(table: ResultTable, results: Path, count: int, stem: Path) -> list[Path]:
     """The first `count` items that all runs have: a row per run, below it what differs from the first, and PSNR."""
     runs = runs_with_pictures(table, results)
     if not runs:
@@ -200,7 +200,7 @@ def draw_row(axes: Any, label: str, images: list[Any]) -> None:
     name_row(axes[0], label)
 
 
-def contact_sheet(table: ResultTable, results: Path, stem: Path) -> list[Path]:
+def draw_contact_sheet(table: ResultTable, results: Path, stem: Path) -> list[Path]:
     """All items of the table's best cached run that has pictures (`SHEET` at most), each with its PSNR."""
     runs = runs_with_pictures(table, results)
     ranked = [row.run for row in table.rows if row.run in runs and not is_plain(identity_of(row))]
@@ -238,7 +238,7 @@ def mean(values: Mapping[str, float]) -> float:
     return sum(values.values()) / len(values) if values else -math.inf
 
 
-def frames(table: ResultTable, results: Path, stem: Path) -> list[Path]:
+def draw_frames(table: ResultTable, results: Path, stem: Path) -> list[Path]:
     """Of runs of videos: `FRAMES` frames of the first item that all have, a row per run."""
     runs = runs_with_pictures(table, results)
     lists = [records for _, records in runs.values()]

@@ -159,7 +159,7 @@ def plot(table: ResultTable, path: Path) -> bool:
             squeeze=False,
             height_ratios=heights,
         )
-        frame(figure, sum(heights), heights)
+        set_margins(figure, sum(heights), heights)
         for axis, name, high in zip(axes[:, 0], shown, heights, strict=True):
             draw_panel(axis, table, name, axis_of(table, name), high - MARGIN)
         title = textwrap.fill(table.preset.title, 62)
@@ -181,7 +181,7 @@ MARGIN = 0.55
 """Inches above and below the axes of a panel together."""
 
 
-def frame(figure: Any, total: float, heights: list[float]) -> None:
+def set_margins(figure: Any, total: float, heights: list[float]) -> None:
     """The same margins whatever the size."""
     room = MARGIN * len(heights) / (total - MARGIN)
     figure.subplots_adjust(left=0.15, right=0.68, bottom=0.36 / total, top=1 - 0.3 / total, hspace=room)

@@ -35,7 +35,7 @@ from experiments.runs.folder import read_metrics
 from experiments.runs.style import COLUMN, save, styled
 from experiments.settings.prepare import caching, prepare
 
-__all__ = ["ablation", "full_steps", "draw_pairs", "step_errors"]
+__all__ = ["draw_ablation", "draw_full_steps", "draw_pairs", "draw_step_errors"]
 
 MOST = 8
 """Methods of one figure, where each needs a line or a cloud of its own."""
@@ -47,7 +47,7 @@ DASHES = ("-", "--", "-.", ":")
 """Lines that lie close are told apart without their colours, too."""
 
 
-def ablation(table: ResultTable, key: str, quality: str, stem: Path) -> list[Path]:
+def draw_ablation(table: ResultTable, key: str, quality: str, stem: Path) -> list[Path]:
     """Quality over one setting: of every method the largest set of runs that differ in nothing else."""
     groups: dict[str, dict[str, list[Row]]] = {}
     for row in table.rows:
@@ -97,7 +97,7 @@ def count_values(key: str) -> Any:
     return lambda rows: len({identity_of(row)[key] for row in rows})
 
 
-def full_steps(table: ResultTable, results: Path, stem: Path) -> list[Path]:
+def draw_full_steps(table: ResultTable, results: Path, stem: Path) -> list[Path]:
     """A strip per run: which steps are computed in full, grey where only some items do."""
     strips: dict[str, list[float]] = {}
     for row in table.rows:
@@ -181,7 +181,7 @@ def is_baseline(row: Row, table: ResultTable) -> bool:
     return facts.get("method.name") == (table.preset.baseline or "taylorseer")
 
 
-def step_errors(table: ResultTable, count: int, stem: Path) -> list[Path]:
+def draw_step_errors(table: ResultTable, count: int, stem: Path) -> list[Path]:
     """Relative error of the sampler's state before every step, from `count` items that are generated anew.
 
         e_t = sum |x_t - x_t^ref|^2 / sum |x_t^ref|^2

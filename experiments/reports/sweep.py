@@ -22,7 +22,7 @@ from experiments.config.preset import PresetConfig
 from experiments.config.run import RunConfig, Settings
 from experiments.files import write_json
 from experiments.reports.columns import directions, head_of
-from experiments.reports.montage import grid
+from experiments.reports.montage import draw_grid
 from experiments.reports.ranks import add_ranks, differences, values_of
 from experiments.reports.result_table import COSTS, Cell, ResultTable, Row, cells_of
 from experiments.reports.runs import METHOD_TITLES
@@ -105,7 +105,7 @@ class Sweep:
             as_named = dataclasses.replace(table, rows=sorted(table.rows, key=lambda row: places[row.run]))
         show(table, [folder], columns=as_named if len(table.rows) <= BESIDE else None)
         if as_named is not None:
-            for path in grid(as_named, results, GRID_ITEMS, folder / "sweep"):
+            for path in draw_grid(as_named, results, GRID_ITEMS, folder / "sweep"):
                 print(f"side by side: {path}")
         print(f"again: python -m experiments tables runs={folder}")
 

@@ -28,7 +28,7 @@ from experiments.errors import ConfigError, check, choose
 from experiments.runs.runner import items_of
 from experiments.settings.resolve import resolve
 from experiments.studies.bench import FOLDER, Bench
-from experiments.studies.contest import contenders, contest, fewer_steps
+from experiments.studies.contest import contenders, hold_contest, measure_fewer_steps
 from experiments.studies.study_report import StudyRow, plot_budgets, write_table
 from hicache.fitting.calibrated_plan import CalibratedPlan
 
@@ -37,7 +37,7 @@ BUDGETS = (6, 8, 10)
 
 def best_of_each(bench: Bench, budget: int) -> list[StudyRow]:
     """A line per method: the best of its settings."""
-    winners = [*contest(bench, contenders(bench.settings, budget)), *fewer_steps(bench, budget)]
+    winners = [*hold_contest(bench, contenders(bench.settings, budget)), *measure_fewer_steps(bench, budget)]
     spreads = [(winner, bootstrap_mean(winner.values.tolist(), 0.95, 2000, 0)) for winner in winners]
     return [StudyRow.of(winner.title, budget, winner.setting, spread) for winner, spread in spreads]
 
@@ -63,7 +63,7 @@ def refine_plan(settings: Settings, options: Options, budget: int) -> tuple[Cali
     return make_plan(settings, options, found, budget, backend), time.monotonic() - started
 
 
-def robustness(settings: Settings, bench: Bench, budget: int, seconds: float) -> None:
+def study_robustness(settings: Settings, bench: Bench, budget: int, seconds: float) -> None:
     """What the plan depends on: one line per way of calibrating it."""
     lines: list[StudyRow] = []
     options = Options(seconds=seconds)
@@ -163,7 +163,7 @@ def main(arguments: Sequence[str]) -> None:
     if "free" in parts:
         without_data(settings, Bench(settings, items))
     if "robustness" in parts:
-        robustness(settings, Bench(settings, items), 8, seconds)
+        study_robustness(settings, Bench(settings, items), 8, seconds)
 
 
 if __name__ == "__main__":

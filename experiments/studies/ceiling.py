@@ -29,7 +29,7 @@ from evaluation.fidelity import psnr
 from evaluation.statistics import bootstrap_mean
 from experiments.artefacts.plans import load_plan, path_of
 from experiments.calibration.calibrate import Calibration, make_plan, measure
-from experiments.calibration.newton_refinement import Outside, newton, split
+from experiments.calibration.newton_refinement import Outside, refine_rows, split
 from experiments.calibration.options import Options
 from experiments.calibration.solver import Solver, fit_solver
 from experiments.calibration.trajectories import split_arguments
@@ -41,7 +41,7 @@ from experiments.runs.runner import items_of
 from experiments.runs.style import COLUMN, end_labels, save, styled
 from experiments.settings.resolve import resolve
 from experiments.studies.bench import FOLDER, SAME, Bench
-from experiments.studies.contest import Winner, contenders, contest, fewer_steps
+from experiments.studies.contest import Winner, contenders, hold_contest, measure_fewer_steps
 from experiments.studies.study_report import HEIGHT, look_titled, write_rows
 from hicache.fitting.calibrated_plan import CalibratedPlan
 
@@ -86,10 +86,10 @@ class CeilingTable:
 
     def add_published(self, budget: int) -> None:
         """The lines that others are compared with, best first, and solvers with as few steps."""
-        caches = contest(self.bench, contenders(self.bench.settings, budget))
+        caches = hold_contest(self.bench, contenders(self.bench.settings, budget))
         caches.sort(key=lambda winner: -float(winner.values.mean()))
         self.best[budget] = caches[0].values
-        for winner in (*caches, *fewer_steps(self.bench, budget)):
+        for winner in (*caches, *measure_fewer_steps(self.bench, budget)):
             self.add(winner, budget)
 
     def plan(self, title: str, plan: CalibratedPlan, seconds: float | None, setting: str = "") -> None:
@@ -194,7 +194,7 @@ def refine_weights(found: Calibration, start: CalibratedPlan) -> CalibratedPlan:
     """The plan with weights refined through the whole sampler."""
     assert found.loop is not None
     chain = Outside(loop=found.loop, full_steps=start.full_steps)
-    return dataclasses.replace(start, rows=newton(chain, start, MEMORY, lambda line: None)[0])
+    return dataclasses.replace(start, rows=refine_rows(chain, start, MEMORY, lambda line: None)[0])
 
 
 def merge_rows(rows: list[Row]) -> list[Row]:

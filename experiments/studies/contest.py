@@ -27,7 +27,16 @@ from experiments.settings.resolve import resolve
 from experiments.studies.bench import Bench
 from hicache import CacheMethod
 
-__all__ = ["Contender", "Winner", "contenders", "contest", "fewer_steps", "find_placed", "forecasters", "intervals_for"]
+__all__ = [
+    "Contender",
+    "Winner",
+    "contenders",
+    "hold_contest",
+    "measure_fewer_steps",
+    "find_placed",
+    "forecasters",
+    "intervals_for",
+]
 
 SCOPES = ("output", "modules")
 WARMUPS = (1, 2)
@@ -106,7 +115,9 @@ def find_placed(settings: Settings, name: str, scope: str, budget: int, knobs: M
     return method_of(placed) if places_path(placed).is_file() else None
 
 
-def contest(bench: Bench, entries: Iterable[Contender], rounds: Sequence[tuple[int, int]] = ROUNDS) -> list[Winner]:
+def hold_contest(
+    bench: Bench, entries: Iterable[Contender], rounds: Sequence[tuple[int, int]] = ROUNDS
+) -> list[Winner]:
     """The best setting of each method on all items of the bench, among those that came through the rounds."""
     left: dict[str, list[Contender]] = {}
     for entry in entries:
@@ -123,7 +134,7 @@ def contest(bench: Bench, entries: Iterable[Contender], rounds: Sequence[tuple[i
     return found
 
 
-def fewer_steps(bench: Bench, budget: int) -> list[Winner]:
+def measure_fewer_steps(bench: Bench, budget: int) -> list[Winner]:
     """Solvers of the backend with `budget` steps, each computed."""
     sampling, found = sampling_of(bench.settings), []
     for solver in [name for name in bench.backend.solvers if name in SOLVERS] or [None]:

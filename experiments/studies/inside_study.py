@@ -23,7 +23,7 @@ from experiments.errors import ConfigError, check
 from experiments.runs.runner import items_of
 from experiments.settings.resolve import resolve
 from experiments.studies.bench import FOLDER, Bench
-from experiments.studies.contest import Contender, contest, forecasters
+from experiments.studies.contest import Contender, forecasters, hold_contest
 from experiments.studies.study_report import write_rows
 
 COLUMNS = ("method", "setting", "PSNR (dB)", "low", "high", "gain of the plan", "gain low", "gain high")
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> None:
     ours = bench.decibels(hicache.method("calibrated", **plan.knobs()))
     spread = [f"{value:.2f}" for value in bootstrap_mean(ours.tolist(), 0.95, 2000, 0)]
     rows = [["calibrated plan", "", *spread, "", "", ""]]
-    for winner in sorted(contest(bench, entries), key=lambda one: -float(one.values.mean())):
+    for winner in sorted(hold_contest(bench, entries), key=lambda one: -float(one.values.mean())):
         gain = (ours - winner.values).tolist()
         cells = (*bootstrap_mean(winner.values.tolist(), 0.95, 2000, 0), *bootstrap_mean(gain, 0.95, 2000, 0))
         rows.append([winner.title, winner.setting, *(f"{value:.2f}" for value in cells)])

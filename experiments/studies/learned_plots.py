@@ -22,15 +22,15 @@ MARKERS: list[dict[str, Any]] = [
 
 def plot_steps(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """PSNR over full steps, a line per method."""
-    lines(path, rows, "full steps", "full steps of 50", "LESA at equal full steps")
+    draw_lines(path, rows, "full steps", "full steps of 50", "LESA at equal full steps")
 
 
 def plot_costs(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """PSNR over the speed-up, a line per method."""
-    lines(path, rows, "FLOPs speed-up", "speed-up in FLOPs", "Learning-to-Cache at equal FLOPs")
+    draw_lines(path, rows, "FLOPs speed-up", "speed-up in FLOPs", "Learning-to-Cache at equal FLOPs")
 
 
-def lines(path: Path, rows: Sequence[Mapping[str, Any]], key: str, label: str, title: str) -> None:
+def draw_lines(path: Path, rows: Sequence[Mapping[str, Any]], key: str, label: str, title: str) -> None:
     """One line per method with its bootstrap intervals."""
     columns = (key, "PSNR (dB)", "low", "high")
     found = [(str(row["method"]), *(float(row[column]) for column in columns)) for row in rows]

@@ -27,7 +27,7 @@ from experiments.studies.bench import FOLDER, Bench
 from experiments.studies.study_report import StudyRow, write_table
 from hicache.methods import TIMES
 
-__all__ = ["best_of_grid", "sigma_study", "time_study"]
+__all__ = ["best_of_grid", "study_sigma", "study_time"]
 
 INTERVALS = (6, 8, 9)
 SIGMAS = tuple(i / 20 for i in range(10, 19))
@@ -57,7 +57,7 @@ def best_of_grid(bench: Bench, settings: Settings) -> Settings:
     return max(grid, key=lambda candidate: measure_psnr(bench, candidate)[0])
 
 
-def sigma_study(settings: Settings, bench: Bench) -> list[StudyRow]:
+def study_sigma(settings: Settings, bench: Bench) -> list[StudyRow]:
     """Automatic sigma and order beside others."""
     lines: list[StudyRow] = []
     for scope, interval in itertools.product(("output", "modules"), INTERVALS):
@@ -79,7 +79,7 @@ def sigma_study(settings: Settings, bench: Bench) -> list[StudyRow]:
     return lines
 
 
-def time_study(settings: Settings, bench: Bench) -> list[StudyRow]:
+def study_time(settings: Settings, bench: Bench) -> list[StudyRow]:
     """Forecasters in three time variables; HiCache at the automatic sigma of each."""
     lines: list[StudyRow] = []
     rows = [
@@ -118,9 +118,9 @@ def main(arguments: Sequence[str]) -> None:
     settings = resolve(compose(["method=hicache", *overrides]))
     bench = Bench(settings, items_of(dataclasses.replace(settings, num_items=count)))
     if "sigma" in parts:
-        sigma_study(settings, bench)
+        study_sigma(settings, bench)
     if "time" in parts:
-        time_study(settings, bench)
+        study_time(settings, bench)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def map_calibration(found: Calibration, settings: Settings, other: Settings) -> 
     return Calibration(gram=gram, size=gram[0].diagonal(), gains=gains)
 
 
-def other_method(bench: Bench, label: str) -> StudyRow:
+def find_other_method(bench: Bench, label: str) -> StudyRow:
     """The best of the other methods at equal full steps, at the best of its intervals."""
     lines = []
     for interval in intervals_for(bench.settings.num_steps, BUDGET, WARMUP):
@@ -76,7 +76,7 @@ def other_method(bench: Bench, label: str) -> StudyRow:
     return max(lines, key=lambda line: line.mean)
 
 
-def steps_study(settings: Settings, count: int) -> list[StudyRow]:
+def study_steps(settings: Settings, count: int) -> list[StudyRow]:
     """Other numbers of steps."""
     options, lines = Options(refine="none"), []
     backend = load_backend(settings.backend)
@@ -89,12 +89,12 @@ def steps_study(settings: Settings, count: int) -> list[StudyRow]:
         lines.append(StudyRow.of("mapped from 50 steps", BUDGET, f"{steps} steps, open loop", bench.plan_psnr(plan)))
         plan = make_plan(other, options, measure(other, options, backend), BUDGET, backend)
         lines.append(StudyRow.of("calibrated there", BUDGET, f"{steps} steps, open loop", bench.plan_psnr(plan)))
-        lines.append(other_method(bench, f"{steps} steps"))
+        lines.append(find_other_method(bench, f"{steps} steps"))
         report(lines, 3)
     return lines
 
 
-def size_study(settings: Settings, count: int) -> list[StudyRow]:
+def study_size(settings: Settings, count: int) -> list[StudyRow]:
     """Other image sizes."""
     lines: list[StudyRow] = []
     shipped = load_plan(settings)
@@ -109,7 +109,7 @@ def size_study(settings: Settings, count: int) -> list[StudyRow]:
             options = Options(refine="loop")
             plan = make_plan(settings, options, measure(settings, options, backend), BUDGET, backend)
             lines.append(StudyRow.of("calibrated there, loop", BUDGET, label, bench.plan_psnr(plan)))
-            lines.append(other_method(bench, label))
+            lines.append(find_other_method(bench, label))
             report(lines, 3)
     finally:
         backend.pipe.transformer.register_to_config(sample_size=trained)
@@ -133,8 +133,8 @@ def main(arguments: Sequence[str]) -> None:
         raise ConfigError(f"study_items: must be an integer, got {own['study_items']!r}") from None
     check(count >= 10, "study_items", "must be an integer >= 10", count)
     settings = resolve(compose(["method=calibrated", *overrides]))
-    lines = steps_study(settings, count) if "steps" in parts else []
-    lines += size_study(settings, count) if "size" in parts else []
+    lines = study_steps(settings, count) if "steps" in parts else []
+    lines += study_size(settings, count) if "size" in parts else []
     note = (
         f"PSNR against the un-cached result of the same noise, mean over {count} unseen items with its 95 % bootstrap "
         f"interval, {BUDGET} full steps, scope output."

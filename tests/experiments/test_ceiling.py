@@ -17,7 +17,7 @@ from experiments.config.compose import compose
 from experiments.errors import ConfigError
 from experiments.settings.resolve import resolve
 from experiments.studies import ceiling, inside_study
-from experiments.studies.contest import contenders, contest
+from experiments.studies.contest import contenders, hold_contest
 from hicache.fitting.calibrated_plan import build_plan
 
 FULL = [0, 2, 5]
@@ -112,7 +112,7 @@ def test_inside_the_model_all_are_on_the_plan_s_full_steps(small, tmp_path, monk
     full = json.loads(plan.read_text())["plan"]["full_steps"]
     monkeypatch.setattr(inside_study, "PATH", tmp_path / "inside")
     monkeypatch.setattr(
-        inside_study, "contest", lambda bench, entries: made.extend(entries) or contest(bench, entries[::8])
+        inside_study, "hold_contest", lambda bench, entries: made.extend(entries) or hold_contest(bench, entries[::8])
     )
     inside_study.main([*small, f"method.plan={plan}", "study_items=10"])
     assert {tuple(entry.method.policy.plan(8)) for entry in made} == {tuple(full)}

@@ -11,10 +11,10 @@ from experiments.artefacts.plans import load_plan, path_of
 from experiments.backends import load_backend
 from experiments.backends.base import Sampling
 from experiments.calibration.calibrate import main, make_plan, measure
-from experiments.calibration.first_weights import best_start, by_site
-from experiments.calibration.newton_refinement import Inside, Outside, apply_moves, jacobian, moves_of, newton
+from experiments.calibration.first_weights import by_site, find_best_start
+from experiments.calibration.newton_refinement import Inside, Outside, apply_moves, jacobian, moves_of, refine_rows
 from experiments.calibration.options import Options
-from experiments.calibration.targets import cost_line, fewest, generations
+from experiments.calibration.targets import cost_line, find_fewest, generations
 from experiments.config.compose import compose
 from experiments.errors import ConfigError
 from experiments.settings.identity import canonical
@@ -90,7 +90,7 @@ def test_refinement_is_never_worse_on_held_out_items(settings, scope):
     inside = {"backend": backend, "settings": settings, "plan": plan, "items": found.items, "finals": found.finals}
     chain = Outside(loop=found.loop, full_steps=FULL) if scope == "output" else Inside(**inside)
     said = []
-    rows, fit = newton(chain, plan, 2, said.append)
+    rows, fit = refine_rows(chain, plan, 2, said.append)
     assert fit.held_out[1] >= fit.held_out[0] and bool(said) == (rows != plan.rows)
     held = chain.part(torch.arange(8) % 4 == 3)
     error = held.residuals(rows).square().mean(1)
@@ -111,7 +111,7 @@ def test_inside_the_model_the_best_of_formulas_and_least_squares_begins(settings
 
     plan, said = weighed(FULL), []
     shared = {"backend": backend, "settings": settings, "items": found.items, "finals": found.finals}
-    start = best_start(Inside(plan=plan, **shared), plan, weighed, len(found.gram), said.append)
+    start = find_best_start(Inside(plan=plan, **shared), plan, weighed, len(found.gram), said.append)
     fitted = torch.arange(8) % 4 != 3
 
     def score(one):
@@ -172,7 +172,7 @@ def test_a_quality_is_reached_with_the_fewest_full_steps(small, tiny, monkeypatc
             return 8.0 * len(full)  # plans are better once they are finished
 
     for wanted, expected in ((35.0, 4), (40.0, 4), (41.0, 5), (75.0, 8), (200.0, 8)):
-        plan = fewest(Items(), torch.eye(8).double()[None], torch.ones(8), wanted, 2, made)
+        plan = find_fewest(Items(), torch.eye(8).double()[None], torch.ones(8), wanted, 2, made)
         assert len(plan.full_steps) == expected
     main([*small, "items=4", "seconds=0", "quality=20dB"])
     assert "cost: about" in capsys.readouterr().out

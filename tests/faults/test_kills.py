@@ -14,7 +14,7 @@ from experiments.calibration import trajectories
 from experiments.config.compose import compose
 from experiments.learning import training_loop
 from experiments.plans import collect
-from experiments.plans.execute import inline
+from experiments.plans.execute import execute_inline
 from experiments.plans.make import make_plan
 from experiments.plans.manifest import Plan
 from experiments.plans.tasks import tasks_of
@@ -46,7 +46,7 @@ def executed(tiny: Path) -> Program:
 
     def program(results: Path) -> object:
         plan, _ = make_plan(words, results)
-        code = inline(plan, tasks_of(plan, 1), "cpu", 1, wait=True)
+        code = execute_inline(plan, tasks_of(plan, 1), "cpu", 1, wait=True)
         return code or collect.main([str(plan.folder), "--devices", "cpu"])
 
     return program
