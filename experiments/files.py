@@ -102,10 +102,14 @@ def refuse(constant: str) -> float:
     raise ValueError(f"{constant} is not JSON")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+JSON = json.JSONDecoder(parse_constant=refuse)
+
+
+def read_json(path: Path | str) -> dict[str, Any]:
     """A JSON file that holds an object; anything else is a `ConfigError` that names the file."""
     try:
-        found = json.loads(path.read_text(), parse_constant=refuse)
+        with open(path) as file:
+            found = JSON.decode(file.read())
     except (ValueError, OSError, RecursionError) as error:
         said = str(error).splitlines()[0]
         raise ConfigError(f"{path}: must be readable JSON (delete or restore it), got {said}") from error

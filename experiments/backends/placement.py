@@ -6,7 +6,6 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from diffusers.utils import logging
 from torch import nn
 
 from experiments.config.backend import PipelineConfig
@@ -62,6 +61,8 @@ def place(pipe: Any, config: PipelineConfig, device: str) -> None:
 
 def set_attention(transformer: Any, name: str) -> None:
     """Choose the kernel by diffusers' switch; always, because diffusers keeps the last choice for all models."""
+    from diffusers.utils import logging  # late: who reads finished runs needs no diffusers
+
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # it calls the switch experimental every time
     transformer.set_attention_backend(ATTENTION[name][0])

@@ -123,6 +123,7 @@ def groups() -> frozenset[str]:
     return frozenset(path.name for path in CONF.iterdir() if path.is_dir())
 
 
+@cache
 def check_override(word: str) -> None:
     """One `key=value`, before Hydra reads it.
 

@@ -5,9 +5,9 @@ The timed runs are all un-cached ones of the results folder, whichever plan or c
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from experiments.backends.base import sampling_of
 from experiments.config.run import Settings
@@ -60,12 +60,12 @@ class Forecast:
 def forecast(plan: Plan) -> Forecast:
     """The cost of what is left of a plan; rows that were begun count as a whole, those of other seeds as the first."""
     found, speeds = Forecast(), speeds_of(plan)
-    costs: dict[str, tuple[Settings, int, Cost | None, Cost | None]] = {}
+    costs: dict[tuple[Any, ...], tuple[Settings, int, Cost | None, Cost | None]] = {}
     for row in plan.rows:
         if state_of(plan.results, row.run).state is State.DONE:
             found.done += 1
             continue
-        alike = json.dumps({name: value for name, value in row.frozen.items() if name != "seed"})
+        alike = tuple((n, id(v) if isinstance(v, dict) else repr(v)) for n, v in row.frozen.items() if n != "seed")
         if alike not in costs:
             settings = row.settings(plan.results)
             steps = sampling_of(settings).num_steps

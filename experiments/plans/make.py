@@ -180,7 +180,8 @@ def write_plan(folder: Path, manifest: str, words: list[str]) -> None:
 def describe(plan: Plan, expected: Forecast, absent: list[str]) -> str:
     """What was planned, for a reader."""
     code = plan.facts["code"]
-    digest = hashlib.sha256((plan.folder / "manifest.jsonl").read_bytes()).hexdigest()[:12]
+    with (plan.folder / "manifest.jsonl").open("rb") as manifest:
+        digest = hashlib.file_digest(manifest, "sha256").hexdigest()[:12]
     changed = " with uncommitted changes (code.diff)" if code["dirty"] else ""
     said = [
         f"{len(plan.rows)} rows, {expected.done} done, {expected.to_do} to do; manifest {digest}",

@@ -82,14 +82,16 @@ class Plan:
 
     @cached_property
     def rows(self) -> list[PlanRow]:
-        """All rows in their order."""
+        """All rows in their order; groups of settings that they have in common are one object, to be read only."""
         path = self.folder / "manifest.jsonl"
+        groups: Groups = {}
         try:
-            lines = path.read_text().splitlines()
+            with path.open() as lines:
+                rows = [row_of(line, f"{path}:{index + 1}", index, groups) for index, line in enumerate(lines)]
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: must be a readable manifest, got {error}") from error
-        check(bool(lines), str(path), "must have a row", lines)
-        return [row_of(line, f"{path}:{number}", number - 1) for number, line in enumerate(lines, start=1)]
+        check(bool(rows), str(path), "must have a row", rows)
+        return rows
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -104,8 +106,12 @@ class Plan:
         return RunFolder(self.results, row.run, shard or Shard())
 
 
-def row_of(line: str, where: str, index: int) -> PlanRow:
-    """A line of a manifest, checked: names are ids, every group of settings is there.
+Groups = dict[str, dict[str, Any]]
+"""Groups of settings by their text."""
+
+
+def row_of(line: str, where: str, index: int, groups: Groups) -> PlanRow:
+    """A line of a manifest, checked: names are ids, every group of settings is there; of `groups` where it is known.
 
     Raises:
         ConfigError: with file and line.
@@ -113,7 +119,7 @@ def row_of(line: str, where: str, index: int) -> PlanRow:
     try:
         row = PlanRow(**json.loads(line))
     except (ValueError, TypeError, RecursionError) as error:
-        raise ConfigError(f"{where}: must be a row of a plan, got {line[:60]!r} ({error})") from error
+        raise ConfigError(f"{where}: must be a row of a plan, got {line.strip()[:60]!r} ({error})") from error
     check(row.index == index, f"{where}: index", f"must be {index}", row.index)
     check(is_identity(row.run), f"{where}: run", "must be the id of a run", row.run)
     known = row.reference is None or is_identity(row.reference)
@@ -124,8 +130,11 @@ def row_of(line: str, where: str, index: int) -> PlanRow:
     for group in ("backend", "method", "sigma_schedule", "metrics", "logger"):
         check(isinstance(row.frozen.get(group), dict), f"{where}: {group}", "must be settings", row.frozen.get(group))
     for group, values in row.frozen.items():
-        fits = not isinstance(values, dict) or group == "chosen" or isinstance(values.get("schema"), str)
-        check(fits, f"{where}: {group}", "must be settings with a schema", values)
+        if isinstance(values, dict):
+            if (text := f"{group} {values}") not in groups:
+                fits = group == "chosen" or isinstance(values.get("schema"), str)
+                check(fits, f"{where}: {group}", "must be settings with a schema", values)
+            row.frozen[group] = groups.setdefault(text, values)
     return row
 
 

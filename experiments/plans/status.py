@@ -63,12 +63,12 @@ class RunState:
 def state_of(results: Path, run: str) -> RunState:
     """The state of a run, from the status files of its shards."""
     check(is_identity(run), "run", "must be the id of a run", run)
-    folder = results / "runs" / run
+    folder = f"{results}/runs/{run}"
     try:
         names = [name for name in os.listdir(folder) if name.startswith("status") and name.endswith(".json")]
     except (FileNotFoundError, NotADirectoryError):
         return RunState(state=State.WAITING)
-    records = [(name, read_status(folder / name)) for name in sorted(names)]
+    records = [(name, read_status(f"{folder}/{name}")) for name in sorted(names)]
     whole = dict(records).get("status.json", {})
     if whole.get("state") == "done":
         return RunState(state=State.DONE, items=whole.get("items"))
@@ -96,10 +96,10 @@ def progress(records: list[dict[str, Any]]) -> list[str]:
     return [f"{done}/{max(totals)} items"] if totals else []
 
 
-def lives(record: dict[str, Any], folder: Path, name: str) -> bool:
+def lives(record: dict[str, Any], folder: str, name: str) -> bool:
     """Whether somebody works on what the status file `name` of a run speaks of."""
     if record.get("host") == socket.gethostname():
-        return is_held(folder / name.replace("status", "lock").removesuffix(".json"))
+        return is_held(f"{folder}/{name.replace('status', 'lock').removesuffix('.json')}")
     return abs(time.time() - (record.get("heartbeat") or 0.0)) < SILENT_SECONDS
 
 
@@ -121,7 +121,8 @@ def ago(moment: float) -> str:
 
 def states_of(plan: Plan) -> list[RunState]:
     """The states of all rows, in their order."""
-    return [state_of(plan.results, row.run) for row in plan.rows]
+    results = plan.results
+    return [state_of(results, row.run) for row in plan.rows]
 
 
 COLOURS = {

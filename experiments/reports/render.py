@@ -6,7 +6,6 @@ import unicodedata
 from collections.abc import Callable
 from typing import NamedTuple
 
-import pandas
 from rich.markup import escape as escape_markup
 from rich.table import Table
 
@@ -197,6 +196,8 @@ def to_csv(table: ResultTable) -> str:
                 cells[f"difference_{name}"] = ours.value - cell.value
         cells["note"] = row.note or None
         lines.append(cells)
+    import pandas  # late: the table of a sweep in a terminal needs none
+
     return pandas.DataFrame(lines).dropna(axis="columns", how="all").to_csv(index=False)
 
 
@@ -255,6 +256,8 @@ IN_LATEX = Style(in_latex, escape)
 
 def to_latex(table: ResultTable) -> str:
     """A booktabs table; the run ids stand in comments, so that each number can still be traced."""
+    import pandas
+
     frame = pandas.DataFrame([line(table, row, IN_LATEX) for row in table.rows])
     runs = [f"% {' '.join(row.label.split())}: {row.run}" for row in table.rows if row.run]
     runs += [f"% {UNTIMED}"] if is_untimed(table) else []

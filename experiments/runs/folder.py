@@ -61,7 +61,7 @@ REQUIRED = ("item", "files", "full_steps", "cache_bytes")
 """Keys of a record without which a run cannot be finished."""
 
 
-def read_status(path: Path) -> dict[str, Any]:
+def read_status(path: Path | str) -> dict[str, Any]:
     """A status file. One that was torn or altered says "interrupted": any executor continues the run."""
     try:
         found = read_json(path)
@@ -375,7 +375,7 @@ class RunFolder:
         return read_metrics(self.metrics_file)
 
 
-def is_held(lock: Path) -> bool:
+def is_held(lock: Path | str) -> bool:
     """Whether a process holds a lock, exclusively; asking takes nothing away from anybody."""
     try:
         with open(lock, "rb") as handle:

@@ -76,7 +76,8 @@ def check(given: Settings | Run) -> None:
     check_batch(settings, backend)
     check_logger(settings)
     backend.check(settings.backend)
-    check_fit(run)
+    if folder_of(run).status().get("state") != "done":
+        check_fit(run)
     ensure_writable(settings.results)
 
 

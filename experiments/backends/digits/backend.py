@@ -9,14 +9,12 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from diffusers import DiTTransformer2DModel
 from PIL import Image
 from torch import Tensor
 
 from evaluation import decoders
 from experiments.backends.base import Backend, Item, Sampling, item_seed
 from experiments.backends.digits.data import CLASSES
-from experiments.backends.digits.pipeline import PixelDiTPipeline, scheduler
 from experiments.backends.weights import check_whole
 from experiments.config.backend import BackendConfig, DigitsConfig
 from experiments.errors import check
@@ -43,6 +41,10 @@ class DigitsBackend(Backend):
 
     def __init__(self, config: BackendConfig) -> None:
         super().__init__(config)
+        from diffusers import DiTTransformer2DModel  # late, as the pipeline: who reads finished runs needs no diffusers
+
+        from experiments.backends.digits.pipeline import PixelDiTPipeline, scheduler
+
         # The weights are stored in bfloat16 to keep the repository small and computed with in float32.
         transformer = DiTTransformer2DModel.from_pretrained(
             folder_of(config) / "transformer", torch_dtype=torch.float32, use_safetensors=True
@@ -78,6 +80,8 @@ class DigitsBackend(Backend):
         ]
 
     def prepare(self, sampling: Sampling) -> None:
+        from experiments.backends.digits.pipeline import scheduler
+
         self.pipe.scheduler = scheduler(sampling.solver or self.config.solver)
 
     def generate(self, items: Sequence[Item], sampling: Sampling) -> list[Tensor]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 __all__ = ["CLASSES", "NULL_CLASS", "SIZE", "digits", "split"]
@@ -25,6 +24,8 @@ HELD_OUT = 197
 
 def digits() -> tuple[Tensor, Tensor]:
     """All images `[1797, 1, 16, 16]` float32 in [-1, 1] and their labels `[1797]` int64."""
+    from sklearn.datasets import load_digits  # late: only training and metrics see the scans
+
     data: Any = load_digits()
     small = torch.from_numpy(data.images).float()[:, None] / 16
     images = F.interpolate(small, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
