@@ -21,7 +21,7 @@ from experiments.errors import check, choose
 
 __all__ = ["NAMES", "main"]
 
-NAMES = ("digits", "host", "operators", "forecasters", "safety", "speed", "mutation")
+NAMES = ("digits", "host", "operators", "forecasters", "safety", "speed", "scale", "mutation")
 """In the order of `all`; the longest come last."""
 
 ROOT = Path(__file__).parents[1]

@@ -215,11 +215,14 @@ def _source(source: Path, batch_size: int) -> tuple[int, list[object], Reader]:
 
 
 def _images(files: list[Path], batch_size: int, start: int) -> Iterator[np.ndarray]:
+    """Batches from a position on; the next one is read while one is looked at."""
     first = media_files.read_image(files[0])
     with ThreadPoolExecutor(max_workers=4) as pool:
+        reading = pool.map(media_files.read_image, files[start : start + batch_size])
         for begin in range(start, len(files), batch_size):
-            group = files[begin : begin + batch_size]
-            pictures = list(pool.map(media_files.read_image, group))
+            group, after = files[begin : begin + batch_size], files[begin + batch_size : begin + 2 * batch_size]
+            pictures = list(reading)
+            reading = pool.map(media_files.read_image, after)
             for path, picture in zip(group, pictures, strict=True):
                 if picture.shape != first.shape:
                     raise EvaluationError(

@@ -205,31 +205,54 @@ def wilcoxon_holm(
 
     A method whose every value equals the baseline's has p = 1 by definition (scipy has no statistic for it).
     """
-    from scipy import stats
-
     if baseline not in methods:
         raise ValueError(f"baseline: must be one of {sorted(methods)}, got {baseline!r}")
     _check_level(level)
+    beyond = _beyond(methods, baseline)
+    raw = _signed_ranks(beyond)
+    adjusted = holm([p for _, p in raw.values()])
+    return {
+        name: PairedTest(statistic, p, p_holm, p_holm < 1 - level, beyond[name].size, rank_biserial(beyond[name]))
+        for (name, (statistic, p)), p_holm in zip(raw.items(), adjusted, strict=True)
+    }
+
+
+def _beyond(methods: Mapping[str, Sequence[float] | npt.ArrayLike], baseline: str) -> dict[str, np.ndarray]:
+    """The differences of every other method to ``baseline``."""
     base = _finite(methods[baseline], baseline)
-    raw: dict[str, tuple[float, float]] = {}
-    effects: dict[str, float] = {}
+    found: dict[str, np.ndarray] = {}
     for name, values in methods.items():
-        if name == baseline:
-            continue
         array = _finite(values, name)
         if array.size != base.size:
             raise ValueError(f"{name}: must pair with {baseline} item by item, got {array.size} and {base.size}")
-        effects[name] = rank_biserial(array - base)
-        if np.array_equal(array, base):
-            raw[name] = (0.0, 1.0)
+        if name != baseline:
+            found[name] = array - base
+    return found
+
+
+_EXACT_BELOW = 51
+"""Items from which on scipy takes the normal distribution whatever the differences are."""
+
+
+def _signed_ranks(differences: Mapping[str, np.ndarray]) -> dict[str, tuple[float, float]]:
+    """Statistic and p of each; those that scipy treats alike go to it together, as a call costs more than a test."""
+    from scipy import stats
+
+    found = {name: (0.0, 1.0) for name in differences}
+    together: list[str] = []
+    for name, array in differences.items():
+        if not array.any():
+            continue
+        if array.size >= _EXACT_BELOW or (array.all() and np.unique(np.abs(array)).size == array.size):
+            together.append(name)
         else:
-            test: Any = stats.wilcoxon(array, base, zero_method="wilcox", alternative="two-sided")
-            raw[name] = (float(test.statistic), float(test.pvalue))
-    adjusted = holm([p for _, p in raw.values()])
-    return {
-        name: PairedTest(statistic, p, p_holm, p_holm < 1 - level, base.size, effects[name])
-        for (name, (statistic, p)), p_holm in zip(raw.items(), adjusted, strict=True)
-    }
+            alone: Any = stats.wilcoxon(array, zero_method="wilcox", alternative="two-sided")
+            found[name] = (float(alone.statistic), float(alone.pvalue))
+    if together:
+        stacked = np.stack([differences[name] for name in together])
+        tests: Any = stats.wilcoxon(stacked, zero_method="wilcox", alternative="two-sided", axis=1)
+        found |= dict(zip(together, zip(tests.statistic.tolist(), tests.pvalue.tolist(), strict=True), strict=True))
+    return found
 
 
 def tied_with_best(methods: Mapping[str, Sequence[float] | npt.ArrayLike], best: str, level: float = 0.95) -> set[str]:
@@ -249,5 +272,6 @@ def tied_with_best(methods: Mapping[str, Sequence[float] | npt.ArrayLike], best:
         return set(methods)
     if len(arrays) > 2 and not float(stats.friedmanchisquare(*arrays).pvalue) < 1 - level:
         return set(methods)
-    tests = wilcoxon_holm(methods, best, level)
-    return {best} | {name for name, test in tests.items() if not test.significant}
+    raw = _signed_ranks(_beyond(methods, best))
+    adjusted = holm([p for _, p in raw.values()])
+    return {best} | {name for name, p in zip(raw, adjusted, strict=True) if not p < 1 - level}

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import __main__ as front
+from benchmarks import scale
 from experiments.errors import ConfigError
+from experiments.plans.make import sweeps
 
 
 def test_every_benchmark_is_listed_with_its_help(capsys):
@@ -46,3 +48,24 @@ def test_what_threshold_policies_look_at_costs_less_than_a_percent_of_a_step():
     assert 0 < rows["fbcache"]["% of a step"] < rows["teacache"]["% of a step"] < 1
     values = 4096 * 3072
     assert rows["fbcache"]["GB"] == pytest.approx(54 * values / 1e9, rel=1e-3)  # 27 reads and writes of two bytes
+
+
+@pytest.mark.parametrize("rows", [1, 20, 399, 2000, 20_000])
+def test_a_sweep_has_as_many_rows_as_were_asked_for(rows):
+    lines = sweeps(scale.sweep_of(rows))
+    assert rows <= len({tuple(line) for line in lines}) == len(lines) < rows + 400
+
+
+@pytest.mark.slow
+def test_scale_measures_every_command_and_both_loops():
+    found = {row["what"]: row for row in scale.main(["rows=40", "runs=20", "images=16", "save=false"])}
+    assert list(found) == [
+        *("plan", "status", "finished run", "tables", "report", "FID and IS", "bare torch-fidelity loop")
+    ]
+    assert (found["plan"]["n"], found["tables"]["n"], found["FID and IS"]["n"]) == (41, 21, 16)
+    assert all(row["CPU s"] > 0 and row["peak MB"] > 0 for row in found.values())
+
+
+def test_a_command_that_fails_says_why():
+    with pytest.raises(RuntimeError, match=r"ended with 2: .*plan: must be a folder"):
+        scale.start("-m", "experiments", "status", "nowhere")

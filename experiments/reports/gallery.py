@@ -54,9 +54,10 @@ class Gallery:
     """Pictures of runs that lie in one folder or several; `roots` are searched in their order."""
 
     roots: list[Path]
-    side: int
-    images: dict[str, str] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
     """Every picture once, by run and item."""
+    small: dict[str, str] = field(default_factory=dict)
+    """Those as text that no size of the others changes."""
 
     def folder(self, run: str) -> Path:
         """Where a run lies; its name is an id and nothing that leads elsewhere."""
@@ -85,18 +86,18 @@ class Gallery:
         found: list[dict[str, Any]] = []
         scores = {run: self.scores(run) for _, run in members}
         for name in order_by_title({name: str(records[reference][name].get("title", "")) for name in names})[:count]:
-            key, still = self.keep_picture(reference, records[reference][name])
+            key = self.keep_picture(reference, records[reference][name])
             media = [
                 {
                     "row": place,
                     "reference": key,
-                    "image": self.keep_picture(run, records[run][name])[0],
+                    "image": self.keep_picture(run, records[run][name]),
                     "scores": {metric: round(of[name], 4) for metric, of in scores[run].items() if name in of},
                 }
                 for place, run in members
             ]
-            width, height = still.size
-            facts = {"small": max(still.size) <= SMALL, "ratio": f"{width} / {height}", "media": media}
+            width, height = read_still(self.files[key]).size
+            facts = {"small": max(width, height) <= SMALL, "ratio": f"{width} / {height}", "media": media}
             found.append({"title": f"{name} · {records[reference][name].get('title', '')}", **facts})
         return found
 
@@ -106,13 +107,24 @@ class Gallery:
         kept = {path.stem: read_values(path) for path in sorted(folder.glob("*.json"))}
         return {name: {item: v for item, v in of.items() if v is not None} for name, of in kept.items()}
 
-    def keep_picture(self, run: str, record: dict[str, Any]) -> tuple[str, Image.Image]:
+    def keep_picture(self, run: str, record: dict[str, Any]) -> str:
         """Keep a picture; returns its key."""
         key = f"{run}/{record['item']}"
-        still = read_still(self.folder(run) / "media" / record["files"][0])
-        if key not in self.images:
-            self.images[key] = data_uri(still, self.side)
-        return key, still
+        if key not in self.files:
+            self.files[key] = self.folder(run) / "media" / record["files"][0]
+        return key
+
+    def images(self, side: int) -> dict[str, str]:
+        """The pictures that were kept as text, of at most `side` pixels."""
+        found: dict[str, str] = {}
+        for key, path in self.files.items():
+            if (uri := self.small.get(key)) is None:
+                still = read_still(path)
+                uri = data_uri(still, side)
+                if max(still.size) <= SMALL:
+                    self.small[key] = uri
+            found[key] = uri
+        return found
 
 
 def order_by_title(titles: dict[str, str]) -> list[str]:

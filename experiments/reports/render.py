@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import NamedTuple
 
 from rich.markup import escape as escape_markup
@@ -70,19 +71,25 @@ def columns_of(table: ResultTable) -> list[str]:
     return [name for name in table.rows[0].ours if name != "wall_speedup" or not is_untimed(table)]
 
 
-def line(table: ResultTable, row: Row, style: Style) -> dict[str, str]:
-    """The readable cells of a row by column head."""
-    beside = {theirs: ours for ours, theirs in table.preset.compare.items()}
-    ours = {name: row.ours[name] for name in columns_of(table)}
+def lines_of(table: ResultTable, style: Style) -> list[dict[str, str]]:
+    """The readable cells of the rows by column head."""
+    columns, beside = columns_of(table), {theirs: ours for ours, theirs in table.preset.compare.items()}
+    shown = {key for key in ("note", "run") if any(getattr(row, key) for row in table.rows)}
+    return [line(row, style, columns, beside, shown) for row in table.rows]
+
+
+def line(row: Row, style: Style, columns: Sequence[str], beside: Mapping[str, str], shown: set[str]) -> dict[str, str]:
+    """The readable cells of a row; `beside` is the column of ours of a published one, `shown` what rows may have."""
+    ours = {name: row.ours[name] for name in columns}
     cells = {"method": style.plain(row.label)}
     cells |= {head_of(name): text(name, cell, style) for name, cell in ours.items()}
     for name, cell in row.paper.items():
         cells[f"paper: {name}"] = style.plain(published_text(cell))
         if beside.get(name) in ours:
             cells[f"Δ {name}"] = style.plain(difference(beside[name], ours[beside[name]], cell))
-    if any(other.note for other in table.rows):
+    if "note" in shown:
         cells["note"] = style.plain(row.note)
-    if any(other.run for other in table.rows):
+    if "run" in shown:
         cells["run"] = row.run or "–"
     return cells
 
@@ -101,7 +108,7 @@ MARKDOWN = Style(in_markdown, in_cell)
 
 def to_markdown(table: ResultTable) -> str:
     """Title, table, and what a reader must know to trust it."""
-    lines = [line(table, row, MARKDOWN) for row in table.rows]
+    lines = lines_of(table, MARKDOWN)
     heads = list(lines[0])
     rule = ["---" if head in ("method", "note", "run") else "---:" for head in heads]
     body = [heads, rule, *([cells[head] for head in heads] for cells in lines)]
@@ -114,7 +121,7 @@ SHOWN = Style(lambda shown, rank: f"[bold]{shown}[/bold]" if rank == 1 else show
 
 def beside(table: ResultTable) -> Table:
     """For a terminal: a column per run and a line per number, the best in bold."""
-    lines = [line(table, row, SHOWN) for row in table.rows]
+    lines = lines_of(table, SHOWN)
     first = table.settings
     title = "" if first is None else f"{first.backend.name}, {first.num_items} items, seed {first.seed}"
     level = "" if first is None else f" ({first.metrics.level:.0%} intervals)"
@@ -232,6 +239,7 @@ LATIN = dict(zip("ΑΒΕΖΗΙΚΜΝΟΡΤΧο", "ABEZHIKMNOPTXo", strict=True))
 """Greek letters that LaTeX has no command for, because they look like these."""
 
 
+@cache
 def greek(symbol: str) -> str:
     """A Greek letter as a command; anything else as it is."""
     alphabet, _, letter = unicodedata.name(symbol, "").partition(" LETTER ")
@@ -258,7 +266,7 @@ def to_latex(table: ResultTable) -> str:
     """A booktabs table; the run ids stand in comments, so that each number can still be traced."""
     import pandas
 
-    frame = pandas.DataFrame([line(table, row, IN_LATEX) for row in table.rows])
+    frame = pandas.DataFrame(lines_of(table, IN_LATEX))
     runs = [f"% {' '.join(row.label.split())}: {row.run}" for row in table.rows if row.run]
     runs += [f"% {UNTIMED}"] if is_untimed(table) else []
     frame = frame.drop(columns=[name for name in ("run", "note") if name in frame])

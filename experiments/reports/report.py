@@ -167,15 +167,15 @@ LEAST = 96
 def page(tables: list[ResultTable], roots: list[Path], title: str, items: int, side: int) -> str:
     """The page; `roots` are the folders that runs lie in."""
     parts = [part for table in tables for part in split_table(table, roots[0].parent)]
-    while True:
-        gallery = Gallery(roots, side)
-        blocks = [block_of(part, gallery, items) for part in parts]
-        if sum(map(len, gallery.images.values())) < LIMIT or side <= LEAST:
-            break
+    gallery = Gallery(roots)
+    blocks = [block_of(part, gallery, items) for part in parts]
+    images = gallery.images(side)
+    while sum(map(len, images.values())) >= LIMIT and side > LEAST:
         side = max(LEAST, round(side * 0.7))
+        images = gallery.images(side)
     data = {
         "directions": directions(),
-        "images": gallery.images,
+        "images": images,
         "blocks": [block["script"] for block in blocks],
     }
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True)

@@ -10,6 +10,7 @@ import colorsys
 import contextlib
 import textwrap
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,14 +95,7 @@ class Look(NamedTuple):
     @property
     def path(self) -> str:
         """The marker as the `d` of an SVG path, about 1 wide."""
-        from matplotlib.markers import MarkerStyle
-
-        style = MarkerStyle(self.marker)
-        letters, parts = {1: "M", 2: "L", 3: "Q", 4: "C"}, []
-        for values, code in style.get_path().transformed(style.get_transform()).iter_segments(curves=True):
-            pairs = [f"{x:.3g} {-y:.3g}" for x, y in zip(values[::2], values[1::2], strict=True)]
-            parts.append("Z" if code == 79 else letters[int(code)] + " ".join(pairs))
-        return "".join(parts)
+        return path_of(self.marker)
 
     @property
     def points(self) -> dict[str, Any]:
@@ -109,6 +103,20 @@ class Look(NamedTuple):
         return {"color": self.colour, "marker": self.marker, "fillstyle": self.fill, "markerfacecoloralt": "white"}
 
 
+@cache
+def path_of(marker: str) -> str:
+    """A marker as the `d` of an SVG path."""
+    from matplotlib.markers import MarkerStyle
+
+    style = MarkerStyle(marker)
+    letters, parts = {1: "M", 2: "L", 3: "Q", 4: "C"}, []
+    for values, code in style.get_path().transformed(style.get_transform()).iter_segments(curves=True):
+        pairs = [f"{x:.3g} {-y:.3g}" for x, y in zip(values[::2], values[1::2], strict=True)]
+        parts.append("Z" if code == 79 else letters[int(code)] + " ".join(pairs))
+    return "".join(parts)
+
+
+@cache
 def look_of(method: str, title: str = "") -> Look:
     """The look of a method, or of a solver with fewer steps; `title` names what the method is combined with.
 

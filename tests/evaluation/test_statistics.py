@@ -101,6 +101,20 @@ def test_wilcoxon_agrees_with_scipy_and_holm_is_applied():
     assert not tests["b"].significant
 
 
+@pytest.mark.parametrize("n", [9, 40, 60])
+def test_tests_of_many_methods_are_those_of_each_alone(n):
+    """Untied, with equal sizes, with zeros, and equal everywhere: each as scipy says of it by itself."""
+    rng = np.random.default_rng(n)
+    base = np.arange(float(n))
+    methods = {f"untied {i}": base + 0.2 + rng.standard_normal(n) for i in range(4)}
+    methods |= {"tied": base + rng.choice([-1.0, 2.0], n), "zeros": base + np.arange(n) % 3, "equal": base}
+    tests = wilcoxon_holm({"base": base, **methods}, "base")
+    assert list(tests) == list(methods) and (tests["equal"].statistic, tests["equal"].p) == (0.0, 1.0)
+    for name in list(methods)[:-1]:
+        alone = stats.wilcoxon(methods[name], base)
+        assert (tests[name].statistic, tests[name].p) == (alone.statistic, alone.pvalue), name
+
+
 def test_rank_biserial_by_hand():
     # |d| = 1, 2, 3, 4 with one below zero of rank 2: (1 + 3 + 4 - 2) / 10
     assert rank_biserial([1.0, -2.0, 3.0, 4.0]) == pytest.approx(0.6)

@@ -164,9 +164,10 @@ def test_large_pictures_are_scaled(tmp_path):
     folder = tmp_path / "runs" / "r"
     (folder / "media").mkdir(parents=True)
     Image.new("RGB", (800, 400)).save(folder / "media" / "a.png")
-    gallery = Gallery([tmp_path / "runs"], 128)
+    gallery = Gallery([tmp_path / "runs"])
     gallery.keep_picture("r", {"item": "a", "files": ["a.png"]})
-    assert gallery.images["r/a"].startswith("data:image/webp;base64,")
+    assert gallery.images(128)["r/a"].startswith("data:image/webp;base64,")
+    assert len(gallery.images(128)["r/a"]) < len(gallery.images(384)["r/a"])
 
 
 @pytest.mark.parametrize(
