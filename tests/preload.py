@@ -6,6 +6,8 @@ from diffusers import DiTPipeline  # noqa: F401
 
 import evaluation.driver  # noqa: F401
 import experiments.backends.digits.backend
+import experiments.backends.digits.pipeline
+import experiments.backends.meta_backend
 import experiments.plans.execute
 import experiments.plans.make
 import experiments.reports.sweep  # noqa: F401

@@ -106,3 +106,20 @@ def test_a_plan_opens_in_a_fresh_process(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     frozen = json.loads((plan.folder / "manifest.jsonl").read_text().splitlines()[1])["frozen"]
     assert done.stdout.split() == ["FluxConfig", str(frozen["backend"]["height"]), "hicache"], done.stderr
+
+
+def test_a_finished_run_is_read_without_what_generates(small):
+    """Neither diffusers nor transformers, scipy, scikit-learn or pandas: importing them takes most of the time."""
+    words = [*small, "method=hicache", "num_items=2"]
+    execute(prepare(resolve(compose(words))))
+    heavy = ("diffusers", "transformers", "scipy", "sklearn", "pandas", "torchmetrics")
+    code = f"""
+import runpy, sys
+sys.argv = ["run.py", *{words!r}]
+try:
+    runpy.run_path("run.py", run_name="__main__")
+finally:
+    print(sorted(set({heavy!r}) & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "full steps" in done.stdout and done.stdout.splitlines()[-1] == "[]"
