@@ -181,11 +181,11 @@ def facts(table: ResultTable) -> list[str]:
 
 def to_csv(table: ResultTable) -> str:
     """One line per row, numbers unrounded, reasons in columns of their own."""
-    beside = {theirs: ours for ours, theirs in table.preset.compare.items()}
+    columns, beside = columns_of(table), {theirs: ours for ours, theirs in table.preset.compare.items()}
     lines: list[dict[str, object]] = []
     for row in table.rows:
         cells: dict[str, object] = {"method": row.label, "run": row.run, "block": row.block or None}
-        for name in columns_of(table):
+        for name in columns:
             cell = row.ours[name]
             cells |= {
                 name: cell.value,
