@@ -41,7 +41,7 @@ SHARED_NAMES = {
     "qwen_image": "one model: its backend, its tiny counterpart",
     "guidance": "adaptive guidance, and the schemas of conf/guidance/",
     "operators": "the schemas of conf/operators/, and the benchmark of that name",
-    "scale": "the contraction factor of the Hermite basis, and the benchmark at size",
+    "scale": "the sigma schedules, and the benchmark at size",
 }
 """File names that may be there more than once, with the reason."""
 
