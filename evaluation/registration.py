@@ -10,16 +10,28 @@ refined on all. A weakly determined turn, such as that of a ball with small limb
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 
 __all__ = ["align_clouds"]
 
 _COARSE = 500
 """Points that the starts run on."""
+_POSES: dict[tuple[bytes, int], np.ndarray] = {}
+"""Poses that were found, by the digest of both clouds and the number of starts: two metrics of a pair search once."""
 
 
 def align_clouds(a: np.ndarray, b: np.ndarray, rotations: int) -> np.ndarray:
     """Cloud `a` `[N, 3]` moved onto `b` `[M, 3]`, started from 1 or 24 rotations; without scaling or mirroring."""
+    key = (hashlib.sha256(a.tobytes() + b.tobytes()).digest(), rotations)
+    if key not in _POSES:
+        _POSES[key] = find_pose(a, b, rotations)
+    return _move(a, _POSES[key])
+
+
+def find_pose(a: np.ndarray, b: np.ndarray, rotations: int) -> np.ndarray:
+    """The pose `[4, 4]` that moves `a` onto `b`."""
     from scipy.spatial import KDTree
     from scipy.spatial.transform import Rotation
 
@@ -37,7 +49,7 @@ def align_clouds(a: np.ndarray, b: np.ndarray, rotations: int) -> np.ndarray:
         moved = _move(few_a, pose)
         return np.square(tree.query(moved)[0]).mean() + np.square(KDTree(moved).query(few_b)[0]).mean()
 
-    return _move(a, _refine(a, b, min(poses, key=distance), iterations=200, tolerance=1e-9))
+    return _refine(a, b, min(poses, key=distance), iterations=200, tolerance=1e-9)
 
 
 def _few(points: np.ndarray) -> np.ndarray:

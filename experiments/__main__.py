@@ -40,6 +40,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "study inside": ("studies.inside_study", "a plan inside the model and every forecaster on its full steps"),
     "study learned": ("studies.learned_study", "the learned methods"),
     "study places": ("studies.places_study", "where full steps belong, for every forecaster"),
+    "study places-transfer": ("studies.places_transfer", "searched places at other forecasters, scopes and models"),
     "study scale": ("studies.scale_study", "sigma and order chosen from trajectories"),
     "study transfer": ("studies.transfer", "calibrated plans on other seeds and solvers"),
     "compare": ("settings.compare", "what to set to compare with another program"),

@@ -84,9 +84,16 @@ def margins(backend: str) -> str:
 
 
 def inside() -> str:
-    """The refined plan inside the model beside every forecaster on its full steps."""
-    lines = []
-    for row in pd.read_csv(EMBEDDED / "inside.csv", keep_default_na=False).itertuples(index=False):
-        name, setting, mean, low, high, gain, least, most = map(str, row)
-        lines.append([name, setting, f"{mean} [{low}, {high}]", f"{gain} [{least}, {most}]" if gain else ""])
-    return table(["method", "setting", "PSNR (dB)", "gain of the plan"], lines)
+    """Refined plans inside the models beside the best three forecasters on their full steps."""
+    rows, lines = pd.read_csv(EMBEDDED / "inside.csv", keep_default_na=False, dtype=str), []
+    for _, members in rows.groupby(["model", "scope"]):
+        ours, others = members.iloc[0], members.iloc[1:4]
+        cells = [f"{float(ours['PSNR (dB)']):.1f} [{float(ours['low']):.1f}, {float(ours['high']):.1f}]"]
+        for _, row in others.iterrows():
+            name = f"{row['method']} ({row['setting']})" if row["setting"] else row["method"]
+            least, most = (float(row[end]) for end in ("gain low", "gain high"))
+            cells.append(
+                f"{name} {float(row['PSNR (dB)']):.1f}: {float(row['gain of the plan']):.1f} [{least:.1f}, {most:.1f}]"
+            )
+        lines.append([ours["model"], ours["scope"], *cells])
+    return table(["model", "scope", "calibrated, refined", "best forecaster: gain", "second", "third"], lines)

@@ -100,7 +100,7 @@ def super_resolution() -> str:
 
 
 def places() -> str:
-    """Eight full steps at the usual interval, even, late and placed, by model, scope and forecaster."""
+    """Eight full steps at the usual interval, even and late ones, and placed ones, by model, scope and forecaster."""
     rows = pd.read_csv(EMBEDDED / "places.csv")
     rows = rows[rows["full steps"] == 8]
     lines = []
@@ -117,9 +117,20 @@ def places() -> str:
             return f"{found.loc[where, 'PSNR (dB)']:.1f} ({shift} [{low}, {high}])"
 
         even = f"{found.loc['even', 'PSNR (dB)']:.1f}"
-        cells = (beside("interval"), even, beside("late"), beside("placed"))
+        cells = (beside("interval"), even, beside("even, tail 1"), beside("late, tail 1"), beside("placed"))
         lines.append([str(model), str(scope), str(method), *cells])
-    return table(["model", "scope", "method", "interval", "even", "late", "placed"], lines)
+    return table(["model", "scope", "method", "interval", "even", "even, tail 1", "late", "placed"], lines)
+
+
+def transfers() -> str:
+    """Searched places used elsewhere, against even full steps."""
+    rows: Any = pd.read_csv(EMBEDDED / "places_transfer.csv")
+    rows = rows[rows["from"] != "even"]
+    lines: list[list[str]] = []
+    for key, members in rows.groupby(["model", "scope", "method"]):
+        bounds = zip(members["over even"], members["gain low"], members["gain high"], strict=True)
+        lines.append([*map(str, key), *(f"{gain:+.1f}{'*' * (low > 0 or high < 0)}" for gain, low, high in bounds)])
+    return table(["model", "scope", "method", *(f"from {source}" for source in rows["from"].unique())], lines)
 
 
 def above(steps: int, better: str, other: str) -> str:
@@ -320,6 +331,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "margins_digits": lambda: margins("digits"),
     "margins_emoji": lambda: margins("emoji"),
     "places": places,
+    "transfers": transfers,
 }
 
 

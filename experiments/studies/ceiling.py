@@ -9,7 +9,8 @@ the same with weights refined through the whole sampler (as stored, or here), at
 calibration item and refined ones of other calibration seeds, and the fitted multistep solver
 (`experiments.calibration.solver`) with as many calls. Gains are over the best published method at as many full steps,
 paired item by item. Lines of other backends and budgets in `results/embedded/ceiling.csv` are kept, and every budget is
-written when it is done.
+written when it is done. With `anew="tail 1"` only settings with these words in them compete, and with them what was
+stored as the best of every method: for schedules that came to the library after the table.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from experiments.runs.style import COLUMN, end_labels, save, styled
 from experiments.settings.resolve import resolve
 from experiments.studies.bench import FOLDER, SAME, Bench
 from experiments.studies.contest import Winner, contenders, hold_contest, measure_fewer_steps
-from experiments.studies.study_report import HEIGHT, look_titled, write_rows
+from experiments.studies.study_report import HEIGHT, look_titled, with_others, write_rows
 from hicache.fitting.calibrated_plan import CalibratedPlan
 
 __all__ = ["COLUMNS", "Row", "draw", "merge_rows"]
@@ -79,14 +80,23 @@ Row = list[str]
 class CeilingTable:
     """Lines of one backend, measured on the same items."""
 
-    def __init__(self, bench: Bench) -> None:
-        self.bench = bench
+    def __init__(self, bench: Bench, anew: str = "") -> None:
+        self.bench, self.anew = bench, anew
         self.rows: list[Row] = []
         self.best: dict[int, Tensor] = {}
 
     def add_published(self, budget: int) -> None:
         """The lines that others are compared with, best first, and solvers with as few steps."""
-        caches = hold_contest(self.bench, contenders(self.bench.settings, budget))
+        entries = list(contenders(self.bench.settings, budget))
+        if self.anew:
+            place = [self.bench.settings.backend.name, str(budget)]
+            known = {(row[0], row[3]) for row in stored_rows() if row[1:3] == place}
+            caches = hold_contest(self.bench, [each for each in entries if self.anew in each.setting])
+            kept = hold_contest(self.bench, [each for each in entries if (each.title, each.setting) in known])
+            check(len(kept) == len(caches), "anew", f"must come after a whole run of {' '.join(place)}", self.anew)
+            caches = [max(pair, key=lambda winner: float(winner.values.mean())) for pair in by_title(caches, kept)]
+        else:
+            caches = hold_contest(self.bench, entries)
         caches.sort(key=lambda winner: -float(winner.values.mean()))
         self.best[budget] = caches[0].values
         for winner in (*caches, *measure_fewer_steps(self.bench, budget)):
@@ -110,6 +120,11 @@ class CeilingTable:
         rows = merge_rows(self.rows)
         write_rows(PATH, "The calibrated plan and the limit of its kind", NOTE, COLUMNS, rows)
         draw(rows)
+
+
+def by_title(some: Sequence[Winner], others: Sequence[Winner]) -> list[tuple[Winner, Winner]]:
+    """Pairs of one method."""
+    return [(one, next(other for other in others if other.title == one.title)) for one in some]
 
 
 def starting_plan(
@@ -155,9 +170,10 @@ def study(
     ceilings: Sequence[int],
     options: Options,
     seeds: Sequence[int] = (),
+    anew: str = "",
 ) -> None:
     """All lines of one backend."""
-    table, clock = CeilingTable(bench), time.process_time
+    table, clock = CeilingTable(bench, anew), time.process_time
     begun = clock()
     found = measure(settings, options, bench.backend)
     assert found.loop is not None
@@ -197,15 +213,17 @@ def refine_weights(found: Calibration, start: CalibratedPlan) -> CalibratedPlan:
     return dataclasses.replace(start, rows=refine_rows(chain, start, MEMORY, lambda line: None)[0])
 
 
+def stored_rows() -> list[Row]:
+    """The rows of the table as it is."""
+    if not PATH.with_suffix(".csv").is_file():
+        return []
+    with open(PATH.with_suffix(".csv"), newline="") as handle:
+        return list(csv.reader(handle))[1:]
+
+
 def merge_rows(rows: list[Row]) -> list[Row]:
     """These rows, and those of other backends and budgets that are in the table already."""
-    path, made = PATH.with_suffix(".csv"), {tuple(row[1:3]) for row in rows}
-    stored: list[Row] = []
-    if path.is_file():
-        with open(path, newline="") as handle:
-            heads, *known = csv.reader(handle)
-        stored = [row for row in known if heads == list(COLUMNS) and tuple(row[1:3]) not in made]
-    return sorted([*stored, *rows], key=lambda row: (row[1], int(row[2])))
+    return sorted(with_others(PATH, COLUMNS, rows, slice(1, 3)), key=lambda row: (row[1], int(row[2])))
 
 
 def draw(rows: Sequence[Row]) -> None:
@@ -235,7 +253,8 @@ def draw(rows: Sequence[Row]) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """The command line."""
-    own, overrides = split_arguments(arguments, ("budgets", "ceilings", "study_items", "items", "seconds", "seeds"))
+    words = ("budgets", "ceilings", "study_items", "items", "seconds", "seeds", "anew")
+    own, overrides = split_arguments(arguments, words)
     defaults = {"budgets": "6,8,10,15", "ceilings": "6,8", "study_items": "60", "items": "32", "seconds": "30"}
     given = {key: own.get(key, text) for key, text in defaults.items()}
     try:
@@ -250,7 +269,7 @@ def main(arguments: Sequence[str]) -> None:
         check(2 <= budget < settings.num_steps, "budgets", f"must be from 2 to {settings.num_steps - 1}", budget)
     options = Options(items=items, seconds=seconds)
     bench = Bench(settings, items_of(dataclasses.replace(settings, num_items=count)))
-    study(settings, bench, budgets, ceilings, options, seeds)
+    study(settings, bench, budgets, ceilings, options, seeds, own.get("anew", ""))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """The best that published methods do with as many full steps: every forecaster at every sensible setting.
 
 A forecaster runs at each schedule with the wanted number of full steps (published intervals after 1 or 2 warm-up steps,
-even and late full steps, places that were searched for it), at each scope, order and σ. Rounds thin the settings out,
-method by method, on more and more of the judged items themselves, so the choice is in the methods' favour. Solvers with
-as few steps stand beside them.
+even and late full steps with the last step computed or estimated, places that were searched for it), at each scope,
+order and σ. Rounds thin the settings out, method by method, on more and more of the judged items themselves, so the
+choice is in the methods' favour. Solvers with as few steps stand beside them.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def schedules(num_steps: int, budget: int) -> Iterator[tuple[str, dict[str, Any]
         for interval in known[:NEAREST]:
             yield f"N={interval}, warm-up {warmup}", {"interval": interval, "warmup_steps": warmup}
     yield "even", {"policy": "even", "budget": budget}
-    yield "late", {"policy": "late", "budget": budget}
+    for name, tail in (("even", 1), ("late", 0), ("late", 1)):
+        yield f"{name}, tail {tail}", {"policy": name, "budget": budget, "policy_options": {"tail": tail}}
 
 
 def forecasters() -> Iterator[tuple[str, str, dict[str, Any]]]:

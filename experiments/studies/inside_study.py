@@ -3,8 +3,9 @@
     python -m experiments study inside backend=digits scope=modules study_items=40
 
 The stored plan of the scope and budget runs unseen items, and so does every forecaster at each order and σ on the very
-full steps of the plan: what differs is the weights alone. The table is `results/embedded/inside`, in dB against the
-un-cached result of the same noise; gains are the plan's over each method at its best setting, paired item by item.
+full steps of the plan: what differs is the weights alone. The table is `results/embedded/inside`, where lines of other
+models and scopes are kept, in dB against the un-cached result of the same noise; gains are the plan's over each method
+at its best setting, paired item by item.
 """
 
 from __future__ import annotations
@@ -24,14 +25,26 @@ from experiments.runs.runner import items_of
 from experiments.settings.resolve import resolve
 from experiments.studies.bench import FOLDER, Bench
 from experiments.studies.contest import Contender, forecasters, hold_contest
-from experiments.studies.study_report import write_rows
+from experiments.studies.study_report import with_others, write_rows
 
-COLUMNS = ("method", "setting", "PSNR (dB)", "low", "high", "gain of the plan", "gain low", "gain high")
+COLUMNS = (
+    "model",
+    "scope",
+    "full steps",
+    "method",
+    "setting",
+    "PSNR (dB)",
+    "low",
+    "high",
+    "gain of the plan",
+    "gain low",
+    "gain high",
+)
 PATH = FOLDER / "inside"
 NOTE = (
-    "PSNR (dB) against the un-cached result of the same noise on backend {}, mean over {} unseen items with its 95 % "
-    "bootstrap interval. Scope {}, full steps {} of {}; every method at the best of its settings on these items. `gain "
-    "of the plan` is paired, item by item."
+    "PSNR (dB) against the un-cached result of the same noise, mean over {} unseen items with its 95 % bootstrap "
+    "interval. All methods of a model and scope run the same full steps of {}, each at the best of its settings on "
+    "these items. `gain of the plan` is paired, item by item."
 )
 
 
@@ -55,12 +68,14 @@ def main(arguments: Sequence[str]) -> None:
     bench = Bench(settings, items_of(dataclasses.replace(settings, num_items=count)))
     ours = bench.decibels(hicache.method("calibrated", **plan.knobs()))
     spread = [f"{value:.2f}" for value in bootstrap_mean(ours.tolist(), 0.95, 2000, 0)]
-    rows = [["calibrated plan", "", *spread, "", "", ""]]
+    place = [settings.backend.name, settings.scope, " ".join(map(str, full))]
+    rows = [[*place, "calibrated plan", "", *spread, "", "", ""]]
     for winner in sorted(hold_contest(bench, entries), key=lambda one: -float(one.values.mean())):
         gain = (ours - winner.values).tolist()
         cells = (*bootstrap_mean(winner.values.tolist(), 0.95, 2000, 0), *bootstrap_mean(gain, 0.95, 2000, 0))
-        rows.append([winner.title, winner.setting, *(f"{value:.2f}" for value in cells)])
-    note = NOTE.format(settings.backend.name, count, settings.scope, full, settings.num_steps)
+        rows.append([*place, winner.title, winner.setting, *(f"{value:.2f}" for value in cells)])
+    rows = with_others(PATH, COLUMNS, rows, slice(0, 2))
+    note = NOTE.format(count, settings.num_steps)
     write_rows(PATH, "Inside the model, on the same full steps", note, COLUMNS, rows)
     print(f"written: {PATH}.csv")
 

@@ -1,13 +1,15 @@
 """Where full steps belong: the usual interval, even steps, steps denser towards the end, and those placed by trying.
 
-    python -m experiments study places backend=digits budgets=8 study_items=16      # and backend=emoji; then part=page
+    python -m experiments study places backend=digits budgets=8 study_items=16      # and other backends
     python -m experiments study places backend=digits part=placed                   # places that were stored later
 
 Every row runs the same unseen items and is compared with the un-cached result of the same noise. `interval` is the
-published schedule with warm-up 2 whose last full step is nearest the end, `even`, `late` and `placed` are the policies
-of that name (`placed` where its steps are stored: `experiments calibrate policy=placed`, on 12 other items), the
-calibrated plan is the shipped one. Nothing is chosen on the items of the rows. A model's rows go to
-`results/embedded/places_<backend>`; both together are `results/embedded/places.{csv,md,png}`.
+published schedule with warm-up 2 whose last full step is nearest the end; `even`, `late` and `placed` are the policies
+of that name, the first two with the last step computed, or estimated from the last but one (`tail 1`). `placed` is
+there where its steps are stored (`experiments calibrate policy=placed`, on 12 other items); the calibrated plan is
+the shipped one. Nothing is chosen on the items of the rows. They are written to `results/embedded/places_<backend>`
+as they come, and at the end, in the place of the model's rows with as many full steps, to
+`results/embedded/places.{csv,md,png}`.
 """
 
 from __future__ import annotations
@@ -35,10 +37,10 @@ from experiments.runs.style import COLUMN, save, styled
 from experiments.settings.resolve import resolve
 from experiments.studies.bench import FOLDER, Bench
 from experiments.studies.contest import find_placed, intervals_for
-from experiments.studies.study_report import write_rows
+from experiments.studies.study_report import with_others, write_rows
 from hicache import CacheMethod
 
-__all__ = ["cases", "even_of", "main", "write_page"]
+__all__ = ["cases", "even_of", "main"]
 
 FORECASTERS = {
     "TaylorSeer (m=2)": ("taylorseer", {"order": 2}),
@@ -47,12 +49,13 @@ FORECASTERS = {
     "FoCa": ("foca", {}),
     "FORA": ("fora", {}),
 }
-COLUMNS = ("model", "full steps", "scope", "method", "places", "PSNR (dB)", "low", "high", "over even", "from", "to")
+KEYS = ("model", "full steps", "scope", "method", "places")
+COLUMNS = (*KEYS, "PSNR (dB)", "low", "high", "over even", "from", "to", "items", "steps")
 WARMUP = 2
-MODELS = ("digits", "emoji")
+PATH = FOLDER / "places"
 SHOWN = "8"
 """Full steps of the figure."""
-MARKERS = {"interval": "v", "even": "o", "late": "^", "placed": "D"}
+MARKERS = {"interval": "v", "even": "o", "even, tail 1": "s", "late, tail 0": "^", "late, tail 1": "P", "placed": "D"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,7 +74,10 @@ def cases(settings: Settings, budgets: Sequence[int]) -> Iterator[Case]:
     for budget in budgets:
         for scope, title in itertools.product(("output", "modules"), FORECASTERS):
             name, knobs = FORECASTERS[title]
-            wheres: dict[str, dict[str, Any]] = {"even": {"policy": "even"}, "late": {"policy": "late"}}
+            wheres: dict[str, dict[str, Any]] = {"even": {"policy": "even"}} | {
+                where: {"policy": where.partition(",")[0], "policy_options": {"tail": int(where[-1])}}
+                for where in ("even, tail 1", "late, tail 0", "late, tail 1")
+            }
             if usual := intervals_for(settings.num_steps, budget, WARMUP):
                 wheres["interval"] = {"interval": max(usual), "warmup_steps": WARMUP}
             for where, schedule in wheres.items():
@@ -85,7 +91,7 @@ def cases(settings: Settings, budgets: Sequence[int]) -> Iterator[Case]:
             yield Case(budget=budget, scope="output", title="calibrated (ours)", where="its own", method=made)
 
 
-def study(settings: Settings, found: Sequence[Case], count: int) -> Path:
+def study(settings: Settings, found: Sequence[Case], count: int) -> list[list[str]]:
     """Measure rows of a model and write them as they come."""
     settings = dataclasses.replace(settings, batch_size=min(count, settings.batch_size))
     bench = Bench(settings, items_of(dataclasses.replace(settings, num_items=count)))
@@ -101,36 +107,31 @@ def study(settings: Settings, found: Sequence[Case], count: int) -> Path:
         if (beside := even_of(tried, case)) is not None:
             numbers += [*bootstrap_mean([a - b for a, b in zip(values, beside, strict=True)], 0.95, 2000, 0)]
         cells = [f"{value:.2f}" for value in numbers] + [""] * (6 - len(numbers))
+        cells += [str(count), str(settings.num_steps)]
         rows.append([name, str(case.budget), case.scope, case.title, case.where, *cells])
         print(*rows[-1], sep=", ", flush=True)
-        write_rows(path, f"Places on the {name} model", NOTE.format(count), COLUMNS, rows)
-    return path
+        write_rows(path, f"Places on the {name} model", NOTE, COLUMNS, rows)
+    return rows
 
 
-def study_placed(settings: Settings, budgets: Sequence[int], count: int) -> Path:
-    """Measure a model's rows at stored places, and the even ones beside them, into the table of both models.
+def study_placed(settings: Settings, budgets: Sequence[int], count: int) -> list[list[str]]:
+    """Measure a model's rows at stored places, and the even ones beside them; returns all its rows of these budgets.
 
     Raises:
         ConfigError: if the even ones are not what they were: the rows that stay would be of another state.
     """
-    path, name = FOLDER / "places", settings.backend.name
-    check(path.with_suffix(".csv").is_file(), "part", f"must come after the page (no {path}.csv)", "placed")
-    before = {tuple(row[:5]): row for row in rows_of(path.with_suffix(".csv"))}
+    name = settings.backend.name
+    check(PATH.with_suffix(".csv").is_file(), "part", f"must come after the rows (no {PATH}.csv)", "placed")
+    before = {tuple(row[: len(KEYS)]): row for row in rows_of(PATH.with_suffix(".csv"))}
     every = list(cases(settings, budgets))
     kinds = {(case.budget, case.scope, case.title) for case in every if case.where == "placed"}
     wanted = [c for c in every if c.where in ("even", "placed") and (c.budget, c.scope, c.title) in kinds]
-    made = {tuple(row[:5]): row for row in rows_of(study(settings, wanted, count).with_suffix(".csv"))}
+    made = {tuple(row[: len(KEYS)]): row for row in study(settings, wanted, count)}
     for key, row in made.items():
         same = key[4] != "even" or before.get(key, row) == row
         check(same, "part", f"must measure all rows anew: {' '.join(key[2:])} was another number before", "placed")
     order = [(name, str(c.budget), c.scope, c.title, c.where) for c in every]
-    own = [found for key in order if (found := made.get(key, before.get(key))) is not None]
-    rest = {key: row for key, row in before.items() if key not in order}
-    first = name == MODELS[0]
-    rows = [*own, *rest.values()] if first else [*rest.values(), *own]
-    write_rows(path, "Where full steps belong", NOTE.format(count), COLUMNS, rows)
-    plot(path.with_suffix(".png"), rows)
-    return path
+    return [found for key in order if (found := made.get(key, before.get(key))) is not None]
 
 
 def rows_of(path: Path) -> list[list[str]]:
@@ -153,35 +154,30 @@ def even_of(tried: Mapping[Case, list[float]], case: Case) -> list[float] | None
 
 
 NOTE = (
-    "PSNR against the un-cached result of the same noise, mean over {} unseen items of either model with its 95 % "
-    "bootstrap interval; `over even` is the mean difference, item by item, to the same forecaster at even full steps; "
-    "for the calibrated plan to the best forecaster and scope at even full steps, chosen on these items. 50 steps."
+    "PSNR against the un-cached result of the same noise, mean over unseen items with its 95 % bootstrap interval; "
+    "`over even` is the mean difference, item by item, to the same forecaster at even full steps; for the calibrated "
+    "plan to the best forecaster and scope at even full steps, chosen on these items."
 )
-
-
-def write_page() -> None:
-    """Both models in one table and one figure."""
-    rows: list[list[str]] = []
-    count = "16"
-    for name in MODELS:
-        path = FOLDER / f"places_{name}.csv"
-        check(path.is_file(), "part", f"must come after the rows of both models (no {path})", "page")
-        rows += rows_of(path)
-        count = (path.with_suffix(".md")).read_text().split("mean over ")[1].split(" ")[0]
-    write_rows(FOLDER / "places", "Where full steps belong", NOTE.format(count), COLUMNS, rows)
-    plot(FOLDER / "places.png", rows)
 
 
 def plot(path: Path, rows: Sequence[Sequence[str]]) -> None:
     """PSNR with its interval at 8 full steps: a panel per model and scope, a column per forecaster."""
     measured = {tuple(row[:5]): [float(cell) for cell in row[5:8]] for row in rows}
-    kinds = list(dict.fromkeys((row[0], row[2]) for row in rows if row[4] == "interval" and row[1] == SHOWN))
+    models, scopes = (list(dict.fromkeys(row[at] for row in rows if row[1] == SHOWN)) for at in (0, 2))
+    titles = list(FORECASTERS)
     with styled() as pyplot:
-        size = (COLUMN * 0.75 * len(kinds), 0.95 * COLUMN)
-        figure, axes = pyplot.subplots(1, len(kinds), figsize=size, sharey=True, squeeze=False)
-        for axis, (model, scope) in zip(axes[0], kinds, strict=True):
-            titles = [t for t in FORECASTERS if (model, SHOWN, scope, t, "even") in measured]
-            for shift, (where, marker) in zip((-0.27, -0.09, 0.09, 0.27), MARKERS.items(), strict=True):
+        figure, axes = pyplot.subplots(
+            len(scopes),
+            len(models),
+            figsize=(0.8 * COLUMN * len(models), 0.7 * COLUMN * len(scopes)),
+            sharex=True,
+            sharey="col",
+            squeeze=False,
+            layout="constrained",
+        )
+        for (down, scope), (across, model) in itertools.product(enumerate(scopes), enumerate(models)):
+            axis = axes[down][across]
+            for shift, (where, marker) in zip((-0.35, -0.21, -0.07, 0.07, 0.21, 0.35), MARKERS.items(), strict=True):
                 found = {i: measured.get((model, SHOWN, scope, title, where)) for i, title in enumerate(titles)}
                 points = [(i + shift, *three) for i, three in found.items() if three is not None]
                 if not points:
@@ -193,10 +189,10 @@ def plot(path: Path, rows: Sequence[Sequence[str]]) -> None:
                 ]
                 axis.errorbar(x, mean, yerr=reach, linestyle="", marker=marker, color="#333333", label=where)
             axis.set_xticks(range(len(titles)), titles, rotation=60, ha="right")
-            axis.set(title=f"{model}, scope {scope}")
-        axes[0][0].set_ylabel("PSNR to the un-cached result (dB)")
-        axes[0][0].legend()
-        figure.tight_layout()
+            axis.set_title(f"{model}, scope {scope}")
+        figure.supylabel("PSNR to the un-cached result (dB)", fontsize="medium")
+        handles, names = axes[0][0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside upper center", ncols=len(names))
         save(figure, path)
 
 
@@ -204,23 +200,20 @@ def main(arguments: Sequence[str]) -> None:
     """The command line."""
     own, overrides = split_arguments(arguments, ("part", "study_items", "budgets"))
     part = own.get("part", "rows")
-    check(part in ("rows", "placed", "page"), "part", "must be rows, placed or page", part)
+    check(part in ("rows", "placed"), "part", "must be rows or placed", part)
     try:
         count = int(own.get("study_items", "16"))
         budgets = [int(text) for text in own.get("budgets", "8").split(",")]
     except ValueError as error:
         raise ConfigError(f"study_items, budgets: must be integers ({error})") from None
     check(count >= 2, "study_items", "must be an integer >= 2", count)
-    if part == "page":
-        write_page()
-        return
     settings = resolve(compose(["method=hicache", *overrides]))
-    made = (
-        study_placed(settings, budgets, count)
-        if part == "placed"
-        else study(settings, [*cases(settings, budgets)], count)
-    )
-    print(f"written: {made}.csv")
+    found = cases(settings, budgets)
+    made = study_placed(settings, budgets, count) if part == "placed" else study(settings, [*found], count)
+    rows = sorted(with_others(PATH, COLUMNS, made, slice(0, 2)), key=lambda row: (row[0], int(row[1])))
+    write_rows(PATH, "Where full steps belong", NOTE, COLUMNS, rows)
+    plot(PATH.with_suffix(".png"), rows)
+    print(f"written: {PATH}.csv")
 
 
 if __name__ == "__main__":

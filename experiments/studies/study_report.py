@@ -10,7 +10,16 @@ from pathlib import Path
 import hicache
 from experiments.runs.style import COLUMN, SOLVERS, Look, end_labels, look_of, save, styled
 
-__all__ = ["HEIGHT", "StudyRow", "look_titled", "plot_budgets", "plot_lines", "write_rows", "write_table"]
+__all__ = [
+    "HEIGHT",
+    "StudyRow",
+    "look_titled",
+    "plot_budgets",
+    "plot_lines",
+    "with_others",
+    "write_rows",
+    "write_table",
+]
 
 COLUMNS = ("method", "full steps", "setting", "PSNR (dB)", "low", "high")
 HEIGHT = 0.8 * COLUMN
@@ -53,6 +62,16 @@ def write_rows(path: Path, title: str, note: str, columns: Sequence[str], rows: 
     lines = [columns, ["---"] * len(columns), *rows]
     body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     path.with_suffix(".md").write_text(f"# {title}\n\n{note}\n\n{body}\n")
+
+
+def with_others(path: Path, columns: Sequence[str], rows: list[list[str]], key: slice) -> list[list[str]]:
+    """These rows after those of `path.csv` whose cells `key`, such as a model and its budget, are others."""
+    path, made = path.with_suffix(".csv"), {tuple(row[key]) for row in rows}
+    if not path.is_file():
+        return rows
+    with open(path, newline="") as handle:
+        heads, *known = csv.reader(handle)
+    return [*(row for row in known if heads == list(columns) and tuple(row[key]) not in made), *rows]
 
 
 def plot_budgets(path: Path, title: str, lines: Sequence[StudyRow]) -> None:

@@ -163,23 +163,29 @@ class Power(Policy):
 
 @dataclass(frozen=True, kw_only=True)
 class Even(Policy):
-    """A number of full steps, spread evenly from the first step to the last: `round(i (T-1) / (K-1))`, i = 0..K-1.
+    """A number of full steps, spread evenly from the first step to the last: `round(i (T-1-tail) / (K-1))`, i = 0..K-1.
 
     Halves are rounded up; K = 1 is step 0 alone. There is no warm-up, so differences are built from the first two full
-    steps on, and the last step, after which no error is mended, is computed.
+    steps on. By default the last step, after which no error is mended, is computed. With `tail=1` it is estimated from
+    the step before it, and gaps are shorter: better for forecasters that extrapolate, on every model tried.
 
     Attributes:
         budget: K, from 1 to the T steps of the run.
+        tail: steps after the last full one; fewer where K leaves fewer.
 
     >>> Even(budget=6).plan(50)
     [0, 10, 20, 29, 39, 49]
+    >>> Even(budget=6, tail=1).plan(50)
+    [0, 10, 19, 29, 38, 48]
     """
 
     gated: ClassVar[bool] = False
     budget: int
+    tail: int = 0
 
     def __post_init__(self) -> None:
         check_integer("budget", self.budget, 1)
+        check_integer("tail", self.tail, 0)
 
     def steps(self, num_steps: int) -> list[int]:
         """The full steps.
@@ -187,10 +193,14 @@ class Even(Policy):
         Raises:
             ValueError: if there are fewer steps than are to be full.
         """
+        last, gaps = self.last(num_steps), max(self.budget - 1, 1)
+        return [(2 * i * last + gaps) // (2 * gaps) for i in range(self.budget)]
+
+    def last(self, num_steps: int) -> int:
+        """The last full step."""
         if self.budget > num_steps:
             raise ValueError(f"budget: must be at most the {num_steps} steps, got {self.budget}")
-        gaps = max(self.budget - 1, 1)
-        return [(2 * i * (num_steps - 1) + gaps) // (2 * gaps) for i in range(self.budget)]
+        return num_steps - 1 - min(self.tail, num_steps - self.budget)
 
     def decide(self, clock: Clock) -> Action:
         if clock.num_steps is None:
@@ -200,21 +210,25 @@ class Even(Policy):
 
 @dataclass(frozen=True, kw_only=True)
 class Late(Even):
-    """As `even`, denser towards the end: `round((T-1) (x + sin(pi x / 2)) / 2)`, x = i / (K-1), i = 0..K-1.
+    """As `even`, denser towards the end: `round((T-1-tail) (x + sin(pi x / 2)) / 2)`, x = i / (K-1), i = 0..K-1.
 
     Ours, and without data: half of the way even, half of it with gaps that shrink to nothing. A step that another one
-    has taken already gives way to the next earlier one that is free.
+    has taken already gives way to the next earlier one that is free. The last step is estimated (`tail` is 1).
 
     >>> Late(budget=8).plan(50)
+    [0, 9, 17, 25, 32, 39, 44, 48]
+    >>> Late(budget=8, tail=0).plan(50)
     [0, 9, 18, 26, 33, 40, 45, 49]
     """
 
+    tail: int = 1
+
     def steps(self, num_steps: int) -> list[int]:
-        gaps, found = max(self.budget - 1, 1), super().steps(num_steps)
-        latest = num_steps
+        last, gaps, found = self.last(num_steps), max(self.budget - 1, 1), super().steps(num_steps)
+        latest = last + 1
         for i in reversed(range(self.budget)):
             share = i / gaps
-            wanted = math.floor((num_steps - 1) * (share + math.sin(math.pi * share / 2)) / 2 + 0.5)
+            wanted = math.floor(last * (share + math.sin(math.pi * share / 2)) / 2 + 0.5)
             latest = found[i] = min(wanted, latest - 1)
         return found
 
@@ -237,6 +251,8 @@ class Placed(Even):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.tail:
+            raise ValueError(f"tail: must be 0 for places, which say where the last one is, got {self.tail}")
         places = list(self.places)
         if not places or sorted(set(places)) != places or places[0] != 0 or len(places) != self.budget:
             rule = f"must be {self.budget} increasing steps (the budget) that start with 0"

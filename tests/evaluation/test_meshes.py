@@ -16,7 +16,7 @@ import trimesh
 from scipy.spatial.transform import Rotation
 
 import evaluation
-from evaluation import meshes, present
+from evaluation import meshes, present, registration
 from evaluation.cli import main
 from evaluation.errors import EvaluationError
 from evaluation.metric import Batch
@@ -331,6 +331,25 @@ def test_a_shape_repeated_by_nodes_is_counted_before_it_is_made(tmp_path, monkey
 def test_bad_options(options):
     with pytest.raises(EvaluationError, match=rf"^f_score\.{next(iter(options))}: must"):
         FScore.create(options)
+
+
+def test_both_distances_align_a_pair_once(folders, tmp_path, monkeypatch):
+    calls, find = [], registration.find_pose
+
+    def count(a, b, rotations):
+        calls.append(rotations)
+        return find(a, b, rotations)
+
+    monkeypatch.setattr(registration, "find_pose", count)
+    monkeypatch.setattr(registration, "_POSES", {})
+    for item in range(3):
+        write(folders[0] / f"{item}.obj", moved(hook(), Rotation.from_rotvec([0.2 + 0.1 * item, 0, 0])))
+        write(folders[1] / f"{item}.obj", hook())
+    both = score(folders, tmp_path, samples=500, align="icp")
+    assert calls == [1, 1, 1]
+    registration._POSES.clear()
+    alone = score(folders, tmp_path / "alone", ["f_score"], samples=500, align="icp")
+    assert alone["f_score"] == both["f_score"]
 
 
 # The front door

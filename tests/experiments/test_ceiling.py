@@ -18,6 +18,7 @@ from experiments.errors import ConfigError
 from experiments.settings.resolve import resolve
 from experiments.studies import ceiling, inside_study
 from experiments.studies.contest import contenders, hold_contest
+from experiments.studies.study_report import with_others
 from hicache.fitting.calibrated_plan import build_plan
 
 FULL = [0, 2, 5]
@@ -96,6 +97,19 @@ def test_the_study_writes_what_it_measured_and_keeps_other_backends(small, tmp_p
     assert [row[3] for row in refined] == ["", "calibration seed 2000"]
     assert all(float(row[7]) == pytest.approx(float(row[4]) - best, abs=0.02) for row in refined)
     assert (tmp_path / "ceiling.png").stat().st_size > 10_000
+    anew = [*small, "budgets=3", "ceilings=3", "study_items=10", "items=8", "seconds=0", "anew=tail 1"]
+    with pytest.raises(ConfigError, match="anew: must come after a whole run of digits 2"):
+        ceiling.main([*anew, "budgets=2"])
+    tails = [
+        each for each in contenders(resolve(compose([*small, "method=calibrated"])), 3) if "tail 1" in each.setting
+    ]
+    some = [next(each for each in tails if each.title == row[0]) for row in published]
+    monkeypatch.setattr(ceiling, "contenders", lambda *given: [*list(contenders(*given))[::25], *some])
+    ceiling.main(anew)
+    with open(tmp_path / "ceiling.csv", newline="") as handle:
+        again = {row[0]: row for row in csv.reader(handle) if row[1:3] == ["digits", "3"]}
+    assert all(float(again[row[0]][4]) >= float(row[4]) for row in published)
+    assert {row[0] for row in published} == again.keys() - set(ceiling.OURS) - {"DPM-Solver++", "UniPC"}
     for words, message in (
         ("budgets=9", "budgets: must be from 2 to 7, got 9"),
         ("items=x", "items, seconds: must be"),
@@ -118,7 +132,10 @@ def test_inside_the_model_all_are_on_the_plan_s_full_steps(small, tmp_path, monk
     assert {tuple(entry.method.policy.plan(8)) for entry in made} == {tuple(full)}
     with open(tmp_path / "inside.csv", newline="") as handle:
         _, ours, *others = csv.reader(handle)
-    assert ours[0] == "calibrated plan" and len(others) >= 3
-    assert all(float(row[5]) == pytest.approx(float(ours[2]) - float(row[2]), abs=0.02) for row in others)
+    assert ours[1:4] == ["modules", " ".join(map(str, full)), "calibrated plan"] and len(others) >= 3
+    assert all(float(row[8]) == pytest.approx(float(ours[5]) - float(row[5]), abs=0.02) for row in others)
+    kept = ["emoji", "stack", "0 4", "calibrated plan", *["1.00"] * 7]
+    assert with_others(tmp_path / "inside", inside_study.COLUMNS, [kept], slice(0, 2)) == [ours, *others, kept]
+    assert with_others(tmp_path / "inside", inside_study.COLUMNS, [others[0]], slice(0, 2)) == [others[0]]
     with pytest.raises(ConfigError, match="scope: must be inside the model, got 'output'"):
         inside_study.main([*small, "scope=output"])
