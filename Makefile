@@ -21,7 +21,7 @@ AS_PIP = UV_INDEX_STRATEGY=unsafe-best-match \
 REACHED := import pathlib, sys, sysconfig; pathlib.Path(sysconfig.get_path('purelib'), 'hicache_checkout.pth').write_text(sys.argv[1] + chr(10))
 
 MIRRORS := digits_table2,digits_table3,digits_table4,digits_table7,digits_table8
-EMBEDDED := digits_table,digits_sigma,digits_zoo,digits_guidance,$(MIRRORS),emoji_table2,emoji_table3,emoji_table7,emoji_table8,small_table5
+EMBEDDED := digits_table,digits_sigma,digits_zoo,digits_guidance,$(MIRRORS),emoji_table2,emoji_table3,emoji_table7,emoji_table8,emoji_zoo,small_table5
 DEMO := backend=emoji compare=hicache,calibrated num_items=20
 SHOWN := num_items=40 results=build/pictures
 

@@ -70,9 +70,9 @@ def sigma() -> str:
     return table(["method", "PSNR (dB)", "SSIM"], [cells(label) for label in chosen])
 
 
-def best() -> str:
-    """The ten best methods of either block of the comparison of all methods."""
-    rows = read("digits_zoo")
+def best(name: str) -> str:
+    """The ten best methods of either block of a comparison of all methods."""
+    rows = read(name)
     rows = rows[rows["block"].notna() & rows["psnr"].notna()]
     lines: list[list[str]] = []
     for block, members in rows.groupby("block", sort=False):
@@ -320,7 +320,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "guidance": guidance,
     "guidance_forecast": guidance_forecast,
     "sigma": sigma,
-    "best": best,
+    "best": lambda: best("digits_zoo"),
+    "best_emoji": lambda: best("emoji_zoo"),
     "super_resolution": super_resolution,
     "refinement": refinement,
     "seeds": seeds,
