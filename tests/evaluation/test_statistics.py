@@ -230,3 +230,13 @@ def test_a_level_lies_between_0_and_1(level):
     for test in (lambda: bootstrap_mean([1.0, 2.0], level), lambda: wilcoxon_holm(methods, "base", level)):
         with pytest.raises(ValueError, match="level: must lie strictly between 0 and 1"):
             test()
+
+
+def test_friedman_decides_before_pairs_do():
+    """Eight methods that differ by luck: one pair alone looks significant, all of them together do not."""
+    generator = np.random.default_rng(0)
+    values = {name: generator.normal(size=12) for name in "abcdefgh"}
+    values["b"], values["a"] = values["b"] - 0.55, values["a"] + 0.45
+    assert tied_with_best(values, "d") == set(values)
+    few = {name: values[name] for name in "bd"}
+    assert tied_with_best(few, "d") == {"d"}

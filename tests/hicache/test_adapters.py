@@ -298,11 +298,11 @@ import torch
 from hicache.forecast.combine import gated_sum
 from hicache.forecast.fused import kernel_for, triton_gated_sum
 g = torch.Generator().manual_seed(0)
-for frames in (1, 3, 7):
+for frames in (1, 3, 6, 7):
     base, gates = torch.randn(2, 19, 136, generator=g), torch.randn(2, 2, 136, generator=g)
     joint = [torch.randn(2, 2, 24, 136, generator=g) for _ in range(frames)]
     per_site = [torch.rand(2, 2, generator=g) for _ in range(frames)]
-    for weights in ([0.5 - j for j in range(frames)], per_site):
+    for weights in ([0.5 - j for j in range(frames)], [-1.0] * frames, per_site):
         values = [frame[:, :, 5:] for frame in joint]  # the image rows of joint frames
         assert kernel_for(base, values) == "triton"
         torch.testing.assert_close(triton_gated_sum(base, gates, weights, values), gated_sum(base, gates, weights, values), rtol=1e-5, atol=1e-5)

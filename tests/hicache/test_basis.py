@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hicache.forecast import BASES, ElementwiseBasis, ladder
+from hicache.forecast.foca import Foca
+from hicache.forecast.scale import mean_length
 
 VECTORS = [  # basis, anchors, k, sigma, weights oldest first (computed by hand)
     ("taylor", (2, 9, 16), 6, 1.0, [0.3673, -1.5918, 2.2245]),
@@ -114,3 +116,16 @@ def test_sigma_may_be_a_tensor():
     for i, value in enumerate(sigma.tolist()):
         alone = BASES["hermite"].weights((2, 9, 16), 20, 2, value)
         assert [float(w[i]) for w in both] == pytest.approx(alone, rel=1e-12)
+
+
+def test_foca_keeps_what_its_variants_look_at():
+    kept = {name: Foca(variant=name).anchors(9) for name in ("variable", "paper", "util", "anchored")}
+    assert kept == {"variable": 3, "paper": 2, "util": 2, "anchored": 100}
+
+
+def test_the_mean_length_of_a_difference():
+    """Tokens (3, 4) and (6, 8) in front of (0, 0): lengths 5 and 10."""
+    newer = torch.tensor([[[3.0, 4.0], [6.0, 8.0]]])
+    assert (
+        mean_length(newer, None, 1, -1).tolist() == mean_length(newer + 1, torch.ones(1, 2, 2), 1, -1).tolist() == [7.5]
+    )

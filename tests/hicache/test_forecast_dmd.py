@@ -7,7 +7,7 @@ import torch
 
 import hicache
 from hicache.forecast import BASES
-from hicache.forecast.dmd import Dmd
+from hicache.forecast.dmd import HERMITE, Dmd
 from hicache.forecast.window import extend_gram
 
 from . import denoisers
@@ -311,3 +311,33 @@ def test_the_holdout_is_as_far_as_the_forecast(interval, target, length, reach):
     held out from."""
     basis = BASES["auto"].__class__(holdout="horizon", interval=interval)
     assert basis._reach([12, 16, 20], target, length) == reach
+
+
+@pytest.mark.parametrize(
+    ("holdout", "length", "h"), [("1step", 7, 1), ("horizon", 7, 2), ("horizon", 7, 4), ("horizon", 12, 5)]
+)
+def test_auto_decides_by_the_errors_of_both_arms_on_the_held_anchor(holdout, length, h):
+    """By hand, from the features themselves: lines, parabolas and exponentials with noise of all sizes."""
+    g = torch.Generator().manual_seed(0)
+    t, sites = torch.linspace(0, 1, length, dtype=torch.float64), 60
+    shapes = torch.stack([1 + 3 * t, 1 - t + 2 * t**2, (2.0 * t).exp(), (9 * t).cos()])
+    noise = torch.logspace(-6, -1, sites, dtype=torch.float64)[:, None, None]
+    mix = torch.randn(sites, 5, 4, generator=g, dtype=torch.float64) * (torch.rand(sites, 1, 4, generator=g) < 0.4)
+    values = (mix @ shapes + noise * torch.randn(sites, 5, length, generator=g)).mT  # [sites, anchors, 5]
+    basis = BASES["auto"].__class__(holdout=holdout, interval=h + 1, history=length)
+    gram, times = values @ values.mT, range(length)
+    chosen = basis.fit(list(times), length + 4.0, 2, 0.6, gram).chosen
+    seen, held, reach = range(length - h), length - 1, h
+    if h >= 4:  # backwards from the newest
+        seen, held, reach = range(length - h, length), length - 1 - h, -h
+    line = [*[0.0] * (len(seen) - 2), -1.0, 2.0]
+    arm = line if holdout == "1step" else HERMITE.weights(range(len(seen)), len(seen) - 1 + reach, 2, 0.6)
+    part = values[:, list(seen)]
+    dmd = basis.identify(part @ part.mT).at(reach)
+    errors = []
+    for weights in (dmd, torch.tensor(arm, dtype=torch.float64).expand(sites, -1)):
+        forecast = (weights[:, :, None] * part[:, -weights.shape[1] :]).sum(1)
+        errors.append((forecast - values[:, held]).square().sum(-1))
+    clear = (errors[0] - errors[1]).abs() > 1e-6 * (errors[0] + errors[1])
+    assert torch.equal(chosen[clear], (errors[0] < errors[1])[clear])
+    assert 5 < int(chosen.sum()) < sites - 5

@@ -240,3 +240,18 @@ def test_weights_per_site_of_features_of_two_shapes():
         torch.testing.assert_close(found, rows[0, index] * anchors[0][index] + rows[1, index] * anchors[1][index])
     with pytest.raises(ValueError, match="weights: must be one for each of 2 sites, got 3"):
         forecast(3)
+
+
+def test_features_of_other_shapes_begin_a_new_history():
+    """A shape that was there before and comes again among others is forecast from its newest value alone."""
+    chosen = hicache.method("taylorseer", order=1, warmup_steps=1)
+    frames = FeatureForecaster(lambda shape: chosen.build_forecaster(lead=2))
+    frames.reset(9)
+    for step in (0, 1):
+        frames.observe(step, [torch.full((1, 2, 3), float(step))])
+    assert frames.predict(2)[0].unique().item() == 2.0
+    both = [torch.full((1, 2, 3), 7.0), torch.full((1, 4, 3), 5.0), torch.full((1, 2, 3), 8.0)]
+    frames.observe(3, both)
+    ahead = frames.ahead(4)
+    for index, (found, wanted) in enumerate(zip(frames.predict(4), both, strict=True)):
+        assert torch.equal(found, wanted) and torch.equal(ahead.of(index), wanted)

@@ -8,7 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hicache
-from hicache.policy import Algorithm1, Clock, Even, Late, LayerMask, Mask, Modulated, Placed, Power
+from hicache.policy import (
+    Algorithm1,
+    Clock,
+    Even,
+    Late,
+    LayerMask,
+    MagCache,
+    Mask,
+    Modulated,
+    Placed,
+    Power,
+    Stages,
+    Verify,
+)
 from hicache.tree import Action
 
 PUBLISHED = {  # model: (warm-up, {interval: number of full steps})
@@ -145,3 +158,42 @@ def test_modulated_intervals_of_2_end_in_steps_that_are_all_full():
     for clock.step in range(50):
         full += [clock.step] if policy.decide(clock) is Action.COMPUTE else []
     assert full[-6:] == [43, 45, 46, 47, 48, 49]
+
+
+def test_schedules_of_options_that_cannot_be_are_refused():
+    for make, message in (
+        (lambda: Algorithm1(interval=0), "interval: must be an integer >= 1, got 0"),
+        (lambda: Even(budget=2, tail=-1), "tail: must be an integer >= 0, got -1"),
+        (lambda: Power(interval=2, center=3).plan(6), "center: must leave 3 distinct steps of 6, got 3"),
+        (lambda: Placed(budget=1, places=()), "places: must be 1 increasing"),
+        (lambda: Placed(budget=2, places=(0, 5, 6)), "places: must be 2 increasing"),
+        (lambda: Placed(budget=3, places=(0, 6, 5)), "places: must be 3 increasing"),
+        (lambda: Placed(budget=2, places=(1, 5)), "places: must be 2 increasing"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
+
+
+def test_what_is_true_without_an_option():
+    assert hicache.full_steps(50, 6) == hicache.full_steps(50, 6, 1) == list(range(0, 49, 6))
+    assert Stages(interval=2, switch=1.0).stage(Clock(step=1)) == 1  # of a run of unknown length no step is early
+    assert Verify(max_drafts=0).plan(4) == [0, 1, 2, 3] and Verify(max_drafts=1).plan(4) is None
+    assert LayerMask(threshold=0.0).keeps(0, "0.attn.img") and not LayerMask(threshold=0.5).keeps(0, "0.attn.img")
+
+
+def test_a_second_run_of_a_policy_begins_anew():
+    for policy in (
+        Modulated(interval=4),
+        MagCache(threshold=0.3, max_skips=6, retention=0.0, curve=[1.0, 1.2, 0.9] * 4),
+    ):
+        plans = []
+        for steps in (23, 23):
+            clock, plan = Clock(step=0, num_steps=steps), []
+            for step in range(steps):
+                clock.step = step
+                action = policy.decide(clock)
+                plan.append(action)
+                if action is not Action.ESTIMATE:
+                    clock.anchors.append(step)
+            plans.append(plan)
+        assert plans[0] == plans[1] and len(set(plans[0])) == 2
