@@ -43,8 +43,6 @@ class Modulated(Policy):
         if self.interval == 1:
             return Action.COMPUTE
         total, left, first = clock.num_steps, clock.num_steps - 1 - clock.step, clock.step == 0
-        if first:
-            self.current = self.interval
         self.partly = False
         if not first and left % self.current:
             return Action.MIXED

@@ -14,7 +14,6 @@ from hicache.policy import (
     Even,
     Late,
     LayerMask,
-    MagCache,
     Mask,
     Modulated,
     Placed,
@@ -181,19 +180,18 @@ def test_what_is_true_without_an_option():
     assert LayerMask(threshold=0.0).keeps(0, "0.attn.img") and not LayerMask(threshold=0.5).keeps(0, "0.attn.img")
 
 
-def test_a_second_run_of_a_policy_begins_anew():
-    for policy in (
-        Modulated(interval=4),
-        MagCache(threshold=0.3, max_skips=6, retention=0.0, curve=[1.0, 1.2, 0.9] * 4),
-    ):
-        plans = []
-        for steps in (23, 23):
-            clock, plan = Clock(step=0, num_steps=steps), []
-            for step in range(steps):
-                clock.step = step
-                action = policy.decide(clock)
-                plan.append(action)
-                if action is not Action.ESTIMATE:
-                    clock.anchors.append(step)
-            plans.append(plan)
-        assert plans[0] == plans[1] and len(set(plans[0])) == 2
+def decided(policy, num_steps, until):
+    """The actions of the first steps of a run."""
+    clock, found = Clock(step=0, num_steps=num_steps), []
+    for clock.step in range(until):
+        found.append(policy.decide(clock))
+        if found[-1] is not Action.ESTIMATE:
+            clock.anchors.append(clock.step)
+    return found
+
+
+@pytest.mark.parametrize("until", [1, 7, 22])
+def test_a_run_after_one_that_was_broken_off_begins_anew(until):
+    policy, fresh = Modulated(interval=4), Modulated(interval=4)
+    decided(policy, 23, until)
+    assert decided(policy, 23, 23) == decided(fresh, 23, 23)
