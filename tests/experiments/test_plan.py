@@ -140,7 +140,7 @@ def test_a_row_that_no_longer_means_the_same_is_refused(small):
         ),
         (
             ["experiment=table6"],
-            r"must have a row that can be run, got experiment=table6: all time steps \(an analysis .*; late, low noise",
+            r"must have a row that can be run, got experiment=table6: all time steps \(no run: .*; late, low noise",
         ),
         (["title=../x"], "title: must be at most 100 letters"),
     ],

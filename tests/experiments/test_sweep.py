@@ -101,7 +101,9 @@ def test_compare_is_a_sweep_with_a_picture(sweep, tmp_path, capsys, monkeypatch)
         with pytest.raises(ConfigError, match=line):
             expand_compare(wrong)
     sweep.pictures, drawn = True, []
-    monkeypatch.setattr("experiments.reports.sweep.grid", lambda table, *others: drawn.extend(table.rows) or ["x.png"])
+    monkeypatch.setattr(
+        "experiments.reports.sweep.draw_grid", lambda table, *others: drawn.extend(table.rows) or ["x.png"]
+    )
     monkeypatch.setenv("COLUMNS", "140")
     sweep.rank()
     out = capsys.readouterr().out
