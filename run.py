@@ -22,16 +22,15 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from experiments.cli import Exit, JobError
-from experiments.config.compose import compose, set_up, to_dataclass
-from experiments.config.words import check_words, expand_compare
+from experiments.cli import Exit, JobError, until_nobody_reads
+from experiments.config.front_help import help_text
 
 outcome = Exit()
 
 
 @cache
 def sweep() -> Any:
-    """The runs of this command (imported late: composing needs no torch)."""
+    """The runs of this command (imported late, as all that loads torch: help needs none of it)."""
     from experiments.reports.sweep import Sweep
 
     return Sweep()
@@ -40,6 +39,8 @@ def sweep() -> Any:
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(config: DictConfig) -> float | None:
     """Hydra composes; errors become a line and an exit code. The value is what a sweeper optimises."""
+    from experiments.config.compose import to_dataclass
+
     overrides = list(HydraConfig.get().overrides.task)
     outcome.guard(lambda: sweep().run(to_dataclass(config), overrides, outcome))
     outcome.hand_over()
@@ -53,6 +54,10 @@ def start() -> None:
 
     Flags, sweeps and Hydra's own keys are Hydra's; a single run is composed once here, and not twice there.
     """
+    from experiments.config.compose import compose, set_up
+    from experiments.config.words import check_words, expand_compare
+
+    set_up()
     words, sweep().pictures = expand_compare(sys.argv[1:])
     check_words(words)
     if any(word.startswith(("-", "hydra")) for word in words):
@@ -63,8 +68,11 @@ def start() -> None:
 
 
 if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        with until_nobody_reads():
+            print(help_text(__doc__ or ""))
+        sys.exit()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors of composition reach us, who say them in one line
-    set_up()
     outcome.guard(start)
     if {"-m", "--multirun"} & set(sys.argv):
         outcome.guard(lambda: sweep().rank())

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ast
-import contextlib
-import os
 import runpy
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+
+from experiments.cli import until_nobody_reads
 
 __all__ = ["VERBS", "main"]
 
@@ -64,18 +63,6 @@ def docstring_of(verb: str) -> str | None:
     """What `--help` says of a verb: its module's docstring, read without an import; None where argparse adds to it."""
     text = Path(__file__).parent.joinpath(*VERBS[verb][0].split(".")).with_suffix(".py").read_text()
     return None if "description=__doc__" in text else ast.get_docstring(ast.parse(text))
-
-
-@contextlib.contextmanager
-def until_nobody_reads() -> Iterator[None]:
-    """What is inside may print into a pipe whose reader goes, as `head` does."""
-    try:
-        try:
-            yield
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def main(arguments: list[str]) -> int:

@@ -8,10 +8,11 @@ is finished is kept · 130 interrupted by Ctrl-C. After 85 and 130 the same comm
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from evaluation.errors import EvaluationError
@@ -19,7 +20,7 @@ from experiments import stopping
 from experiments.errors import ConfigError, RunError
 from experiments.files import lacks_space
 
-__all__ = ["Arguments", "Exit", "JobError"]
+__all__ = ["Arguments", "Exit", "JobError", "until_nobody_reads"]
 
 
 class JobError(RuntimeError):
@@ -48,6 +49,18 @@ class Arguments(argparse.ArgumentParser):
         elif match := re.match(r"unrecognized arguments: (.+)$", said):
             said = f"argument: must be one of those in --help, got {match[1]!r}"
         raise ConfigError(said)
+
+
+@contextlib.contextmanager
+def until_nobody_reads() -> Iterator[None]:
+    """What is inside may print into a pipe whose reader goes, as `head` does."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 class Exit:

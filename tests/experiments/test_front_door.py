@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from experiments.__main__ import VERBS, docstring_of, main
+from experiments.config.front_help import help_text
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "hydra", "omegaconf", "numpy", "pandas", "scipy", "diffusers")
@@ -103,11 +105,24 @@ def test_states_of_a_plan_are_told_without_its_schemas(small):
     assert loaded(code) == "[]"
 
 
-@pytest.mark.parametrize("line", ["--help", "tables --help", "status --help"])
+@pytest.mark.parametrize(
+    "line", ["-m experiments --help", "-m experiments tables --help", "-m experiments status --help", "run.py --help"]
+)
 def test_a_reader_that_goes_away_is_no_error(line):
-    command = f"{sys.executable} -m experiments {line} | true"
+    command = f"{sys.executable} {line} | true"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_help_of_a_run_names_every_choice_and_key_without_torch():
+    found = loaded(
+        "import runpy, sys\nsys.argv = ['run.py', '--help']\ntry: runpy.run_path('run.py', run_name='__main__')\nexcept SystemExit as stop: assert not stop.code"
+    )
+    assert found == "['hydra', 'omegaconf']"
+    said = help_text("Run.")
+    assert said.startswith("Run.\n") and "hicache_adaptive" in said and "small_table5" in said
+    keys = yaml.safe_load((ROOT / "conf" / "config.yaml").read_text()).keys() - {"defaults", "hydra"}
+    assert all(f"    {key}=" in said for key in keys)
 
 
 def test_help_of_a_verb_with_options_ends_well():
