@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hicache.forecast import BASES, ElementwiseBasis, ladder
+from hicache.forecast.dmd import Dmd
 from hicache.forecast.foca import Foca
 from hicache.forecast.scale import mean_length
+from hicache.forecast.table import Table
 
 VECTORS = [  # basis, anchors, k, sigma, weights oldest first (computed by hand)
     ("taylor", (2, 9, 16), 6, 1.0, [0.3673, -1.5918, 2.2245]),
@@ -129,3 +131,8 @@ def test_the_mean_length_of_a_difference():
     assert (
         mean_length(newer, None, 1, -1).tolist() == mean_length(newer + 1, torch.ones(1, 2, 2), 1, -1).tolist() == [7.5]
     )
+
+
+def test_what_bases_keep_and_count():
+    assert Dmd(history=2).anchors(4) == 5 and Dmd(history=9).anchors(4) == 9
+    assert Table().counts_steps() and not Foca().counts_steps()

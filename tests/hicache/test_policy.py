@@ -195,3 +195,15 @@ def test_a_run_after_one_that_was_broken_off_begins_anew(until):
     policy, fresh = Modulated(interval=4), Modulated(interval=4)
     decided(policy, 23, until)
     assert decided(policy, 23, 23) == decided(fresh, 23, 23)
+
+
+def test_edges_of_drafts_gates_and_places():
+    """A draft is verified beyond its least distance; a gate of 0 is a half; a place may not be the step after the last."""
+    free, least = Verify(), Verify(min_drafts=3)
+    assert [free.verifies(Clock(step=s, anchors=[4])) for s in (5, 6)] == [False, True]
+    assert [least.verifies(Clock(step=s, anchors=[4])) for s in (7, 8)] == [False, True]
+    kept = {t: LayerMask(sites=["a"], logits=[[0.0]], threshold=t).keeps(0, "a") for t in (0.4, 0.5, 0.6)}
+    assert kept == {0.4: True, 0.5: True, 0.6: False}
+    assert Placed(budget=2, places=(0, 5)).plan(6) == [0, 5]
+    with pytest.raises(ValueError, match="places: must be steps of the run, below 6, got 6"):
+        Placed(budget=2, places=(0, 6)).plan(6)
