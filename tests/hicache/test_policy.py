@@ -199,6 +199,7 @@ def test_a_run_after_one_that_was_broken_off_begins_anew(until):
 
 def test_edges_of_drafts_gates_and_places():
     """A draft is verified beyond its least distance; a gate of 0 is a half; a place may not be the step after the last."""
+    assert Verify(max_drafts=0).decide(Clock(step=1, num_steps=4, anchors=[0])) is Action.COMPUTE
     free, least = Verify(), Verify(min_drafts=3)
     assert [free.verifies(Clock(step=s, anchors=[4])) for s in (5, 6)] == [False, True]
     assert [least.verifies(Clock(step=s, anchors=[4])) for s in (7, 8)] == [False, True]
