@@ -125,7 +125,7 @@ def test_rows_of_one_name_are_told_apart():
 def test_a_table_without_a_row_that_runs_says_so(tmp_path, capsys):
     main(["table=6", "columns=flops", f"results={tmp_path}"])
     out = capsys.readouterr().out
-    assert out.count("(an analysis of recorded features, not a run)") >= 2
+    assert out.count("(no run: experiments analyses part=gaussianity, docs/trajectories.md)") >= 2
     assert (tmp_path / "tables" / "table6_flops.csv").is_file()
 
 
@@ -155,6 +155,6 @@ def test_mirrors_run_the_rows_of_the_paper_on_the_embedded_model():
 def test_a_preset_row_may_say_what_it_lacks():
     line = ["experiment=table6"]
     assert {reason for _, reason in split_rows(compose(line), line)[1]} == {
-        "an analysis of recorded features, not a run"
+        "no run: experiments analyses part=gaussianity, docs/trajectories.md"
     }
     assert RowConfig(label="x").lacks == ""
