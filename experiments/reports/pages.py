@@ -295,8 +295,8 @@ TRANSFER = "calibrated_transfer"
 BLOCKS: dict[str, Callable[[], str]] = {
     "headline": headline,
     "collapse": lambda: f"{number(read('digits_sigma'), 'HiCache (σ=1.0)', 'psnr')} dB",
-    "plan_10": lambda: above(10, "calibrated plan ({} full steps)", "FoCa even ({} full steps)"),
-    "plan_8": lambda: above(8, "calibrated plan ({} full steps)", "FoCa even ({} full steps)"),
+    "plan_10": lambda: above(10, "calibrated plan ({} full steps)", "FoCa even, tail 1 ({} full steps)"),
+    "plan_8": lambda: above(8, "calibrated plan ({} full steps)", "FoCa even, tail 1 ({} full steps)"),
     "best_forecasters": best_forecasters,
     "below": below,
     "curves": curves,
