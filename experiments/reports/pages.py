@@ -119,7 +119,7 @@ def places() -> str:
         even = f"{found.loc['even', 'PSNR (dB)']:.1f}"
         cells = (beside("interval"), even, beside("even, tail 1"), beside("late, tail 1"), beside("placed"))
         lines.append([str(model), str(scope), str(method), *cells])
-    return table(["model", "scope", "method", "interval", "even", "even, tail 1", "late", "placed"], lines)
+    return table(["model", "scope", "method", "interval", "even", "even, tail 1", "late, tail 1", "placed"], lines)
 
 
 def transfers() -> str:

@@ -15,7 +15,6 @@ stored as the best of every method: for schedules that came to the library after
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import sys
@@ -43,7 +42,7 @@ from experiments.runs.style import COLUMN, end_labels, save, styled
 from experiments.settings.resolve import resolve
 from experiments.studies.bench import FOLDER, SAME, Bench
 from experiments.studies.contest import Winner, contenders, hold_contest, measure_fewer_steps
-from experiments.studies.study_report import HEIGHT, look_titled, with_others, write_rows
+from experiments.studies.study_report import HEIGHT, join_stored, look_titled, read_rows, write_rows
 from hicache.fitting.calibrated_plan import CalibratedPlan
 
 __all__ = ["COLUMNS", "Row", "draw", "merge_rows"]
@@ -90,11 +89,11 @@ class CeilingTable:
         entries = list(contenders(self.bench.settings, budget))
         if self.anew:
             place = [self.bench.settings.backend.name, str(budget)]
-            known = {(row[0], row[3]) for row in stored_rows() if row[1:3] == place}
+            known = {(row[0], row[3]) for row in read_rows(PATH, COLUMNS) if row[1:3] == place}
             caches = hold_contest(self.bench, [each for each in entries if self.anew in each.setting])
             kept = hold_contest(self.bench, [each for each in entries if (each.title, each.setting) in known])
             check(len(kept) == len(caches), "anew", f"must come after a whole run of {' '.join(place)}", self.anew)
-            caches = [max(pair, key=lambda winner: float(winner.values.mean())) for pair in by_title(caches, kept)]
+            caches = [max(pair, key=lambda winner: float(winner.values.mean())) for pair in pair_by_title(caches, kept)]
         else:
             caches = hold_contest(self.bench, entries)
         caches.sort(key=lambda winner: -float(winner.values.mean()))
@@ -122,7 +121,7 @@ class CeilingTable:
         draw(rows)
 
 
-def by_title(some: Sequence[Winner], others: Sequence[Winner]) -> list[tuple[Winner, Winner]]:
+def pair_by_title(some: Sequence[Winner], others: Sequence[Winner]) -> list[tuple[Winner, Winner]]:
     """Pairs of one method."""
     return [(one, next(other for other in others if other.title == one.title)) for one in some]
 
@@ -213,17 +212,9 @@ def refine_weights(found: Calibration, start: CalibratedPlan) -> CalibratedPlan:
     return dataclasses.replace(start, rows=refine_rows(chain, start, MEMORY, lambda line: None)[0])
 
 
-def stored_rows() -> list[Row]:
-    """The rows of the table as it is."""
-    if not PATH.with_suffix(".csv").is_file():
-        return []
-    with open(PATH.with_suffix(".csv"), newline="") as handle:
-        return list(csv.reader(handle))[1:]
-
-
 def merge_rows(rows: list[Row]) -> list[Row]:
     """These rows, and those of other backends and budgets that are in the table already."""
-    return sorted(with_others(PATH, COLUMNS, rows, slice(1, 3)), key=lambda row: (row[1], int(row[2])))
+    return sorted(join_stored(PATH, COLUMNS, rows, slice(1, 3)), key=lambda row: (row[1], int(row[2])))
 
 
 def draw(rows: Sequence[Row]) -> None:

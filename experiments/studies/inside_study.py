@@ -25,7 +25,7 @@ from experiments.runs.runner import items_of
 from experiments.settings.resolve import resolve
 from experiments.studies.bench import FOLDER, Bench
 from experiments.studies.contest import Contender, forecasters, hold_contest
-from experiments.studies.study_report import with_others, write_rows
+from experiments.studies.study_report import join_stored, write_rows
 
 COLUMNS = (
     "model",
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> None:
         gain = (ours - winner.values).tolist()
         cells = (*bootstrap_mean(winner.values.tolist(), 0.95, 2000, 0), *bootstrap_mean(gain, 0.95, 2000, 0))
         rows.append([*place, winner.title, winner.setting, *(f"{value:.2f}" for value in cells)])
-    rows = with_others(PATH, COLUMNS, rows, slice(0, 2))
+    rows = join_stored(PATH, COLUMNS, rows, slice(0, 2))
     note = NOTE.format(count, settings.num_steps)
     write_rows(PATH, "Inside the model, on the same full steps", note, COLUMNS, rows)
     print(f"written: {PATH}.csv")

@@ -14,7 +14,6 @@ as they come, and at the end, in the place of the model's rows with as many full
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import itertools
 import sys
@@ -37,7 +36,7 @@ from experiments.runs.style import COLUMN, save, styled
 from experiments.settings.resolve import resolve
 from experiments.studies.bench import FOLDER, Bench
 from experiments.studies.contest import find_placed, intervals_for
-from experiments.studies.study_report import with_others, write_rows
+from experiments.studies.study_report import join_stored, read_rows, write_rows
 from hicache import CacheMethod
 
 __all__ = ["cases", "even_of", "main"]
@@ -122,7 +121,7 @@ def study_placed(settings: Settings, budgets: Sequence[int], count: int) -> list
     """
     name = settings.backend.name
     check(PATH.with_suffix(".csv").is_file(), "part", f"must come after the rows (no {PATH}.csv)", "placed")
-    before = {tuple(row[: len(KEYS)]): row for row in rows_of(PATH.with_suffix(".csv"))}
+    before = {tuple(row[: len(KEYS)]): row for row in read_rows(PATH, COLUMNS)}
     every = list(cases(settings, budgets))
     kinds = {(case.budget, case.scope, case.title) for case in every if case.where == "placed"}
     wanted = [c for c in every if c.where in ("even", "placed") and (c.budget, c.scope, c.title) in kinds]
@@ -132,12 +131,6 @@ def study_placed(settings: Settings, budgets: Sequence[int], count: int) -> list
         check(same, "part", f"must measure all rows anew: {' '.join(key[2:])} was another number before", "placed")
     order = [(name, str(c.budget), c.scope, c.title, c.where) for c in every]
     return [found for key in order if (found := made.get(key, before.get(key))) is not None]
-
-
-def rows_of(path: Path) -> list[list[str]]:
-    """The rows of a written table."""
-    with open(path, newline="") as handle:
-        return list(csv.reader(handle))[1:]
 
 
 def even_of(tried: Mapping[Case, list[float]], case: Case) -> list[float] | None:
@@ -210,7 +203,7 @@ def main(arguments: Sequence[str]) -> None:
     settings = resolve(compose(["method=hicache", *overrides]))
     found = cases(settings, budgets)
     made = study_placed(settings, budgets, count) if part == "placed" else study(settings, [*found], count)
-    rows = sorted(with_others(PATH, COLUMNS, made, slice(0, 2)), key=lambda row: (row[0], int(row[1])))
+    rows = sorted(join_stored(PATH, COLUMNS, made, slice(0, 2)), key=lambda row: (row[0], int(row[1])))
     write_rows(PATH, "Where full steps belong", NOTE, COLUMNS, rows)
     plot(PATH.with_suffix(".png"), rows)
     print(f"written: {PATH}.csv")

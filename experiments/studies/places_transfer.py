@@ -27,15 +27,12 @@ from experiments.files import ASSETS
 from experiments.runs.runner import items_of
 from experiments.settings.resolve import resolve
 from experiments.studies.bench import FOLDER, Bench
-from experiments.studies.study_report import with_others, write_rows
+from experiments.studies.places_study import FORECASTERS
+from experiments.studies.study_report import join_stored, write_rows
 
 __all__ = ["find_sources", "main", "study"]
 
-FORECASTERS = {
-    "FoCa": ("foca", {}),
-    "TaylorSeer (m=2)": ("taylorseer", {"order": 2}),
-    "HiCache (m=2, σ=0.7)": ("hicache", {"order": 2, "sigma": 0.7}),
-}
+TITLES = ("FoCa", "TaylorSeer (m=2)", "HiCache (m=2, σ=0.7)")
 SCOPES = ("output", "modules")
 COLUMNS = (
     "model",
@@ -66,11 +63,10 @@ def find_sources(num_steps: int, budget: int) -> Iterator[tuple[str, list[int]]]
             yield f"{keys['backend']}, {keys['method']['name']}, {keys['scope']}", full
 
 
-def study(settings: Settings, bench: Bench, budget: int) -> list[list[str]]:
+def study(settings: Settings, bench: Bench, sources: dict[str, list[int]]) -> list[list[str]]:
     """The rows of a model."""
-    sources, rows = dict(find_sources(settings.num_steps, budget)), []
-    check(bool(sources), "budget", "must be one that places are stored for", budget)
-    for scope, title in itertools.product(SCOPES, FORECASTERS):
+    budget, rows = len(next(iter(sources.values()))), []
+    for scope, title in itertools.product(SCOPES, TITLES):
         name, knobs = FORECASTERS[title]
         even = hicache.method(name, scope=scope, policy="even", budget=budget, **knobs)
         schedules = {"even": list(even.policy.plan(settings.num_steps) or [])} | sources
@@ -96,8 +92,11 @@ def main(arguments: Sequence[str]) -> None:
         raise ConfigError(f"study_items, budget: must be integers ({error})") from None
     check(count >= 2, "study_items", "must be an integer >= 2", count)
     settings = resolve(compose(["method=hicache", *overrides]))
+    sources = dict(find_sources(settings.num_steps, budget))
+    rule = f"must be one that places of {settings.num_steps} steps are stored for"
+    check(bool(sources), "budget", rule, budget)
     bench = Bench(settings, items_of(dataclasses.replace(settings, num_items=count)))
-    rows = sorted(with_others(PATH, COLUMNS, study(settings, bench, budget), slice(0, 1)), key=lambda row: row[0])
+    rows = sorted(join_stored(PATH, COLUMNS, study(settings, bench, sources), slice(0, 1)), key=lambda row: row[0])
     write_rows(PATH, "Searched places at other forecasters, scopes and models", NOTE.format(count), COLUMNS, rows)
     print(f"written: {PATH}.csv")
 

@@ -16,7 +16,8 @@ __all__ = [
     "look_titled",
     "plot_budgets",
     "plot_lines",
-    "with_others",
+    "join_stored",
+    "read_rows",
     "write_rows",
     "write_table",
 ]
@@ -64,14 +65,19 @@ def write_rows(path: Path, title: str, note: str, columns: Sequence[str], rows: 
     path.with_suffix(".md").write_text(f"# {title}\n\n{note}\n\n{body}\n")
 
 
-def with_others(path: Path, columns: Sequence[str], rows: list[list[str]], key: slice) -> list[list[str]]:
-    """These rows after those of `path.csv` whose cells `key`, such as a model and its budget, are others."""
-    path, made = path.with_suffix(".csv"), {tuple(row[key]) for row in rows}
-    if not path.is_file():
-        return rows
-    with open(path, newline="") as handle:
+def read_rows(path: Path, columns: Sequence[str]) -> list[list[str]]:
+    """The rows of a written table; none where there is none, or one with other columns."""
+    if not path.with_suffix(".csv").is_file():
+        return []
+    with open(path.with_suffix(".csv"), newline="") as handle:
         heads, *known = csv.reader(handle)
-    return [*(row for row in known if heads == list(columns) and tuple(row[key]) not in made), *rows]
+    return known if heads == list(columns) else []
+
+
+def join_stored(path: Path, columns: Sequence[str], rows: list[list[str]], key: slice) -> list[list[str]]:
+    """These rows after those of `path.csv` whose cells `key`, such as a model and its budget, are others."""
+    made = {tuple(row[key]) for row in rows}
+    return [*(row for row in read_rows(path, columns) if tuple(row[key]) not in made), *rows]
 
 
 def plot_budgets(path: Path, title: str, lines: Sequence[StudyRow]) -> None:

@@ -18,7 +18,7 @@ from experiments.errors import ConfigError
 from experiments.settings.resolve import resolve
 from experiments.studies import ceiling, inside_study
 from experiments.studies.contest import contenders, hold_contest
-from experiments.studies.study_report import with_others
+from experiments.studies.study_report import join_stored
 from hicache.fitting.calibrated_plan import build_plan
 
 FULL = [0, 2, 5]
@@ -135,7 +135,7 @@ def test_inside_the_model_all_are_on_the_plan_s_full_steps(small, tmp_path, monk
     assert ours[1:4] == ["modules", " ".join(map(str, full)), "calibrated plan"] and len(others) >= 3
     assert all(float(row[8]) == pytest.approx(float(ours[5]) - float(row[5]), abs=0.02) for row in others)
     kept = ["emoji", "stack", "0 4", "calibrated plan", *["1.00"] * 7]
-    assert with_others(tmp_path / "inside", inside_study.COLUMNS, [kept], slice(0, 2)) == [ours, *others, kept]
-    assert with_others(tmp_path / "inside", inside_study.COLUMNS, [others[0]], slice(0, 2)) == [others[0]]
+    assert join_stored(tmp_path / "inside", inside_study.COLUMNS, [kept], slice(0, 2)) == [ours, *others, kept]
+    assert join_stored(tmp_path / "inside", inside_study.COLUMNS, [others[0]], slice(0, 2)) == [others[0]]
     with pytest.raises(ConfigError, match="scope: must be inside the model, got 'output'"):
         inside_study.main([*small, "scope=output"])
