@@ -70,7 +70,7 @@ pictures: $(READY) ## the pictures of README.md and docs/, once the report's con
 	$(BIN)/python run.py experiment=digits_table $(SHOWN)
 	$(BIN)/python -m experiments report table=digits_table $(SHOWN) items=20 out=build/pictures/report.html
 	chromium --headless=new --no-sandbox --disable-gpu --hide-scrollbars --virtual-time-budget=4000 \
-	  --window-size=1300,1750 --screenshot=docs/report.png file://$(CURDIR)/build/pictures/report.html
+	  --window-size=1300,2180 --screenshot=docs/report.png file://$(CURDIR)/build/pictures/report.html
 
 docs: $(READY) ## the documentation with its API reference, in build/site; warnings are errors
 	$(BIN)/python -m mkdocs build --strict

@@ -92,7 +92,7 @@ class Gallery:
                     "row": place,
                     "reference": key,
                     "image": self.keep_picture(run, records[run][name]),
-                    "scores": {metric: round(of[name], 4) for metric, of in scores[run].items() if name in of},
+                    "scores": {metric: of[name] for metric, of in scores[run].items() if name in of},
                 }
                 for place, run in members
             ]
@@ -101,11 +101,11 @@ class Gallery:
             found.append({"title": f"{name} · {records[reference][name].get('title', '')}", **facts})
         return found
 
-    def scores(self, run: str) -> dict[str, dict[str, float]]:
-        """Metric -> finite value by item, of all that were kept."""
+    def scores(self, run: str) -> dict[str, dict[str, float | None]]:
+        """Metric -> value by item, None where it is infinite (PSNR of equal pictures), of all that were kept."""
         folder = self.folder(run) / "values"
         kept = {path.stem: read_values(path) for path in sorted(folder.glob("*.json"))}
-        return {name: {item: v for item, v in of.items() if v is not None} for name, of in kept.items()}
+        return {name: {item: v if v is None else round(v, 4) for item, v in of.items()} for name, of in kept.items()}
 
     def keep_picture(self, run: str, record: dict[str, Any]) -> str:
         """Keep a picture; returns its key."""
