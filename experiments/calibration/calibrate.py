@@ -19,7 +19,7 @@
               At scope output `search` is the default, for samplers whose next sample is a x + b f; others have `none`.
               At the other scopes `loop` is: it fits again on the model's own values along trajectories of the plan,
               `rounds` times. Without data there is only `none`.
-    seconds   time for the search (60; 150 for placed full steps)
+    trials    candidates that a search for full steps scores at most (100); 0: no search
     tokens    rows of tokens, a seeded choice, that inner products inside the model are of (96)
     basis     with data=gaussian: the weights of a basis (newton, taylor, hermite, ...) of this `order` and `sigma`
               instead of least-squares ones, in the time variable `time` (index, sigma, log_snr)
@@ -30,7 +30,7 @@ With `policy=placed` full steps are moved for any method at any scope, from even
 items (12) come nearer to the un-cached ones; a third of the items decides whether the found places are kept.
 
 What is not read is refused: curves know items, calibration_seed, classes and output, `method=hicache` the first three
-and time, `policy=placed` the first three, budget and seconds. A plan's open-loop error is printed first; the closed
+and time, `policy=placed` the first three, budget and trials. A plan's open-loop error is printed first; the closed
 loop gives a PSNR on half of the items, with weights that were found on the other half.
 """
 
@@ -58,7 +58,14 @@ from experiments.calibration.curves import CURVES
 from experiments.calibration.first_weights import find_best_start
 from experiments.calibration.items import calibration_items
 from experiments.calibration.newton_refinement import Inside, Outside, refine_through_sampler, split
-from experiments.calibration.options import CURVE_OPTIONS, MOMENT_OPTIONS, PLACE_OPTIONS, PLAN_OPTIONS, Options
+from experiments.calibration.options import (
+    CURVE_OPTIONS,
+    MOMENT_OPTIONS,
+    PLACE_OPTIONS,
+    PLAN_OPTIONS,
+    SEARCH_ITEMS,
+    Options,
+)
 from experiments.calibration.places import PLACE_DEFAULTS, store_places
 from experiments.calibration.targets import cost_line, find_fewest
 from experiments.calibration.trajectories import grams, split_arguments, watch
@@ -76,9 +83,6 @@ from hicache.fitting.gaussian import Gains, gaussian_gram, log_spectrum
 from hicache.fitting.gaussian import carry as carry_of
 
 __all__ = ["Calibration", "Options", "calibrate", "gaussian", "make_plan", "measure", "schedule"]
-
-SEARCH_ITEMS = 32
-"""How many of the items full steps are moved for."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -243,7 +247,7 @@ def make_plan(
     linear = options.refine != "newton" or is_one_step(sampler_of(settings, backend))
     if options.refine in ("search", "newton") and linear:
         few = found.loop.part(torch.arange(len(found.items)) < SEARCH_ITEMS)
-        plan = built(full_steps=few.search(plan.full_steps, memory, options.seconds, tell))
+        plan = built(full_steps=few.search(plan.full_steps, memory, options.trials, tell))
     return close_loop(found.loop, plan, options, memory, linear)
 
 

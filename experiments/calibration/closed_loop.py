@@ -23,7 +23,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import time
+import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,7 @@ from torch import Tensor, nn
 
 import hicache
 from experiments.backends.base import Backend, Item, Sampling, sampling_of
+from experiments.calibration.search import Places, search
 from experiments.calibration.trajectories import TrajectoryRecorder, grams
 from experiments.config.run import Settings
 from hicache.fitting.calibrated_plan import CalibratedPlan, StepWeights, solve
@@ -41,6 +43,8 @@ from hicache.forecast.combine import combine
 
 __all__ = ["ClosedLoop", "Rule", "by_rows", "is_one_step", "probe", "psnr", "refit"]
 
+MOVES = (2, 1, 3)
+"""By how much the search moves a full step, in this order."""
 Rule = Callable[[int, Tensor, list[int], list[Tensor]], Tensor]
 """`(step, sample, anchors, values of the anchors) -> prediction` for an estimated step."""
 
@@ -118,6 +122,8 @@ class ClosedLoop:
     ridge: float = 1e-8
     last: Any = dataclasses.field(default=None, repr=False)
     """What the model gave at its last call with these items."""
+    computed: dict[int, Tensor] = dataclasses.field(default_factory=dict, repr=False)
+    """The predictions of the full steps of the last run."""
 
     def run(self, full_steps: Sequence[int], rule: Rule, known: Mapping[int, Tensor] | None = None) -> Tensor:
         """Final samples under the plan, with the estimates that `rule` makes.
@@ -151,6 +157,7 @@ class ClosedLoop:
                 self.backend.generate(self.items, self.sampling)
         finally:
             del vars(scheduler)["step"]
+        self.computed = dict(zip(anchors, values, strict=True))
         return final[0]
 
     @contextlib.contextmanager
@@ -180,7 +187,11 @@ class ClosedLoop:
         return dataclasses.replace(self, items=items, path=self.path[chosen], last=None)
 
     def refine(
-        self, full_steps: Sequence[int], memory: int, train: Tensor | None = None
+        self,
+        full_steps: Sequence[int],
+        memory: int,
+        train: Tensor | None = None,
+        known: Mapping[int, Tensor] | None = None,
     ) -> tuple[dict[int, StepWeights], Tensor]:
         """Closed-loop rows at these full steps, and the mean square error of each item's final sample.
 
@@ -188,6 +199,7 @@ class ClosedLoop:
             full_steps: the plan.
             memory: anchors per row.
             train: which items the weights are found on; by default all.
+            known: predictions of full steps at which the model need not be run.
         """
         rows: dict[int, StepWeights] = {}
         chosen = torch.ones(len(self.items), dtype=torch.bool) if train is None else train
@@ -201,7 +213,7 @@ class ClosedLoop:
             rows[s] = StepWeights(anchors=tuple(anchors[-memory:]), weights=tuple((float(w),) for w in weights))
             return torch.einsum("k,k...->...", weights.to(basis.dtype), basis)
 
-        final = self.run(full_steps, rule)
+        final = self.run(full_steps, rule, known)
         return rows, (final - self.path[:, -1]).square().flatten(1).mean(1)
 
     def held_out(self, full_steps: Sequence[int], memory: int) -> float | None:
@@ -214,31 +226,33 @@ class ClosedLoop:
 
         return (self.run(full_steps, by_rows(rows)) - self.path[:, -1]).square().flatten(1).mean(1)
 
-    def search(
-        self, full_steps: Sequence[int], memory: int, seconds: float, report: Callable[[str], None]
-    ) -> list[int]:
-        """Move full steps while the held-out PSNR of the final sample grows and time is left."""
-        started, last = time.monotonic(), self.sampling.num_steps
+    def search(self, full_steps: Sequence[int], memory: int, trials: int, report: Callable[[str], None]) -> list[int]:
+        """Move full steps while the held-out PSNR of the final sample grows; one item is judged on itself.
 
-        def score(steps: list[int]) -> float:
-            found = self.held_out(steps, memory)
-            return psnr(self.refine(steps, memory)[1]) if found is None else found
+        Up to the first step that differs, a candidate runs as the best one so far did: that part is not run again.
 
-        best = list(full_steps)
-        most = score(best)
-        for reach in (2, 1, 3, 1):
-            for place in range(1, len(best)):
-                for move in (-reach, reach):
-                    tried = sorted({*best[:place], best[place] + move, *best[place + 1 :]})
-                    if len(tried) != len(best) or tried[0] != 0 or tried[-1] >= last:
-                        continue
-                    if time.monotonic() - started > seconds:
-                        return best
-                    found = score(tried)
-                    if found > most:
-                        best, most = tried, found
-                        report(f"full steps {best}: {most:.2f} dB held out")
-        return best
+        Args:
+            full_steps: the start.
+            memory: anchors per row.
+            trials: how many candidates are scored at most (`experiments.calibration.search`).
+            report: is told of every better one.
+        """
+        train, most, best = torch.arange(len(self.items)) % 2 == 0, -math.inf, Places()
+        values: dict[int, Tensor] = {}
+        judged = train if bool(train.all()) else ~train
+
+        def score(places: Places) -> float:
+            nonlocal most, best, values
+            same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(places, best, strict=False))
+            known = {s: values[s] for s, _ in same}
+            found = psnr(self.refine(places, memory, train, known)[1][judged])
+            if found > most:
+                if best:
+                    report(f"full steps {list(places)}: {found:.2f} dB held out")
+                most, best, values = found, places, self.computed
+            return found
+
+        return list(search(score, [tuple(full_steps)], self.sampling.num_steps, trials, MOVES))
 
 
 def refit(

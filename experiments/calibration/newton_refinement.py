@@ -125,13 +125,9 @@ class Outside:
         return self.loop.items
 
     def residuals(self, rows: Mapping[int, StepWeights]) -> Tensor:
-        rule, self.known = by_rows(rows), {}
-
-        def watch(s: int, sample: Tensor, anchors: list[int], values: list[Tensor]) -> Tensor:
-            self.known.update(zip(anchors, values, strict=True))
-            return rule(s, sample, anchors, values)
-
-        return self.lacking(self.loop.run(self.full_steps, watch))
+        final = self.loop.run(self.full_steps, by_rows(rows))
+        self.known = self.loop.computed
+        return self.lacking(final)
 
     def nudge(self, rows: Mapping[int, StepWeights], step: int) -> Tensor:
         known = {s: value for s, value in self.known.items() if s < step}

@@ -10,11 +10,13 @@ from experiments.artefacts.artefact import check_output
 from experiments.errors import ConfigError, check, choose
 from hicache.forecast import BASES
 
-__all__ = ["CURVE_OPTIONS", "MOMENT_OPTIONS", "PLACE_OPTIONS", "PLAN_OPTIONS", "Options"]
+__all__ = ["CURVE_OPTIONS", "MOMENT_OPTIONS", "PLACE_OPTIONS", "PLAN_OPTIONS", "SEARCH_ITEMS", "Options"]
 
 REFINEMENTS = ("none", "loop", "search", "newton")
 NEWTON_ITEMS = 64
 LEAST_ITEMS = 8
+SEARCH_ITEMS = 32
+"""How many of the items full steps are moved for, at scope output."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,8 @@ class Options:
     refine: str | None = None
     """null = search, loop or none: what the scope and the sampler allow; newton is asked for."""
     rounds: int = 2
-    seconds: float = 60.0
+    trials: int = 100
+    """Candidates that a search for full steps scores at most."""
     ridge: float | None = None
     tokens: int = 96
     """Rows of tokens, a seeded choice, that inner products at scopes inside the model are of."""
@@ -59,7 +62,7 @@ class Options:
         check(self.memory is None or self.memory >= 1, "memory", "must be an integer >= 1", self.memory)
         valid = self.place_memory is None or 1 <= self.place_memory <= min(3, self.memory or 3)
         check(valid, "place_memory", "must be 1, 2 or 3 and no more than memory", self.place_memory)
-        check(0 <= self.seconds < math.inf, "seconds", "must be a finite number >= 0", self.seconds)
+        check(self.trials >= 0, "trials", "must be an integer >= 0", self.trials)
         valid = 0 <= self.calibration_seed < 1 << 63
         check(valid, "calibration_seed", "must be an integer from 0 to 2^63 - 1", self.calibration_seed)
         if self.output is not None:
@@ -76,8 +79,9 @@ class Options:
     @staticmethod
     def parse(given: dict[str, str]) -> Options:
         """From the strings of the command line."""
-        kinds: dict[str, Any] = {"seconds": float, "ridge": float}
-        kinds |= dict.fromkeys(("items", "calibration_seed", "memory", "place_memory", "rounds", "tokens"), int)
+        kinds: dict[str, Any] = {"ridge": float}
+        whole = ("items", "calibration_seed", "memory", "place_memory", "rounds", "trials", "tokens")
+        kinds |= dict.fromkeys(whole, int)
         typed: dict[str, Any] = {}
         for key, text in given.items():
             try:
@@ -94,5 +98,5 @@ class Options:
 PLAN_OPTIONS = ("budget", "quality", *(f.name for f in dataclasses.fields(Options)))
 CURVE_OPTIONS = ("items", "calibration_seed", "classes", "output")
 MOMENT_OPTIONS = ("items", "calibration_seed", "classes", "time")
-PLACE_OPTIONS = ("budget", "items", "calibration_seed", "classes", "seconds")
+PLACE_OPTIONS = ("budget", "items", "calibration_seed", "classes", "trials")
 """What is read for a plan, for curves, for what `sigma=auto` chooses from, and for placed full steps."""

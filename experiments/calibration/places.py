@@ -14,9 +14,7 @@ The others decide at the end: if the best places are no better on them than even
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
-from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -27,50 +25,19 @@ from experiments.backends import load_backend
 from experiments.backends.base import Backend, Item, Sampling, sampling_of
 from experiments.calibration.items import calibration_items
 from experiments.calibration.options import Options
+from experiments.calibration.search import Places, search
 from experiments.config.run import Settings
 from experiments.errors import check
 from experiments.settings.library_method import method_of
 from hicache.policy import Even, Late
 
-__all__ = ["PLACE_DEFAULTS", "Trial", "search", "store_places"]
+__all__ = ["PLACE_DEFAULTS", "Trial", "store_places"]
 
-PLACE_DEFAULTS = {"items": 12, "seconds": 150.0}
+PLACE_DEFAULTS = {"items": 12}
 """Options of a search where nothing else is said."""
 MOVES = (4, 2, 1)
 HELD_OUT = 3
 """One item of so many decides at the end."""
-
-Places = tuple[int, ...]
-
-
-def search(score: Callable[[Places], float], starts: Sequence[Places], num_steps: int, seconds: float) -> Places:
-    """The best places that moving one step at a time finds from any of the starts.
-
-    Args:
-        score: larger is better.
-        starts: increasing steps, each beginning with 0, which stays.
-        num_steps: T; places are below it.
-        seconds: no move is tried after these.
-    """
-    end, known = time.monotonic() + seconds, dict[Places, float]()
-
-    def value(places: Places) -> float:
-        if places not in known:
-            known[places] = score(places)
-        return known[places]
-
-    def climb(best: Places, size: int) -> Places:
-        before = None
-        while before != best:
-            before = best
-            for i, shift in ((i, shift) for i in range(1, len(best)) for shift in (-size, size)):
-                moved = (*best[:i], best[i] + shift, *best[i + 1 :])
-                valid = all(a < b for a, b in zip(moved, (*moved[1:], num_steps), strict=True))
-                if valid and time.monotonic() < end and value(moved) > value(best):
-                    best = moved
-        return best
-
-    return max((functools.reduce(climb, MOVES, start) for start in starts), key=value)
 
 
 @dataclasses.dataclass
@@ -128,9 +95,11 @@ def store_places(settings: Settings, options: Options) -> None:
     held = torch.arange(len(trial.items)) % HELD_OUT == HELD_OUT - 1
     held[-1] |= not bool(held.any())
     even, late = (tuple(kind(budget=settings.budget).steps(steps)) for kind in (Even, Late))
-    say = f"search of at most {options.seconds:g} s; {len(trial.items)} un-cached generations took {each:.1f} s"
+    count = len(trial.items)
+    cost = options.trials * settings.budget / steps * count
+    say = f"at most {options.trials} candidates, {cost:.0f} full generations; {count} un-cached ones took {each:.1f} s"
     print(f"{int((~held).sum())} items to search on, {int(held.sum())} to decide; {say}", flush=True)
-    found = search(lambda places: float(trial.psnr(places)[~held].mean()), [even, late], steps, options.seconds)
+    found = search(lambda places: float(trial.psnr(places)[~held].mean()), [even, late], steps, options.trials, MOVES)
     (before, after) = (float(trial.psnr(places)[held].mean()) for places in (even, found))
     kept = found if after > before else even
     said = "kept" if kept == found else "even steps are kept"
@@ -138,7 +107,7 @@ def store_places(settings: Settings, options: Options) -> None:
     psnr = {"even": round(before, 3), "found": round(after, 3)}
     made = {"items": options.items, "calibration_seed": options.calibration_seed, "classes": options.classes}
     facts = {
-        "seconds": options.seconds,
+        "trials": options.trials,
         "runs": trial.runs,
         "held_out_psnr": psnr,
         "revision": settings.backend.revision,

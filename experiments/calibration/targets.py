@@ -9,11 +9,11 @@ from torch import Tensor
 
 from experiments.calibration.closed_loop import ClosedLoop
 from experiments.calibration.newton_refinement import HELD_OUT, moves_of
-from experiments.calibration.options import Options
+from experiments.calibration.options import SEARCH_ITEMS, Options
 from hicache.fitting.calibrated_plan import CalibratedPlan, place
 from hicache.fitting.newton import TRIES
 
-__all__ = ["cost_line", "find_fewest", "generations"]
+__all__ = ["cost_line", "find_fewest", "generations", "search_generations"]
 
 
 def find_fewest(
@@ -72,11 +72,22 @@ def generations(options: Options, scope: str, num_steps: int, budget: int, memor
     return rounds + share * (run + sum(later) / num_steps) + (1 + TRIES) * run + run
 
 
+def search_generations(options: Options, scope: str, num_steps: int, budget: int) -> float:
+    """Un-cached generations per item that the search of a plan costs at most.
+
+    A candidate with the i-th full step moved begins as the best one did: (K - i) of K calls are left, half on average.
+    """
+    if scope != "output" or options.refine not in ("search", "newton") or not options.trials:
+        return 0.0
+    few = min(SEARCH_ITEMS, options.items) / options.items
+    return few * (options.trials + 1) / 2 * budget / num_steps
+
+
 def cost_line(options: Options, scope: str, num_steps: int, budgets: list[int], memory: int) -> str:
     """What a calibration will cost, in un-cached generations."""
-    each = 1 + sum(generations(options, scope, num_steps, budget, memory) for budget in budgets)
-    searched = scope == "output" and options.refine in ("search", "newton")
-    more = f", and up to {options.seconds:g} s of search per plan" if searched else ""
+    searched = sum(search_generations(options, scope, num_steps, budget) for budget in budgets)
+    each = 1 + searched + sum(generations(options, scope, num_steps, budget, memory) for budget in budgets)
+    more = f", up to {searched * options.items:.0f} of these for the search" if searched else ""
     more += "" if budgets else ", and those of the plans that are tried"
     total = f"{each * options.items:.0f} of {options.items} items in all"
     return f"cost: about {each:.1f} full generations per item, {total}{more}"

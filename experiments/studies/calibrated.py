@@ -63,10 +63,10 @@ def refine_plan(settings: Settings, options: Options, budget: int) -> tuple[Cali
     return make_plan(settings, options, found, budget, backend), time.monotonic() - started
 
 
-def study_robustness(settings: Settings, bench: Bench, budget: int, seconds: float) -> None:
+def study_robustness(settings: Settings, bench: Bench, budget: int, trials: int) -> None:
     """What the plan depends on: one line per way of calibrating it."""
     lines: list[StudyRow] = []
-    options = Options(seconds=seconds)
+    options = Options(trials=trials)
 
     def add(label: str, setting: str, judge: Bench, made: tuple[CalibratedPlan, float]) -> None:
         lines.append(
@@ -142,19 +142,19 @@ CLASSES_NOTE = (
 
 def main(arguments: Sequence[str]) -> None:
     """The command line."""
-    own, overrides = split_arguments(arguments, ("part", "study_items", "seconds"))
+    own, overrides = split_arguments(arguments, ("part", "study_items", "trials"))
     parts = own.get("part", "classes,robustness,free").split(",")
     for part in parts:
         choose("part", part, ("classes", "robustness", "free"))
     try:
-        count, seconds = int(own.get("study_items", "60")), float(own.get("seconds", "60"))
+        count, trials = int(own.get("study_items", "60")), int(own.get("trials", Options.trials))
     except ValueError as error:
-        raise ConfigError(f"study_items, seconds: must be numbers ({error})") from None
+        raise ConfigError(f"study_items, trials: must be integers ({error})") from None
     check(count >= 10, "study_items", "must be an integer >= 10", count)
     settings = resolve(compose(["method=calibrated", *overrides]))
     items = items_of(dataclasses.replace(settings, num_items=count))
     if "classes" in parts:
-        options = Options(classes="0+1+2+3+4", seconds=seconds)
+        options = Options(classes="0+1+2+3+4", trials=trials)
         plans = {budget: refine_plan(settings, options, budget)[0] for budget in BUDGETS}
         many = items_of(dataclasses.replace(settings, num_items=2 * count))
         unseen = [item for item in many if item.title in set("56789")]
@@ -163,7 +163,7 @@ def main(arguments: Sequence[str]) -> None:
     if "free" in parts:
         without_data(settings, Bench(settings, items))
     if "robustness" in parts:
-        study_robustness(settings, Bench(settings, items), 8, seconds)
+        study_robustness(settings, Bench(settings, items), 8, trials)
 
 
 if __name__ == "__main__":

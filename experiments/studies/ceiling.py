@@ -193,7 +193,7 @@ def study(
             values = score_solver(bench, Solver(loop=unseen, plan=refined, memory=MEMORY), by)
             table.add(Winner(title=CEILING, setting="", values=values), budget, seconds)
         if budget == SPARSE:
-            begun, single = clock(), dataclasses.replace(options, items=1, seconds=options.seconds / 4)
+            begun, single = clock(), dataclasses.replace(options, items=1)
             plan = make_plan(settings, single, measure(settings, single, bench.backend), budget, bench.backend)
             table.plan(ONE, plan, clock() - begun)
             for seed in seeds:
@@ -244,21 +244,22 @@ def draw(rows: Sequence[Row]) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """The command line."""
-    words = ("budgets", "ceilings", "study_items", "items", "seconds", "seeds", "anew")
+    words = ("budgets", "ceilings", "study_items", "items", "trials", "seeds", "anew")
     own, overrides = split_arguments(arguments, words)
-    defaults = {"budgets": "6,8,10,15", "ceilings": "6,8", "study_items": "60", "items": "32", "seconds": "30"}
+    defaults = {"budgets": "6,8,10,15", "ceilings": "6,8", "study_items": "60", "items": "32"}
     given = {key: own.get(key, text) for key, text in defaults.items()}
     try:
         budgets, ceilings = ([int(word) for word in given[key].split(",")] for key in ("budgets", "ceilings"))
         seeds = [int(word) for word in own.get("seeds", "").split(",") if word]
-        count, items, seconds = int(given["study_items"]), int(given["items"]), float(given["seconds"])
+        count, items = int(given["study_items"]), int(given["items"])
+        trials = int(own.get("trials", Options.trials))
     except ValueError as error:
-        raise ConfigError(f"budgets, ceilings, seeds, study_items, items, seconds: must be numbers ({error})") from None
+        raise ConfigError(f"budgets, ceilings, seeds, study_items, items, trials: must be integers ({error})") from None
     check(count >= 10, "study_items", "must be an integer >= 10", count)
     settings = resolve(compose(["method=calibrated", *overrides]))
     for budget in budgets:
         check(2 <= budget < settings.num_steps, "budgets", f"must be from 2 to {settings.num_steps - 1}", budget)
-    options = Options(items=items, seconds=seconds)
+    options = Options(items=items, trials=trials)
     bench = Bench(settings, items_of(dataclasses.replace(settings, num_items=count)))
     study(settings, bench, budgets, ceilings, options, seeds, own.get("anew", ""))
 

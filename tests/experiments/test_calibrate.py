@@ -1,6 +1,7 @@
 """Calibration on the tiny model: gains, closed loop, plan files and the runs that use them."""
 
 import dataclasses
+import itertools
 import json
 import shlex
 
@@ -17,12 +18,12 @@ import hicache.adapters
 from experiments.artefacts.artefact import keys_of
 from experiments.artefacts.learned_weights import path_of as weights_path
 from experiments.artefacts.moments import moments_path
-from experiments.artefacts.plans import load_plan, path_of
+from experiments.artefacts.plans import load_plan, path_of, save_plan
 from experiments.artefacts.stored_curves import curve_path
 from experiments.backends import load_backend
 from experiments.backends.base import sampling_of
 from experiments.calibration.calibrate import calibrate, gaussian, main, make_plan, measure
-from experiments.calibration.closed_loop import is_one_step, probe, psnr, refit
+from experiments.calibration.closed_loop import ClosedLoop, is_one_step, probe, psnr, refit
 from experiments.calibration.options import Options
 from experiments.config.compose import compose
 from experiments.errors import ConfigError
@@ -38,7 +39,7 @@ from hicache.fitting.calibrated_plan import build_plan, place
 from hicache.fitting.gaussian import ddim, dpmpp, flow
 
 BETAS = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "timestep_spacing": "trailing"}
-QUICK = Options(items=4, seconds=0.0)
+QUICK = Options(items=4, trials=0)
 
 
 @pytest.fixture
@@ -188,7 +189,7 @@ def test_a_plan_file_is_made_and_run(small, tmp_path, monkeypatch, scope):
     monkeypatch.setattr(runner, "timing", lambda *args: {"latency": {}, "reference_latency": {}, "wall_speedup": 1.0})
     path = tmp_path / "plan.json"
     common = [*small, f"scope={scope}"]
-    main([*common, "budget=3", "items=4", "seconds=0", f"output={path}"])
+    main([*common, "budget=3", "items=4", "trials=0", f"output={path}"])
     made = resolve(compose([*common, "method=calibrated", "method.budget=3", f"method.plan={path}", "num_items=3"]))
     runner.check(made)
     outcome = execute(made)
@@ -392,6 +393,56 @@ def test_the_search_never_loses(settings):
     def held_out(full):
         return float(loop.refine(full, 2, train)[1][~train].clamp(min=1e-12).log10().mean())
 
-    found = loop.search([0, 1, 2], 2, 20.0, lines.append)
+    found = loop.search([0, 1, 2], 2, 100, lines.append)
     assert len(found) == 3 and found[0] == 0 and held_out(found) <= held_out([0, 1, 2])
     assert (found == [0, 1, 2]) == (not lines)
+
+
+def test_the_same_calibration_gives_the_same_file(small, tmp_path, monkeypatch):
+    """Byte for byte, whatever a clock says: what bounds the search is counted."""
+    files = []
+    for name, clocks in (("one", ()), ("two", ("monotonic", "perf_counter", "process_time", "time"))):
+        for clock in clocks:
+            jumps = itertools.count(0, 1e6)
+            monkeypatch.setattr(f"time.{clock}", lambda jumps=jumps: float(next(jumps)))
+        path = tmp_path / name
+        main([*small, "num_steps=8", "budget=3", "items=4", "trials=6", f"output={path}"])
+        files.append(path.read_bytes())
+    assert files[0] == files[1] and json.loads(files[0])["made"]["trials"] == 6
+
+
+def test_the_search_runs_what_differs_and_no_more(settings):
+    """Scores are those of whole runs; calls of the model are counted, and so are candidates."""
+    backend, calls, scored = load_backend(settings.backend), [], []
+    loop = measure(settings, dataclasses.replace(QUICK, items=4), backend).loop
+    whole = ClosedLoop.refine
+
+    def watch(self, full_steps, memory, train, known):
+        before = len(calls)
+        found = whole(self, full_steps, memory, train, known)
+        scored.append((tuple(full_steps), len(calls) - before, found[1]))
+        return found
+
+    first = backend.transformer.transformer_blocks[0]
+    hook = first.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ClosedLoop, "refine", watch)
+        for trials in (0, 5, 100):
+            scored.clear()
+            found = loop.search([0, 3, 5, 6], 2, trials, lambda line: None)
+            assert len(scored) == trials or trials == 100 > len(scored) > 5
+    hook.remove()
+    assert len({full for full, _, _ in scored}) == len(scored), "no candidate is scored twice"
+    assert sum(ran for _, ran, _ in scored) < 0.8 * 4 * len(scored)
+    train = torch.arange(4) % 2 == 0
+    for full, ran, errors in scored:
+        assert ran >= sum(a != b for a, b in zip(full, found, strict=True)) or ran == 4
+        assert torch.equal(errors, whole(loop, full, 2, train)[1])
+
+
+def test_a_plan_of_a_search_cut_by_time_still_loads(settings, tmp_path):
+    plan = build_plan(torch.eye(8, dtype=torch.float64), torch.ones(8), "output", full_steps=[0, 3])
+    path = tmp_path / "old.json"
+    save_plan(path, plan, keys_of(settings) | {"num_steps": 8}, {"refine": "search", "seconds": 60.0})
+    named = dataclasses.replace(settings.method, plan=str(path), budget=2)
+    assert load_plan(dataclasses.replace(settings, num_steps=8, method=named)) == plan

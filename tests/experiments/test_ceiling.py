@@ -82,7 +82,7 @@ def test_the_study_writes_what_it_measured_and_keeps_other_backends(small, tmp_p
     with open(tmp_path / "ceiling.csv", "w", newline="") as handle:
         csv.writer(handle).writerows([ceiling.COLUMNS, other, stale])
     monkeypatch.setattr(ceiling, "SPARSE", 3)
-    ceiling.main([*small, "budgets=3", "ceilings=3", "study_items=10", "items=8", "seconds=0", "seeds=2000"])
+    ceiling.main([*small, "budgets=3", "ceilings=3", "study_items=10", "items=8", "trials=0", "seeds=2000"])
     with open(tmp_path / "ceiling.csv", newline="") as handle:
         rows = list(csv.reader(handle))
     assert rows[0] == list(ceiling.COLUMNS) and other in rows and stale not in rows
@@ -97,7 +97,7 @@ def test_the_study_writes_what_it_measured_and_keeps_other_backends(small, tmp_p
     assert [row[3] for row in refined] == ["", "calibration seed 2000"]
     assert all(float(row[7]) == pytest.approx(float(row[4]) - best, abs=0.02) for row in refined)
     assert (tmp_path / "ceiling.png").stat().st_size > 10_000
-    anew = [*small, "budgets=3", "ceilings=3", "study_items=10", "items=8", "seconds=0", "anew=tail 1"]
+    anew = [*small, "budgets=3", "ceilings=3", "study_items=10", "items=8", "trials=0", "anew=tail 1"]
     with pytest.raises(ConfigError, match="anew: must come after a whole run of digits 2"):
         ceiling.main([*anew, "budgets=2"])
     tails = [
@@ -112,7 +112,7 @@ def test_the_study_writes_what_it_measured_and_keeps_other_backends(small, tmp_p
     assert {row[0] for row in published} == again.keys() - set(ceiling.OURS) - {"DPM-Solver++", "UniPC"}
     for words, message in (
         ("budgets=9", "budgets: must be from 2 to 7, got 9"),
-        ("items=x", "items, seconds: must be"),
+        ("items=x", "items, trials: must be"),
     ):
         with pytest.raises(ConfigError, match=message):
             ceiling.main([*small, words])

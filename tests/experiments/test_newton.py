@@ -14,7 +14,7 @@ from experiments.calibration.calibrate import main, make_plan, measure
 from experiments.calibration.first_weights import by_site, find_best_start
 from experiments.calibration.newton_refinement import Inside, Outside, apply_moves, jacobian, moves_of, refine_rows
 from experiments.calibration.options import Options
-from experiments.calibration.targets import cost_line, find_fewest, generations
+from experiments.calibration.targets import cost_line, find_fewest, generations, search_generations
 from experiments.config.compose import compose
 from experiments.errors import ConfigError
 from experiments.settings.identity import canonical
@@ -23,7 +23,7 @@ from hicache.fitting.calibrated_plan import StepWeights, build_plan, formula_row
 from hicache.fitting.newton import decibels, gradient
 from hicache.policy import Even
 
-EIGHT = Options(items=8, seconds=0.0, refine="newton")
+EIGHT = Options(items=8, trials=0, refine="newton")
 FULL = [0, 2, 5]
 
 
@@ -129,7 +129,7 @@ def test_inside_the_model_the_best_of_formulas_and_least_squares_begins(settings
 @pytest.mark.parametrize("overrides", [[], ["backend.solver=dpmpp"], ["scope=stack"]])
 def test_a_refined_plan_is_stored_and_used(small, tmp_path, overrides, capsys):
     path, words = tmp_path / "plan.json", [*small, *overrides]
-    main([*words, "budget=3", "items=8", "seconds=0", "refine=newton", f"output={path}"])
+    main([*words, "budget=3", "items=8", "trials=0", "refine=newton", f"output={path}"])
     assert "newton: " in capsys.readouterr().out
     made = json.loads(path.read_text())
     assert made["made"]["refine"] == "newton" and made["plan"]["closed_loop_psnr"] > 0
@@ -174,7 +174,7 @@ def test_a_quality_is_reached_with_the_fewest_full_steps(small, tiny, monkeypatc
     for wanted, expected in ((35.0, 4), (40.0, 4), (41.0, 5), (75.0, 8), (200.0, 8)):
         plan = find_fewest(Items(), torch.eye(8).double()[None], torch.ones(8), wanted, 2, made)
         assert len(plan.full_steps) == expected
-    main([*small, "items=4", "seconds=0", "quality=20dB"])
+    main([*small, "items=4", "trials=0", "quality=20dB"])
     assert "cost: about" in capsys.readouterr().out
     run = resolve(compose([*small, "method=calibrated", "method.quality=20dB"]))
     plan = load_plan(run)
@@ -224,10 +224,28 @@ def test_the_cost_is_what_runs(settings, monkeypatch):
     assert cost_line(EIGHT, "output", 8, [3], 4).startswith(f"cost: about {expected:.1f} full generations per item")
 
 
+def test_the_cost_of_a_search_is_counted(settings):
+    backend, calls = load_backend(settings.backend), []
+    found = measure(settings, Options(items=4), backend)
+    first = backend.transformer.transformer_blocks[0]
+    hook = first.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+    found.loop.search([0, 2, 5], 4, 12, lambda line: None)
+    hook.remove()
+    searched = search_generations(Options(items=4, trials=12, refine="search"), "output", 8, 3)
+    assert searched == pytest.approx(13 / 2 * 3 / 8) and 0.6 * searched <= sum(calls) / 8 / 8 <= searched
+    for other in ("loop", "none"):
+        assert search_generations(Options(refine=other), "output", 8, 3) == 0
+    assert search_generations(Options(items=64, trials=12, refine="newton"), "output", 8, 3) == searched / 2
+    total = 4 * (1 + searched + generations(Options(refine="search"), "output", 8, 3, 4))
+    said = cost_line(Options(items=4, trials=12, refine="search"), "output", 8, [3], 4)
+    expected = f"{total:.0f} of 4 items in all, up to {4 * searched:.0f} of these for the search"
+    assert said.endswith(expected)
+
+
 def test_flux_is_calibrated_item_by_item(tmp_path, capsys):
     path = tmp_path / "plan.json"
     words = ["backend=flux", "backend.size=tiny", "backend.weights=random", "num_steps=6", "method=calibrated"]
-    for more in (["num_items=1", "scope=modules", "tokens=8"], ["num_items=2", "seconds=0"]):
+    for more in (["num_items=1", "scope=modules", "tokens=8"], ["num_items=2", "trials=0"]):
         main([*words, f"results={tmp_path}", "budget=3", f"output={path}", *more])
         said = capsys.readouterr().out
         assert said.startswith("cost: about ") and f"of {more[0][-1]} items in all" in said

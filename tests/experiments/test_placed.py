@@ -9,6 +9,7 @@ import hicache
 from experiments.artefacts.stored_places import maker, places_keys, places_path
 from experiments.calibration import places
 from experiments.calibration.calibrate import main
+from experiments.calibration.search import search
 from experiments.config.compose import compose
 from experiments.errors import ConfigError
 from experiments.runs.runner import execute
@@ -16,8 +17,6 @@ from experiments.settings.identity import run_id
 from experiments.settings.resolve import resolve
 from experiments.settings.rows import missing
 from hicache.policy import Placed
-
-NEVER = 1e9
 
 
 def test_one_step_at_a_time_finds_the_best_places():
@@ -27,13 +26,25 @@ def test_one_step_at_a_time_finds_the_best_places():
         tried.append(found)
         return -sum(abs(a - b) for a, b in zip(found, wanted, strict=True))
 
-    assert places.search(score, [(0, 5, 10, 15, 19), (0, 4, 9, 14, 19)], 20, NEVER) == wanted
+    starts = [(0, 5, 10, 15, 19), (0, 4, 9, 14, 19)]
+    assert search(score, starts, 20, 1000, (4, 2, 1)) == wanted
     assert len(tried) == len(set(tried)), "no places are tried twice"
     assert all(found[0] == 0 and list(found) == sorted(set(found)) and found[-1] < 20 for found in tried)
+    whole = list(tried)
+    scores = {each: score(each) for each in whole}
+    for trials in range(2, len(whole)):
+        tried.clear()
+        found = search(score, starts, 20, trials, (4, 2, 1))
+        assert tried == whole[:trials] and scores[found] == max(scores[each] for each in tried)
 
 
-def test_no_time_leaves_the_better_start():
-    assert places.search(lambda found: -found[1], [(0, 5), (0, 3)], 10, 0.0) == (0, 3)
+def test_few_trials_leave_a_start():
+    def score(found):
+        return -found[1]
+
+    starts = [(0, 5), (0, 3)]
+    found = [search(score, starts, 10, trials, (2,)) for trials in (0, 1, 2, 3)]
+    assert found == [(0, 5), (0, 5), (0, 3), (0, 1)]
 
 
 def test_places_must_be_those_of_the_budget_and_of_the_run():
@@ -59,7 +70,7 @@ def settings(*given):
 
 
 def test_what_is_found_is_what_runs(words, small, capsys):
-    main([*words, "method=taylorseer", "items=4", "seconds=20"])
+    main([*words, "method=taylorseer", "items=4"])
     said = capsys.readouterr().out
     assert "3 items to search on, 1 to decide" in said and "dB on held-out items, even steps" in said
     kept = [word for word in small if not word.startswith(("interval", "num_steps"))]
@@ -122,7 +133,7 @@ def test_places_belong_to_the_options_of_their_method():
         ("memory=2", "memory: must be left out for policy=placed, which does not read it, got '2'"),
         ("items=1", "items: must be an integer >= 2: a third of them decides at the end, got 1"),
         ("budget=9", "budget: must be at most num_steps=8, got 9"),
-        ("seconds=nan", "seconds: must be a finite number >= 0, got nan"),
+        ("trials=-1", "trials: must be an integer >= 0, got -1"),
     ],
 )
 def test_bad_input_is_one_line(words, tiny, word, line):

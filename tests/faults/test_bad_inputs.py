@@ -182,7 +182,9 @@ BY_HAND: dict[Any, list[tuple[str, tuple[str, ...]]]] = {
         ("output", (*TRAIN, "output=afolder")),
     ],
     calibrate: [
-        ("seconds", (*CALIBRATE, "seconds=inf")),
+        ("trials", (*CALIBRATE, "trials=-1")),
+        ("trials", (*CALIBRATE, "trials=1.5")),
+        ("seconds", (*CALIBRATE, "seconds=60")),
         ("calibration_seed", (*CALIBRATE, "calibration_seed=-1")),
         ("output", (*CALIBRATE, "output=")),
         ("output", (*CALIBRATE, "output=afolder")),
