@@ -234,7 +234,7 @@ class QwenImageAdapter(StreamsAdapter):
 
     Editing appends the tokens of the reference images; the pipeline uses those of the first image only, and so does
     scope `output`. Models with `zero_cond_t` modulate reference tokens differently, so that a gate is no longer
-    one vector per sample: they have every scope but `modules`.
+    one vector per sample: scope `modules` has its declared gates (`hicache.generic.gates`), the others are here.
     """
 
     family = "qwen_image"

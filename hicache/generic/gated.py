@@ -147,8 +147,9 @@ class Summing(Player):
 
     def outs(self, position: int, call: BlockCall, ins: dict[str, Tensor]) -> list[Tensor]:
         """What a block returns."""
-        found = [self.entry(call, i, ins) for i in range(len(call.streams))]
         row, block = self.owner.rows[call.block], self.owner.stack.blocks[call.block]
+        ins = row.arguments(block, ins)
+        found = [self.entry(call, i, ins) for i in range(len(call.streams))]
         place = call.streams.index(row.stream)
         for index in self.sites.get(position, ()):
             if index != self.first + len(self.gates):

@@ -9,7 +9,8 @@ the stream and s the block's argument `source`, chunk c of
     table        table + s                             AdaLN-single: Wan, LTX, PixArt, Sana
     neither      s                                     modulated outside of the block: Chroma, FLUX.2
 
-as the block computes it in its `forward`; or there is none, as for most cross-attention: the value is added as it is.
+as the block computes it in its `forward`, from its arguments or from what it makes of them (`Gated.makes`: a block of
+DiT embeds time and label itself); or there is none, as for most cross-attention: the value is added as it is.
 Where a norm stands behind a module, `x += tanh(gate) * norm(module(norm(x)))`, as in Lumina 2 and Z-Image, that norm
 is what is forecast and added (`hicache.generic.declared.MODULES` names it for the other path too). A norm that is
 called with the gate (Mochi) or of two attentions at once (Lumina-Next), a modulation of more than one layer (Cosmos),
@@ -23,7 +24,8 @@ A row is a claim, and every generation puts it to the proof: the sum must give t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +37,8 @@ __all__ = ["GATED", "Gated", "Part", "gate_of", "gated_row"]
 
 Take = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
 Change = Callable[[Tensor], Tensor]
+Make = Callable[[Any, Mapping[str, Tensor]], Tensor]
+"""What a block makes of its arguments."""
 
 
 def whole(value: Tensor, ins: Mapping[str, Tensor]) -> Tensor:
@@ -70,6 +74,12 @@ def behind_memory(value: Tensor, ins: Mapping[str, Tensor]) -> Tensor:
     return F.pad(value, (0, 0, ins["hidden_states"].shape[1] - value.shape[1], 0))
 
 
+def labelled(block: Any, ins: Mapping[str, Tensor]) -> Tensor:
+    """The condition of a block of DiT: each has an embedder of the time and the label of its own."""
+    embedder, hidden = block.norm1.emb, ins["hidden_states"]
+    return embedder(ins["timestep"], ins["class_labels"], hidden_dtype=hidden.dtype)
+
+
 def same(value: Tensor) -> Tensor:
     """Without a change."""
     return value
@@ -98,6 +108,8 @@ class Part:
         axis: of the chunks in a modulation of three or more axes; by default the last but one.
         before: what is done to the condition before the layer.
         behind: what is done to the chunk.
+        chosen: the argument, where there is one, that says of which half of the batch of conditions each token's gate
+            is: 0 of the first, else of the second.
         take: the stream's rows of what the module returns (of its first tensor), from it and the block's arguments.
     """
 
@@ -109,6 +121,7 @@ class Part:
     axis: int = -2
     before: Change = F.silu
     behind: Change = same
+    chosen: str = ""
     take: Take = whole
 
 
@@ -116,12 +129,29 @@ class Part:
 class Gated:
     """One block class: its modules by name, and the stream that they are added to.
 
-    A module that a block lacks is left out; so is every module that does not act on the stream. Blocks whose
-    `modulation` is False (refiners of the text) have no gates.
+    A module that a block lacks is left out; so is every module that does not act on the stream. Of a module that runs
+    more than once in a block, the first run is the stream's. Blocks whose `modulation` is False (refiners of the text)
+    have no gates.
+
+    Attributes:
+        parts: the modules.
+        stream: the argument that they are added to.
+        makes: what the block makes of its arguments before its modules, by the name of an argument, which it may
+            replace: computed once for all of its gates.
+        needs: modules without which the row is not the block's.
     """
 
     parts: Mapping[str, Part]
     stream: str = "hidden_states"
+    makes: Mapping[str, Make] = field(default_factory=dict[str, Make])
+    needs: tuple[str, ...] = ()
+
+    def arguments(self, block: nn.Module, ins: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The arguments of the block with what it makes of them."""
+        found = dict(ins)
+        for name, make in self.makes.items():
+            found[name] = make(block, found)
+        return found
 
 
 def from_table(
@@ -172,13 +202,23 @@ _JOY = Gated(
     parts={name: Part(chunk=chunk, table="img_mod.modulate_table") for name, chunk in (("attn", 2), ("img_mlp", 5))}
 )
 
-GATED: dict[str, Gated] = {
+_LABELLED = Gated(
+    parts={
+        "attn1": Part(chunk=2, layer="norm1.linear", source="condition"),
+        "attn2": Part(),
+        "ff": Part(chunk=5, layer="norm1.linear", source="condition"),
+    },
+    makes={"condition": labelled},
+    needs=("norm1.emb.class_embedder",),
+)
+
+GATED: dict[str, Gated | tuple[Gated, ...]] = {
     "AceStepTransformerBlock": from_table("mlp", attention=("self_attn", "cross_attn")),
     "AllegroTransformerBlock": from_table("ff"),
     "AnyFlowTransformerBlock": from_table(),
     "AuraFlowJointTransformerBlock": Gated(parts={"ff": Part(chunk=5, layer="norm1.linear")}),
     "AuraFlowSingleTransformerBlock": Gated(parts={"ff": Part(chunk=5, layer="norm1.linear")}),
-    "BasicTransformerBlock": from_table("ff", "timestep"),
+    "BasicTransformerBlock": (_LABELLED, from_table("ff", "timestep")),
     "BriaFiboSingleTransformerBlock": Gated(parts={"proj_out": Part(chunk=2, layer="norm.linear")}),
     "BriaFiboTransformerBlock": from_norm(),
     "BriaSingleTransformerBlock": Gated(parts={"proj_out": _BESIDE}),
@@ -192,6 +232,8 @@ GATED: dict[str, Gated] = {
     "Flux2TransformerBlock": Gated(
         parts={"attn": Part(chunk=2, source="temb_mod_img"), "ff": Part(chunk=5, source="temb_mod_img")}
     ),
+    "FluxSingleTransformerBlock": Gated(parts={"proj_out": _BESIDE}),
+    "FluxTransformerBlock": from_norm(),
     "HiDreamBlock": Gated(
         parts={
             "block.attn1": Part(chunk=2, layer="block.adaLN_modulation.1"),
@@ -203,6 +245,10 @@ GATED: dict[str, Gated] = {
     ),
     "HunyuanImageTransformerBlock": from_norm(),
     "HunyuanVideo15TransformerBlock": from_norm(),
+    "HunyuanVideoSingleTransformerBlock": Gated(
+        parts={"proj_out": Part(chunk=2, layer="norm.linear", take=before_text)}
+    ),
+    "HunyuanVideoTransformerBlock": from_norm(),
     "Ideogram4TransformerBlock": sandwiched(
         ("attention_norm2", "ffn_norm2"), "adaln_modulation", "adaln_input", before=same
     ),
@@ -235,6 +281,12 @@ GATED: dict[str, Gated] = {
     "PRXBlock": Gated(
         parts={name: Part(chunk=chunk, layer="modulation.lin") for name, chunk in (("attention", 2), ("down_proj", 5))}
     ),
+    "QwenImageTransformerBlock": Gated(
+        parts={
+            name: Part(chunk=chunk, layer="img_mod.1", chosen="modulate_index")
+            for name, chunk in (("attn", 2), ("img_mlp", 5))
+        }
+    ),
     "SanaTransformerBlock": from_table("ff", "timestep", take=pixels),
     "SanaVideoTransformerBlock": from_table("ff", "timestep", take=frames),
     "SkyReelsV2TransformerBlock": from_table(axis=1),
@@ -258,20 +310,25 @@ GATED: dict[str, Gated] = {
         ("attention_norm2", "ffn_norm2"), "adaLN_modulation.0", "adaln_input", before=same, stream="x"
     ),
 }
-"""Rows by the name of the block's class."""
+"""Rows by the name of the block's class; several where it has variants."""
 
 
 def gated_row(block: nn.Module) -> Gated | None:
     """The row of a block, reduced to the modules that it has; None where there is none that fits."""
-    row = next((GATED[kind.__name__] for kind in type(block).__mro__ if kind.__name__ in GATED), None)
-    if row is None:
-        return None
+    rows = next((GATED[kind.__name__] for kind in type(block).__mro__ if kind.__name__ in GATED), ())
     there = {name for name, _ in named_modules(block)} | {name for name, _ in block.named_parameters()}
+    fitting = (fitted(row, block, there) for row in (rows if isinstance(rows, tuple) else (rows,)))
+    return next((row for row in fitting if row is not None), None)
+
+
+def fitted(row: Gated, block: nn.Module, there: set[str]) -> Gated | None:
+    """A row reduced to what is there of a block; None where it is another's."""
     parts = {name: part for name, part in row.parts.items() if name in there}
     if getattr(block, "modulation", True) is False:
         parts = {name: Part(take=part.take) for name, part in parts.items()}
     known = all(name in there for part in parts.values() for name in (part.layer, part.table) if name)
-    return Gated(parts=parts, stream=row.stream) if parts and known else None
+    fits = parts and known and there.issuperset(row.needs)
+    return replace(row, parts=parts) if fits else None
 
 
 def gate_of(part: Part, block: nn.Module, ins: Mapping[str, Tensor], width: int) -> Tensor | None:
@@ -285,16 +342,25 @@ def gate_of(part: Part, block: nn.Module, ins: Mapping[str, Tensor], width: int)
     """
     if part.chunk is None:
         return None
-    source = ins[part.source]
+    found = modulation_of(part, block, ins[part.source], width)
+    index = ins.get(part.chosen)
+    if index is not None:
+        first, second = found.chunk(2)
+        found = torch.where(index[..., None] == 0, first, second)
+    return part.behind(found)
+
+
+def modulation_of(part: Part, block: nn.Module, source: Tensor, width: int) -> Tensor:
+    """A module's chunk of the modulation, `[B, 1, D]` or `[B, N, D]`."""
     if part.layer:
-        found = rows_of(block.get_submodule(part.layer), part.before(source), part.chunk, width)
-        return part.behind(found[:, None] if found.dim() == 2 else found)
+        found = rows_of(block.get_submodule(part.layer), part.before(source), part.chunk or 0, width)
+        return found[:, None] if found.dim() == 2 else found
     if source.dim() > 2:
         source = source.movedim(part.axis, -2)
     found = source.reshape(len(source), -1, part.parts, width)[:, :, part.chunk]
     if part.table:
         found = found + block.get_parameter(part.table).reshape(part.parts, width)[part.chunk].to(found.device)
-    return part.behind(found)
+    return found
 
 
 def rows_of(layer: nn.Module, condition: Tensor, chunk: int, width: int) -> Tensor:

@@ -135,11 +135,23 @@ def test_the_paths_agree(name, monkeypatch):
             assert (a - b).abs().max() <= 1e-4 * a.abs().max(), (scope, step)
 
 
+ADAPTED = [
+    "DiTTransformer2DModel",
+    "FluxTransformer2DModel",
+    "HunyuanVideoTransformer3DModel",
+    "QwenImageTransformer2DModel",
+    "QwenImageTransformer2DModel-2",
+]
+"""Configurations of classes that have gates beside their adapter."""
+
+
 @torch.no_grad()
 @pytest.mark.matrix
-@pytest.mark.parametrize("name", denoisers.declared())
+@pytest.mark.parametrize("name", [*denoisers.declared(), *ADAPTED])
 def test_declared_gates(name, monkeypatch):
     """Where gates are declared no block runs at an estimate, and the result is that of the modules one by one."""
+    for user in ("handle", "generic.structure"):
+        monkeypatch.setattr(f"hicache.{user}.find_adapter", lambda model: None)
     model = denoisers.build(name)
     assert hicache.scopes(model)["model"].modules == "declared"
     chosen, found, ran = of_model(interval=3, warmup_steps=1), {}, []
