@@ -17,6 +17,8 @@ NEWTON_ITEMS = 64
 LEAST_ITEMS = 8
 SEARCH_ITEMS = 32
 """How many of the items full steps are moved for, at scope output."""
+TRIALS_PER_ITEM = 20
+"""Candidates per judging item: the best of many on few items is best on these alone."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,14 @@ class Options:
     def penalty(self) -> float:
         """The ridge; a model of the schedule is smoother than any data and needs a larger one."""
         return (1e-8 if self.data == "trajectories" else 1e-4) if self.ridge is None else self.ridge
+
+    @property
+    def candidates(self) -> int:
+        """How many candidates the search at scope output scores at most: `trials`, fewer where few items judge.
+
+        Half of the items do, and one on itself.
+        """
+        return min(self.trials, TRIALS_PER_ITEM * max(1, min(self.items, SEARCH_ITEMS) // 2))
 
     @staticmethod
     def parse(given: dict[str, str]) -> Options:

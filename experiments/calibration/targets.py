@@ -77,10 +77,10 @@ def search_generations(options: Options, scope: str, num_steps: int, budget: int
 
     A candidate with the i-th full step moved begins as the best one did: (K - i) of K calls are left, half on average.
     """
-    if scope != "output" or options.refine not in ("search", "newton") or not options.trials:
+    if scope != "output" or options.refine not in ("search", "newton") or not options.candidates:
         return 0.0
     few = min(SEARCH_ITEMS, options.items) / options.items
-    return few * (options.trials + 1) / 2 * budget / num_steps
+    return few * (options.candidates + 1) / 2 * budget / num_steps
 
 
 def cost_line(options: Options, scope: str, num_steps: int, budgets: list[int], memory: int) -> str:

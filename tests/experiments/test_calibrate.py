@@ -446,3 +446,17 @@ def test_a_plan_of_a_search_cut_by_time_still_loads(settings, tmp_path):
     save_plan(path, plan, keys_of(settings) | {"num_steps": 8}, {"refine": "search", "seconds": 60.0})
     named = dataclasses.replace(settings.method, plan=str(path), budget=2)
     assert load_plan(dataclasses.replace(settings, num_steps=8, method=named)) == plan
+
+
+@pytest.mark.parametrize(
+    ("items", "trials", "expected"), [(1, 100, 20), (3, 100, 20), (4, 100, 40), (64, 400, 320), (1, 5, 5)]
+)
+def test_few_items_judge_few_candidates(settings, monkeypatch, items, trials, expected):
+    given = []
+    monkeypatch.setattr(ClosedLoop, "search", lambda self, full, memory, trials, report: given.append(trials) or full)
+    options = Options(items=items, trials=trials)
+    assert options.candidates == expected
+    if items <= 4:
+        backend = load_backend(settings.backend)
+        make_plan(settings, options, measure(settings, options, backend), 3, backend)
+        assert given == [expected]
