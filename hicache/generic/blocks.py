@@ -18,7 +18,7 @@ import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -71,10 +71,16 @@ def registered(block: nn.Module) -> Any:
 
 
 class Binder:
-    """Gives the tensors among a block's arguments by their names."""
+    """Gives the tensors among a block's arguments by their names.
 
-    def __init__(self, block: nn.Module) -> None:
+    Args:
+        block: the block.
+        nested: whether also those in lists, behind all others: `temb.2`.
+    """
+
+    def __init__(self, block: nn.Module, nested: bool = False) -> None:
         self.block = block
+        self.nested = nested
         self.signature = inspect.signature(type(block).forward)
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
@@ -90,6 +96,13 @@ class Binder:
                 flat.update({f"*{i}": each for i, each in enumerate(value)})
             else:
                 flat[name] = value
+        if self.nested:
+            flat |= {
+                f"{name}.{i}": each
+                for name, value in flat.items()
+                if isinstance(value, list | tuple)
+                for i, each in enumerate(cast("Sequence[Any]", value))
+            }
         return {name: value for name, value in flat.items() if isinstance(value, Tensor)}
 
 

@@ -71,6 +71,10 @@ ROWS: dict[str, ModelRow] = {
 """Rows by the name of the model's class."""
 
 MODULES: dict[str, Modules] = {
+    "BriaFibo2TransformerBlock": Modules(
+        sites=("attention_norm2", "cross_attn_norm2", "ffn_norm2"),
+        hollow=("attention", "cross_attention", "feed_forward"),
+    ),
     "DecoderLayer": Modules(sites=("layer.0.attention", "layer.1.attention", "layer.2.DenseReluDense")),
     "HiDreamBlock": Modules(sites=("block.attn1", "block.ff_i", "block.ff_t")),
     "Ideogram4TransformerBlock": _NORMED,
@@ -82,6 +86,9 @@ MODULES: dict[str, Modules] = {
         )
     ),
     "Lumina2TransformerBlock": Modules(sites=("norm2", "ffn_norm2"), hollow=("attn", "feed_forward")),
+    "LuminaNextDiTBlock": Modules(
+        sites=("norm2", "ffn_norm2"), hollow=("attn1", "attn2", "attn2.to_out.0", "feed_forward")
+    ),
     "PRXBlock": Modules(sites=("attention", "down_proj"), hollow=("gate_proj", "up_proj")),
     "ZImageTransformerBlock": _NORMED,
 }

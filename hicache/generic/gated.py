@@ -5,7 +5,9 @@ the value of a module and g_s its gate at this step,
 
     every block returns x, the last one of a segment   x + sum_s g_s F(v_s)
 
-and the other streams as they are: what the text would become matters to later attention alone, and that is forecast.
+(where a block makes something of its stream for others, as Wan-VACE's control blocks do, the stream is summed behind
+that block, and it is made of the sum), and the other streams as they are: what the text would become matters to later
+attention alone, and that is forecast.
 Embedders, glue between the segments and the head are the model's own, as in every scope (`hicache.generic.tap`).
 """
 
@@ -19,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from hicache.generic.blocks import flat_blocks
-from hicache.generic.gates import Gated, Part, gate_of, gated_row
+from hicache.generic.gate_rows import gated_row
+from hicache.generic.gates import Gated, Part, gate_of
 from hicache.generic.layout import BlockCall, Layout, TapError
 from hicache.generic.leaves import flatten
 from hicache.generic.stack import BlocksTap, Player, Recorder
@@ -64,7 +67,7 @@ class GatedTap:
     """The gated modules of all blocks of a model that has a row for every one of them."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.stack = BlocksTap(model, "stack")
+        self.stack = BlocksTap(model, "stack", nested=True)
         self.rows: list[Gated] = [row for block in self.stack.blocks if (row := gated_row(block)) is not None]
         self.modules: list[nn.Module] = []
         self.parts: list[Part] = []
@@ -90,6 +93,8 @@ class GatedTap:
 
         def record(index: int, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             result = run(*args, **kwargs)
+            if (recorder.begun - 1, index) in sites:
+                return result
             value = self.parts[index].take(flatten(result)[0][0], recorder.ins)
             values.append(value.detach().clone())
             sites.append((recorder.begun - 1, index))
@@ -100,9 +105,10 @@ class GatedTap:
         _, layout = recorder.finish()
         for made in layout.calls:
             index: int = made.block
-            stream = self.rows[index].stream
-            if None in made.streams or stream not in made.streams:
-                raise TapError(f"block {made.block}: {stream} is not handed on")
+            row = self.rows[index]
+            known = all(name is not None or i in row.leaves for i, name in enumerate(made.streams))
+            if not known or row.stream not in made.streams:
+                raise TapError(f"block {made.block}: {row.stream} is not handed on")
         return result, values, replace(layout, sites=tuple(sites))
 
     def replay(self, call: Call, values: Values, layout: Layout) -> Any:
@@ -139,6 +145,7 @@ class Summing(Player):
             self.sites.setdefault(position, []).append(index)
         self.first = 0
         self.gates: list[Tensor | None] = []
+        self.total: Tensor | None = None
 
     def shares(self, features: Sequence[Tensor]) -> list[list[Tensor]]:
         """The values are given otherwise."""
@@ -149,19 +156,33 @@ class Summing(Player):
         """What a block returns."""
         row, block = self.owner.rows[call.block], self.owner.stack.blocks[call.block]
         ins = row.arguments(block, ins)
-        found = [self.entry(call, i, ins) for i in range(len(call.streams))]
         place = call.streams.index(row.stream)
+        stream = self.entry(call, place, ins)
         for index in self.sites.get(position, ()):
             if index != self.first + len(self.gates):
                 raise TapError(f"block {call.block}: runs in another order than when its features were computed")
             part = self.owner.parts[self.layout.sites[index][1]]
-            self.gates.append(gate_of(part, block, ins, found[place].shape[-1]))
-        if call.closes:
-            found[place] = self.summed(found[place]).to(call.kinds[place][1])
-        return found
+            self.gates.append(gate_of(part, block, ins, stream.shape[-1]))
+        ends = call.closes or bool(row.leaves)
+        if ends or any(gate is not None and gate.shape[1] > 1 for gate in self.gates):
+            base = stream if self.total is None else self.total
+            self.total = self.summed(base.transpose(0, 1)).transpose(0, 1) if row.turned else self.summed(base)
+        if ends and self.total is not None:
+            stream, self.total = self.total.to(call.kinds[place][1]), None
+        return [self.result_of(row, call, i, ins, stream) for i in range(len(call.streams))]
+
+    def result_of(self, row: Gated, call: BlockCall, i: int, ins: dict[str, Tensor], stream: Tensor) -> Tensor:
+        """Tensor `i` of what a block returns, whose stream is known."""
+        if call.streams[i] == row.stream:
+            return stream
+        if call.streams[i] is not None:
+            return self.entry(call, i, ins)
+        return row.leaves[i](self.owner.stack.blocks[call.block], stream)
 
     def summed(self, base: Tensor) -> Tensor:
-        """The stream behind a segment, from the one before it."""
+        """The stream with the modules whose gates were collected: where tokens have their own, those of one block."""
+        if not self.gates:
+            return base
         first, gates = self.first, self.gates
         self.first, self.gates = first + len(gates), []
         wide = torch.promote_types(base.dtype, torch.float32)

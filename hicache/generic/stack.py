@@ -23,13 +23,13 @@ Call = Callable[[], Any]
 
 
 class BlocksTap:
-    """A scope of a model's blocks."""
+    """A scope of a model's blocks; `nested`: see `hicache.generic.blocks.Binder`."""
 
-    def __init__(self, model: nn.Module, scope: str, front: int = 0, back: int = 0) -> None:
+    def __init__(self, model: nn.Module, scope: str, front: int = 0, back: int = 0, nested: bool = False) -> None:
         self.model = model
         self.scope = scope
         self.blocks = flat_blocks(model)
-        self.binders = [Binder(block) for block in self.blocks]
+        self.binders = [Binder(block, nested) for block in self.blocks]
         self.known: dict[type, Streams] = {}
         self.spans = spans(scope, len(self.blocks), front, back)
         ends = {id(blocks[-1]) for blocks in block_lists(model).values()}

@@ -103,7 +103,7 @@ def markdown() -> str:
         "A module of your own that keeps its blocks in a `ModuleList` has the same scopes: `hicache.scopes(model)` says "
         "which, and how the streams between its blocks are known: *declared* in `hicache/generic/declared.py`, by diffusers' "
         "*registry*, or found at the first call from the identity or the shapes of tensors. An estimate at scope `modules` runs no block where the model has an "
-        "*adapter* or the gates of its blocks are *declared* in `hicache/generic/gates.py`: all modules are added up at "
+        "*adapter* or the gates of its blocks are *declared* in `hicache/generic/gate_rows.py`: all modules are added up at "
         "once, if the first computed step of the generation proves that this gives the model's own result. Elsewhere, and "
         "where it does not, the blocks run with stand-ins for the modules that are *found* in them."
     )
