@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 
 from experiments.cli import Exit, JobError, until_nobody_reads
 from experiments.config.front_help import help_text
+from experiments.config.imports import load
 
 outcome = Exit()
 
@@ -54,6 +55,7 @@ def start() -> None:
 
     Flags, sweeps and Hydra's own keys are Hydra's; a single run is composed once here, and not twice there.
     """
+    load("torch")
     from experiments.config.compose import compose, set_up
     from experiments.config.words import check_words, expand_compare
 

@@ -6,11 +6,10 @@ YAML. A pipeline of diffusers needs no module: a YAML with its class is all.
 
 from __future__ import annotations
 
-import importlib
-
 from experiments.backends.base import Backend
 from experiments.config.backend import BackendConfig
 from experiments.config.compose import options
+from experiments.config.imports import load
 from experiments.errors import choose
 
 __all__ = ["ALIASES", "BACKENDS", "PRESETS", "backend_class", "backend_of", "load_backend"]
@@ -40,7 +39,7 @@ def backend_class(name: str) -> type[Backend]:
     """The class of a backend; nothing is loaded yet."""
     known = {**BACKENDS, **dict.fromkeys(PRESETS, "experiments.backends.diffusers_backend:DiffusersBackend")}
     module, _, attribute = known[choose("backend", name, known)].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    return getattr(load(module), attribute)
 
 
 def backend_of(config: BackendConfig) -> type[Backend]:

@@ -14,9 +14,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
-from matplotlib.colors import to_hex, to_rgb
-
 import hicache
 from experiments.files import replacing
 
@@ -134,6 +131,8 @@ def look_of(method: str, title: str = "") -> Look:
 
 def shade(hue: str, place: float) -> str:
     """A shade of a hue: the first member of a family is as given, the last is lighter; `place` in [0, 1]."""
+    from matplotlib.colors import to_hex, to_rgb  # late: who reads finished runs draws nothing
+
     h, light, saturation = colorsys.rgb_to_hls(*to_rgb(hue))
     return to_hex(colorsys.hls_to_rgb(h, light + 0.5 * place * (0.78 - light), saturation))
 
@@ -141,6 +140,8 @@ def shade(hue: str, place: float) -> str:
 @contextlib.contextmanager
 def styled() -> Iterator[Any]:
     """`pyplot` under the style sheet, without a window; figures made inside are closed at the end."""
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

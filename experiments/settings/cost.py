@@ -11,6 +11,7 @@ from typing import Any
 
 from experiments.backends import backend_of
 from experiments.backends.base import Backend, sampling_of
+from experiments.config.imports import load
 from experiments.config.run import Settings
 from experiments.settings.library_method import method_of, operators_of
 from experiments.settings.prepare import Run, prepare
@@ -59,9 +60,8 @@ def cost_of(
     With `flops_only`, methods that differ in what they forecast with, not in what they compute, share a count; the
     bytes of the cache and the element-wise overhead are then those of any of them.
     """
-    from experiments.backends.diffusers_backend import (
-        DiffusersBackend,  # late: who reads finished runs needs no diffusers
-    )
+    load("experiments.backends.meta_backend")  # late: who reads finished runs needs no diffusers
+    from experiments.backends.diffusers_backend import DiffusersBackend
     from experiments.backends.meta_backend import blueprint_of
 
     if issubclass(backend_of(settings.backend), DiffusersBackend):

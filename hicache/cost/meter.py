@@ -25,13 +25,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from hicache.adapters import Adapter, adapter_for, find_adapter
 from hicache.adapters.modules import Module
 from hicache.cost.meta import calls
 from hicache.cost.published import discarded_flops, estimate_flops, full_flops
-from hicache.cost.script import Scripted, any_step, count, fill_history, rehearse
+from hicache.cost.script import Scripted, any_step, count, fill_history, flops_of, rehearse
 from hicache.executor import Executor
 from hicache.generation import Branch
 from hicache.generation_report import PlanError
@@ -323,12 +322,11 @@ class Meter:
         row, layer = value[:, :1], module.module
         key = (module.site.module, module.site.stream)
         if key not in self._known:
-            with FlopCounterMode(display=False) as counter:
-                if module.up is not None:
-                    module.up(row)
-                    row = row.new_empty(len(row), 1, int(layer.in_features))  # type: ignore[arg-type]
-                layer(row)
-            self._known[key] = float(counter.get_total_flops())
+            first = 0.0
+            if (up := module.up) is not None:
+                first = flops_of(lambda: up(row))
+                row = row.new_empty(len(row), 1, int(layer.in_features))  # type: ignore[arg-type]
+            self._known[key] = first + flops_of(lambda: layer(row))
         discarded = self.published and module.up is not None
         return self._known[key] + (discarded_flops(self.adapter) * len(row) if discarded else 0.0)
 

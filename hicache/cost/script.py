@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
-
-from torch.utils.flop_counter import FlopCounterMode
 
 from hicache.cost.shapes import RememberedShapes
 from hicache.executor import Executor
@@ -15,7 +14,7 @@ from hicache.methods import Knobs
 from hicache.policy import Clock, Policy
 from hicache.tree import Action, Site
 
-__all__ = ["Scripted", "any_step", "count", "fill_history", "rehearse"]
+__all__ = ["Scripted", "any_step", "count", "fill_history", "flops_of", "rehearse"]
 
 
 class Scripted(Policy):
@@ -90,6 +89,14 @@ def any_step(knobs: Knobs) -> Knobs:
 
 def count(executor: Executor, example: dict[str, Any]) -> float:
     """FLOPs of the next call."""
-    with RememberedShapes(), FlopCounterMode(display=False) as counter:
-        executor(**example)
+    with RememberedShapes():
+        return flops_of(lambda: executor(**example))
+
+
+def flops_of(run: Callable[[], object]) -> float:
+    """FLOPs of what is called."""
+    from torch.utils.flop_counter import FlopCounterMode  # late: it loads Triton, 75 MB that only a count needs
+
+    with FlopCounterMode(display=False) as counter:
+        run()
     return float(counter.get_total_flops())

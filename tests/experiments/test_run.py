@@ -109,10 +109,10 @@ def test_a_plan_opens_in_a_fresh_process(tmp_path):
 
 
 def test_a_finished_run_is_read_without_what_generates(small):
-    """Neither diffusers nor transformers, scipy, scikit-learn or pandas: importing them takes most of the time."""
+    """Neither diffusers nor transformers, scipy, scikit-learn, pandas, matplotlib or Triton: importing takes the time."""
     words = [*small, "method=hicache", "num_items=2"]
     execute(prepare(resolve(compose(words))))
-    heavy = ("diffusers", "transformers", "scipy", "sklearn", "pandas", "torchmetrics")
+    heavy = ("diffusers", "transformers", "scipy", "sklearn", "pandas", "torchmetrics", "matplotlib", "triton")
     code = f"""
 import runpy, sys
 sys.argv = ["run.py", *{words!r}]
