@@ -10,8 +10,9 @@ copy or a pickle is None, so that a copied scheduler, model or pipeline is a pla
 
 Some pipelines copy their scheduler and let the copies make the steps, one for every frame of a film (diffusion
 forcing). A copy that is made during a generation tells the clock of its original what it does (`Heir`). Where the
-original makes no step, a step is over when the model is called after copies have stepped. Copies that begin at
-different steps, as frames that are denoised one after the other, have no common step: the clock is `split`.
+original makes no step, a step is over when the model is called after copies have stepped. Copies may begin one after
+the other, as frames that wait for those before them (the clock is `split`): then a step is a round of the pipeline's
+loop, of which there are more than timesteps, and the pipeline must say how many (`lengthen`).
 """
 
 from __future__ import annotations
@@ -162,7 +163,9 @@ class SamplerClock:
         thread: the thread that announced it; calls from others are none of its own.
         own: whether the scheduler itself has made a step of the generation.
         due: whether copies of it have, since the model was called last.
+        copied: whether copies were made in the generation.
         split: whether these have no step in common.
+        lengthened: whether its steps are rounds of a loop that is longer than the timesteps.
     """
 
     def __init__(self, scheduler: Any) -> None:
@@ -173,7 +176,7 @@ class SamplerClock:
         self.begin_index = 0
         self.active = False
         self.thread = 0
-        self.own = self.due = self.split = False
+        self.own = self.due = self.split = self.copied = self.lengthened = False
         self._around: dict[str, Around] = {
             "set_timesteps": self._set_timesteps,
             "set_begin_index": self._set_begin_index,
@@ -210,7 +213,7 @@ class SamplerClock:
         timesteps = getattr(self.scheduler(), "timesteps", ())
         self.step, self.begin_index, self.num_steps = 0, begin_index, len(timesteps) - begin_index
         self.active, self.thread = True, threading.get_ident()
-        self.own = self.due = self.split = False
+        self.own = self.due = self.split = self.copied = self.lengthened = False
         for listener in list(self.listeners):
             listener.announce(self.num_steps, self)
 
@@ -220,6 +223,7 @@ class SamplerClock:
 
     def heir(self) -> Heir | None:
         """What a copy of the scheduler carries that is made now."""
+        self.copied = self.copied or self.present
         return Heir(self) if self.present else None
 
     def hear(self, copy: Heir, name: str) -> None:
@@ -231,6 +235,14 @@ class SamplerClock:
             copy.begun = self.due = True
         elif name == "set_timesteps" and (self.step or self.due):
             self.start()
+            self.copied = True
+
+    def lengthen(self, rounds: int) -> None:
+        """Before the first step of a generation that copies make: its loop has so many rounds."""
+        if self.copied and not (self.own or self.due or self.step) and rounds > self.num_steps:
+            self.num_steps, self.lengthened = rounds, True
+            for listener in list(self.listeners):
+                listener.announce(rounds, self)
 
     def settle(self) -> None:
         """Before a call of the model: a step that copies have made is over."""

@@ -233,7 +233,7 @@ class Handle:
         """Before a call of a model: follow the pipeline's scheduler, if it was exchanged.
 
         Raises:
-            PlanError: if copies of it make steps that have no common count.
+            PlanError: if copies of it make steps that have no common count, or none that the method can do without.
         """
         scheduler = getattr(self.pipe, "scheduler", None)
         if scheduler is not None and (self._clock is None or self._clock.scheduler() is not scheduler):
@@ -244,11 +244,11 @@ class Handle:
         if self._clock is None or not self._clock.present:
             return
         self._clock.settle()
-        if self._clock.split and any(attached.executor.caches for attached in self._attached.values()):
-            raise PlanError(
-                f"scheduler: its copies must step together, got one whose first step came after {self._clock.step} of "
-                "the others (frames that are denoised one after the other; ar_step=0 denoises them together)"
-            )
+        rounds = getattr(self.pipe, "num_timesteps", None)
+        if isinstance(rounds, int):
+            self._clock.lengthen(rounds)
+        for attached in self._attached.values():
+            check_rounds(self._clock, attached.executor)
 
     def _follow(self) -> None:
         """Let the pipeline's scheduler give the steps."""
@@ -284,6 +284,24 @@ class Handle:
         if getattr(pipe, "scheduler", None) is None:
             raise ValueError(f"time: must be index without a pipeline that has a scheduler, got {time!r}")
         return dataclasses.replace(method, clock=lambda: clock_of(getattr(pipe, "scheduler", None), time))
+
+
+def check_rounds(clock: SamplerClock, executor: Executor) -> None:
+    """Raise a `PlanError` if frames are denoised one after the other and a method cannot follow."""
+    method = executor.method
+    if not executor.caches or not (clock.split or clock.lengthened):
+        return
+    if not clock.lengthened:
+        raise PlanError(
+            f"scheduler: its copies must step together, got one whose first step came after {clock.step} of "
+            "the others (the pipeline does not say in num_timesteps how many rounds its loop has)"
+        )
+    if method.clock is not None:
+        raise PlanError(f"time: must be index where frames are denoised one after the other, got {method.knobs.time!r}")
+    if method.policy.timed:
+        raise PlanError(
+            f"method: {method.name} reads the timestep, which frames that are denoised one after the other do not share"
+        )
 
 
 def refuse_foreign(model: Any) -> None:

@@ -149,20 +149,102 @@ def test_per_token_timesteps():
 
 
 def test_copies_of_the_scheduler_make_the_steps():
-    """Diffusion forcing: one for every latent frame; frames that are denoised one after the other are refused."""
-    pipe, each = skyreels(), {"ar_step": 2, "causal_block_size": 1}
-    plain, whole = run(pipe), run(pipe, **each)
+    """Diffusion forcing: one for every latent frame."""
+    pipe = skyreels()
+    plain = run(pipe)
     with hicache.cached(pipe, method(scope="stack", interval=1)):
-        assert torch.equal(run(pipe), plain) and torch.equal(run(pipe, **each), whole)
+        assert torch.equal(run(pipe), plain)
     with hicache.cached(pipe, method(scope="modules")) as cache:
-        with pytest.raises(hicache.PlanError, match="scheduler: its copies must step together, got one whose first"):
-            run(pipe, **each)
         found = run(pipe)
         assert cache.report.branches == {"cond": [0, 1, 4, 7], "uncond": [0, 1, 4, 7]}
         assert cache.report.estimated_steps == [2, 3, 5, 6] and cache.report.path == "fused"
         run(pipe, num_frames=17, base_num_frames=9, overlap_history=5, addnoise_condition=0)
         assert cache.report.full_steps == [0, 1, 4, 7] and cache.report.executed == 8
     assert 0 < (found - plain).abs().max() < 0.2 * plain.abs().max() and torch.equal(run(pipe), plain)
+
+
+WAVE = {"ar_step": 2, "causal_block_size": 1}
+"""Three latent frames, each two rounds behind the one before it: 12 rounds of 8 steps."""
+
+
+def test_frames_one_after_the_other():
+    """A step is a round of the loop: planned, executed and counted over all of them; interval 1 is the plain film."""
+    pipe = skyreels()
+    plain, whole = run(pipe, **WAVE), run(pipe)
+    full = [0, 1, 4, 7, 10]
+    with hicache.cached(pipe, method(scope="stack", interval=1)) as cache:
+        assert torch.equal(run(pipe, **WAVE), plain) and cache.report.executed == cache.report.num_steps == 12
+    with hicache.cached(pipe, method(scope="modules")) as cache:
+        found = run(pipe, **WAVE)
+        assert (cache.report.num_steps, cache.report.executed) == (12, 12)
+        assert cache.report.branches == {"cond": full, "uncond": full} and cache.report.path == "fused"
+        run(pipe)
+        assert (cache.report.num_steps, cache.report.full_steps) == (8, [0, 1, 4, 7])
+        run(pipe, **WAVE, num_frames=17, base_num_frames=9, overlap_history=5, addnoise_condition=0)
+        last = cache.report
+        assert last.executed == last.num_steps and last.full_steps == hicache.full_steps(last.num_steps, 3, 2)
+    assert 0 < (found - plain).abs().max() < 0.2 * plain.abs().max()
+    assert torch.equal(run(pipe, **WAVE), plain) and torch.equal(run(pipe), whole)
+
+
+class Lines:
+    """Estimates by hand: every branch goes on in a straight line from its last two computed rounds."""
+
+    def __init__(self, full, branches=2):
+        self.full, self.calls = full, 0
+        self.past = [[] for _ in range(branches)]
+
+    def __call__(self, value):
+        past, now = self.past[self.calls % len(self.past)], self.calls // len(self.past)
+        self.calls += 1
+        if now in self.full:
+            past.append((now, value))
+            return value
+        (before, first), (last, second) = past[-2:]
+        return second + (second - first) * ((now - last) / (last - before))
+
+
+@pytest.mark.parametrize("scope", ["output", "stack"])
+def test_frames_one_after_the_other_by_hand(scope):
+    """All real blocks run in the oracle; what they return is overwritten at the rounds that are estimated."""
+    pipe, full = skyreels(), [0, 1, 4, 7, 10]
+    with hicache.cached(pipe, method("taylorseer", scope=scope, order=1)) as cache:
+        found = run(pipe, **WAVE)
+        assert cache.report.full_steps == full
+    model, line, entered = pipe.transformer, Lines(full), []
+    if scope == "output":
+        hooks = [model.register_forward_hook(lambda module, args, out: (line(out[0]),))]
+    else:
+        hooks = [
+            model.blocks[0].register_forward_pre_hook(lambda module, args: entered.append(args[0])),
+            model.blocks[-1].register_forward_hook(lambda module, args, out: entered[-1] + line(out - entered[-1])),
+        ]
+    wanted = run(pipe, **WAVE)
+    for hook in hooks:
+        hook.remove()
+    assert line.calls == 24
+    assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+def test_frames_one_after_the_other_where_a_method_cannot_follow(monkeypatch):
+    """Without a count of the loop's rounds, and where frames would have to share a timestep."""
+    pipe = skyreels()
+    with (
+        hicache.cached(pipe, method(scope="output", time="sigma")),
+        pytest.raises(hicache.PlanError, match="time: must be index where frames are denoised one after the other"),
+    ):
+        run(pipe, **WAVE)
+    with (
+        hicache.cached(pipe, hicache.method("pab")),
+        pytest.raises(hicache.PlanError, match="method: pab reads the timestep, which frames .* do not share"),
+    ):
+        run(pipe, **WAVE)
+    monkeypatch.setattr(type(pipe), "num_timesteps", None)
+    with (
+        hicache.cached(pipe, method(scope="stack")),
+        pytest.raises(hicache.PlanError, match="scheduler: its copies must step together, got one whose first"),
+    ):
+        run(pipe, **WAVE)
 
 
 @pytest.mark.parametrize(
