@@ -5,8 +5,8 @@
 
 Each command is a process of one thread; its numbers are the CPU time and the peak of the memory of that process, and
 beside them those of the least of its kind, which is imports for the most part: the plan, status, tables and report of
-20 rows; `import torch` for the finished run; an eighth of the images. The finished runs are one run of 4 digits, copied
-under the names of the rows of a plan, with values of their own. FID and IS are `evaluation.evaluate` on pictures of
+20 rows; `import torch` for the finished run; the first eighth of the images. The finished runs are one run of 4 digits,
+copied under the names of the rows of a plan, with values of their own. FID and IS are `evaluation.evaluate` on pictures of
 noise with Inception of random weights (the FID's reference is given as statistics), beside a bare loop over
 torch-fidelity's network.
 """
@@ -138,15 +138,17 @@ def measure_commands(config: dict[str, Any], results: Path) -> list[dict[str, An
     return rows
 
 
-def measure_images(count: int, folder: Path) -> tuple[list[dict[str, Any]], float]:
-    """FID and IS beside the bare loop: two lines, and the ratio of their images per second."""
+def measure_images(count: int, folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """FID and IS beside the bare loop: two lines, the ratio of their images per second, and peaks over images."""
     code = f"from benchmarks.scale_images import measure; measure({str(folder)!r}, {count})"
     found = json.loads(start("-c", code)[2].splitlines()[-1])
     lines = []
     for what in ("FID and IS", "bare torch-fidelity loop"):
         n, seconds, peak, few, least, least_peak = found[what]
         lines.append(row_of(what, n, (seconds, peak, ""), few, (least, least_peak, "")))
-    return lines, lines[0]["n per s"] / lines[1]["n per s"]
+    peaks = ", ".join(f"{peak} at {n}" for n, peak in found["peaks"].items())
+    ratio = round(lines[0]["n per s"] / lines[1]["n per s"], 3)
+    return lines, {"evaluation / bare loop": ratio, "peak MB of FID and IS over images": peaks}
 
 
 def main(argv: list[str]) -> list[dict[str, Any]]:
@@ -157,9 +159,9 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     about = machine()
     with tempfile.TemporaryDirectory() as folder:
         rows = measure_commands(config, Path(folder) / "results")
-        more, ratio = measure_images(config["images"], Path(folder) / "images")
+        more, facts = measure_images(config["images"], Path(folder) / "images")
     rows += more
-    about |= {"load at the end": round(os.getloadavg()[0], 1), "evaluation / bare loop": round(ratio, 3)}
+    about |= {"load at the end": round(os.getloadavg()[0], 1)} | facts
     if config["save"]:
         publish("scale", "Many rows, runs and images: CPU seconds and peaks of one-thread processes", rows, about)
     else:

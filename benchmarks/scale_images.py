@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 import evaluation
 from evaluation import npz
 from evaluation.inception import POOL
+from evaluation.inception_pass import InceptionStatistics
 
 __all__ = ["measure"]
 
@@ -70,29 +72,40 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def measure(place: str, count: int) -> None:
-    """Print what the loops took as JSON: images, seconds, peak in MB, and the three of the least.
+@contextlib.contextmanager
+def seen() -> Iterator[list[tuple[int, float, float]]]:
+    """Images, CPU seconds and peak after each batch of the passes inside."""
+    points: list[tuple[int, float, float]] = []
+    add = InceptionStatistics.add
 
-    The bare loop goes over an eighth of the images before the other, and over an eighth after it.
+    def noted(self: InceptionStatistics, *batch: Any) -> None:
+        add(self, *batch)
+        points.append((self.count, time.process_time(), peak()))
+
+    with mock.patch.object(InceptionStatistics, "add", noted):
+        yield points
+
+
+def measure(place: str, count: int) -> None:
+    """Print as JSON what the loops took: images, seconds, peak in MB, and the three of the least; and FID's peaks.
+
+    The least of FID and IS is the first eighth of the same pass: only that tells what images cost from what a second
+    network does. The bare loop goes over an eighth of the images before the other, and over an eighth after it.
     """
     folder, eighth = Path(place), count // 8
     folder.mkdir(parents=True)
     network, weights = write_weights(folder / "weights.pth"), {"inception": folder / "weights.pth"}
-    write_images(folder / "few", eighth, 1)
     paths = write_images(folder / "all", count, 2)
     npz.write_statistics(folder / "reference.npz", {"mu": np.zeros(POOL), "sigma": np.eye(POOL)})
-
-    def evaluate(name: str) -> None:
-        options: dict[str, Any] = {"batch_size": BATCH, "out": folder / f"{name}-out", "weights": weights}
-        evaluation.evaluate(
-            folder / name, folder / "reference.npz", None, ["fid", "inception_score"], progress=False, **options
-        )
-
-    warm = paths[: min(BATCH, eighth)]
-    loop(network, warm)
-    few, before = seconds(lambda: evaluate("few")), peak()
+    options: dict[str, Any] = {"batch_size": BATCH, "out": folder / "out", "weights": weights, "progress": False}
+    loop(network, paths[: min(BATCH, eighth)])
     bare = seconds(lambda: loop(network, paths[:eighth]))
-    whole, after = seconds(lambda: evaluate("all")), peak()
+    started = time.process_time()
+    with seen() as points:
+        evaluation.evaluate(folder / "all", folder / "reference.npz", None, ["fid", "inception_score"], **options)
+    whole, after = time.process_time() - started, peak()
     bare += seconds(lambda: loop(network, paths[-eighth:]))
-    ours, theirs = (count, whole, after, eighth, few, before), (2 * eighth, bare, after, 0, 0.0, after)
-    print(json.dumps({"FID and IS": ours, "bare torch-fidelity loop": theirs}))
+    few, until, before = next(point for point in points if point[0] >= eighth)
+    ours, theirs = (count, whole, after, few, until - started, before), (2 * eighth, bare, after, 0, 0.0, after)
+    peaks = {n: round(most) for n, _, most in points[:: max(len(points) // 8, 1)]}
+    print(json.dumps({"FID and IS": ours, "bare torch-fidelity loop": theirs, "peaks": peaks}))
