@@ -6,8 +6,8 @@
 Each command is a process of one thread; its numbers are the CPU time and the peak of the memory of that process, and
 beside them those of the least of its kind, which is imports for the most part: the plan, status, tables and report of
 20 rows; `import torch` for the finished run; the first eighth of the images. The finished runs are one run of 4 digits,
-copied under the names of the rows of a plan, with values of their own. FID and IS are `evaluation.evaluate` on pictures of
-noise with Inception of random weights (the FID's reference is given as statistics), beside a bare loop over
+copied under the names of the rows of a plan, with values of their own. FID and IS are `evaluation.evaluate` on pictures
+of noise with Inception of random weights (the FID's reference is given as statistics), beside a bare loop over
 torch-fidelity's network.
 """
 
