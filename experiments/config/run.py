@@ -191,8 +191,6 @@ def with_budget(method: MethodConfig, budget: int) -> MethodConfig:
     if isinstance(method, CalibratedConfig):
         return dataclasses.replace(method, budget=budget)
     policy = method.policy or hicache.METHODS[method.name].fixed.get("policy", "interval")
-    rule = (
-        f"must be left open for policy {policy} (policy=even, policy=late, policy=placed and method=calibrated read it)"
-    )
+    rule = f"must be left open for policy {policy} (policy=even, late, eased or placed and method=calibrated read it)"
     check("budget" in method.reads(), "budget", rule, budget)
     return method

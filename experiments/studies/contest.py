@@ -82,6 +82,7 @@ def schedules(num_steps: int, budget: int) -> Iterator[tuple[str, dict[str, Any]
     yield "even", {"policy": "even", "budget": budget}
     for name, tail in (("even", 1), ("late", 0), ("late", 1)):
         yield f"{name}, tail {tail}", {"policy": name, "budget": budget, "policy_options": {"tail": tail}}
+    yield "eased", {"policy": "eased", "budget": budget}
 
 
 def forecasters() -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -1,21 +1,22 @@
 """Where full steps belong: the usual interval, even steps, steps denser towards the end, and those placed by trying.
 
     python -m experiments study places backend=digits budgets=8 study_items=16      # and other backends
-    python -m experiments study places backend=digits part=placed                   # places that were stored later
+    python -m experiments study places backend=digits part=placed,eased     # these rows alone, beside those that stand
 
 Every row runs the same unseen items and is compared with the un-cached result of the same noise. `interval` is the
-published schedule with warm-up 2 whose last full step is nearest the end; `even`, `late` and `placed` are the policies
-of that name, the first two with the last step computed, or estimated from the last but one (`tail 1`). `placed` is
-there where its steps are stored (`experiments calibrate policy=placed`, on 12 other items); the calibrated plan is
-the shipped one. Nothing is chosen on the items of the rows. They are written to `results/embedded/places_<backend>`
-as they come, and at the end, in the place of the model's rows with as many full steps, to
-`results/embedded/places.{csv,md,png}`.
+published schedule with warm-up 2 whose last full step is nearest the end; `even`, `late`, `eased` and `placed` are the
+policies of that name, the first two with the last step computed, or estimated from the last but one (`tail 1`).
+`placed` is there where its steps are stored (`experiments calibrate policy=placed`, on 12 other items); the calibrated
+plan is the shipped one. Nothing is chosen on the items of the rows. They are written to
+`results/embedded/places_<backend>` as they come, and at the end, in the place of the model's rows with as many full
+steps, to `results/embedded/places.{csv,md,png}`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -54,7 +55,8 @@ WARMUP = 2
 PATH = FOLDER / "places"
 SHOWN = "8"
 """Full steps of the figure."""
-MARKERS = {"interval": "v", "even": "o", "even, tail 1": "s", "late, tail 0": "^", "late, tail 1": "P", "placed": "D"}
+MARKERS = {"interval": "v", "even": "o", "even, tail 1": "s", "late, tail 0": "^", "late, tail 1": "P"}
+MARKERS |= {"eased": "*", "placed": "D"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,6 +79,7 @@ def cases(settings: Settings, budgets: Sequence[int]) -> Iterator[Case]:
                 where: {"policy": where.partition(",")[0], "policy_options": {"tail": int(where[-1])}}
                 for where in ("even, tail 1", "late, tail 0", "late, tail 1")
             }
+            wheres["eased"] = {"policy": "eased"}
             if usual := intervals_for(settings.num_steps, budget, WARMUP):
                 wheres["interval"] = {"interval": max(usual), "warmup_steps": WARMUP}
             for where, schedule in wheres.items():
@@ -113,22 +116,23 @@ def study(settings: Settings, found: Sequence[Case], count: int) -> list[list[st
     return rows
 
 
-def study_placed(settings: Settings, budgets: Sequence[int], count: int) -> list[list[str]]:
-    """Measure a model's rows at stored places, and the even ones beside them; returns all its rows of these budgets.
+def study_part(settings: Settings, budgets: Sequence[int], count: int, wheres: Sequence[str]) -> list[list[str]]:
+    """Measure a model's rows at some places, and the even ones beside them; returns all its rows of these budgets.
 
     Raises:
         ConfigError: if the even ones are not what they were: the rows that stay would be of another state.
     """
     name = settings.backend.name
-    check(PATH.with_suffix(".csv").is_file(), "part", f"must come after the rows (no {PATH}.csv)", "placed")
+    said = ",".join(wheres)
+    check(PATH.with_suffix(".csv").is_file(), "part", f"must come after the rows (no {PATH}.csv)", said)
     before = {tuple(row[: len(KEYS)]): row for row in read_rows(PATH, COLUMNS)}
     every = list(cases(settings, budgets))
-    kinds = {(case.budget, case.scope, case.title) for case in every if case.where == "placed"}
-    wanted = [c for c in every if c.where in ("even", "placed") and (c.budget, c.scope, c.title) in kinds]
+    kinds = {(case.budget, case.scope, case.title) for case in every if case.where in wheres}
+    wanted = [c for c in every if c.where in ("even", *wheres) and (c.budget, c.scope, c.title) in kinds]
     made = {tuple(row[: len(KEYS)]): row for row in study(settings, wanted, count)}
     for key, row in made.items():
         same = key[4] != "even" or before.get(key, row) == row
-        check(same, "part", f"must measure all rows anew: {' '.join(key[2:])} was another number before", "placed")
+        check(same, "part", f"must measure all rows anew: {' '.join(key[2:])} was another number before", said)
     order = [(name, str(c.budget), c.scope, c.title, c.where) for c in every]
     return [found for key in order if (found := made.get(key, before.get(key))) is not None]
 
@@ -170,7 +174,8 @@ def plot(path: Path, rows: Sequence[Sequence[str]]) -> None:
         )
         for (down, scope), (across, model) in itertools.product(enumerate(scopes), enumerate(models)):
             axis = axes[down][across]
-            for shift, (where, marker) in zip((-0.35, -0.21, -0.07, 0.07, 0.21, 0.35), MARKERS.items(), strict=True):
+            for place, (where, marker) in enumerate(MARKERS.items()):
+                shift = 0.12 * (place - len(MARKERS) // 2)
                 found = {i: measured.get((model, SHOWN, scope, title, where)) for i, title in enumerate(titles)}
                 points = [(i + shift, *three) for i, three in found.items() if three is not None]
                 if not points:
@@ -193,7 +198,9 @@ def main(arguments: Sequence[str]) -> None:
     """The command line."""
     own, overrides = split_arguments(arguments, ("part", "study_items", "budgets"))
     part = own.get("part", "rows")
-    check(part in ("rows", "placed"), "part", "must be rows or placed", part)
+    known = [where for where in MARKERS if where != "even"]
+    wheres = [] if part == "rows" else re.split(r",(?! )", part)
+    check(set(wheres) <= set(known), "part", f"must be rows, or some of {'; '.join(known)}", part)
     try:
         count = int(own.get("study_items", "16"))
         budgets = [int(text) for text in own.get("budgets", "8").split(",")]
@@ -202,7 +209,7 @@ def main(arguments: Sequence[str]) -> None:
     check(count >= 2, "study_items", "must be an integer >= 2", count)
     settings = resolve(compose(["method=hicache", *overrides]))
     found = cases(settings, budgets)
-    made = study_placed(settings, budgets, count) if part == "placed" else study(settings, [*found], count)
+    made = study_part(settings, budgets, count, wheres) if wheres else study(settings, [*found], count)
     rows = sorted(join_stored(PATH, COLUMNS, made, slice(0, 2)), key=lambda row: (row[0], int(row[1])))
     write_rows(PATH, "Where full steps belong", NOTE, COLUMNS, rows)
     plot(PATH.with_suffix(".png"), rows)

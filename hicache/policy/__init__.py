@@ -11,6 +11,7 @@ from hicache.policy.scheduled import KindSchedule
 from hicache.policy.speculative import Verify
 from hicache.policy.static import (
     Algorithm1,
+    Eased,
     Even,
     Every,
     Interval,
@@ -28,6 +29,7 @@ POLICIES: dict[str, type[Policy]] = {
     "algorithm1": Algorithm1,
     "even": Even,
     "late": Late,
+    "eased": Eased,
     "placed": Placed,
     "mask": Mask,
     "power": Power,
@@ -53,6 +55,7 @@ __all__ = [
     "Alternate",
     "Broadcast",
     "Clock",
+    "Eased",
     "Even",
     "Every",
     "Growing",

@@ -99,7 +99,7 @@ WRONG = {
     "policy=even budget=9": "budget: must be at most num_steps=8, got 9",
     "policy=even budget=0": "budget: must be an integer >= 1, got 0",
     "policy=even method.gate=true": "gate: must be left open for policy even, which has no warm-up",
-    "budget=4": "budget: must be left open for policy interval .policy=even, policy=late, policy=placed and method=calibrated read it., got 4",
+    "budget=4": "budget: must be left open for policy interval .policy=even, late, eased or placed and method=calibrated read it., got 4",
     "method=teacache budget=4": "budget: must be left open for policy teacache",
     "policy=mask method.mask=[0,99]": "method.mask: must stay below num_steps=8, got 99",
     "forecaster=hermit": "forecaster: must be one of .*did you mean hermite",

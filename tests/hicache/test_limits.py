@@ -144,7 +144,7 @@ def test_a_clock_has_not_begun():
     assert Clock() == Clock(branch="", step=-1, num_steps=None, timestep=None, change=None, error=None, anchors=[])
 
 
-COUNTING = ("algorithm1", "even", "late", "power", "uniform", "stages", "magcache", "modulated", "verify")
+COUNTING = ("algorithm1", "even", "late", "eased", "power", "uniform", "stages", "magcache", "modulated", "verify")
 
 
 @pytest.mark.parametrize("name", COUNTING)

@@ -11,6 +11,7 @@ import hicache
 from hicache.policy import (
     Algorithm1,
     Clock,
+    Eased,
     Even,
     Late,
     LayerMask,
@@ -94,12 +95,23 @@ def test_late_steps_are_so_many_the_ends_among_them_and_later_than_even_ones(dat
     assert budget > steps // 3 or all(a >= b for a, b in zip(full, even, strict=True))
 
 
-@given(data=st.data(), steps=st.integers(2, 100), kind=st.sampled_from([Even, Late]))
+@given(data=st.data(), steps=st.integers(2, 100))
+def test_eased_steps_are_so_many_with_shorter_gaps_at_both_ends_and_a_step_after_them(data, steps):
+    budget = data.draw(st.integers(2, steps))
+    full = Eased(budget=budget).plan(steps)
+    assert len(full) == budget and full[0] == 0 and full == sorted(set(full))
+    assert full[-1] == steps - 1 - (budget < steps)
+    gaps = [b - a for a, b in itertools.pairwise(full)]
+    if budget > 3 and steps > 6 * budget:
+        assert gaps[0] < gaps[1] > gaps[-1] and gaps[1] >= max(gaps) - 1
+
+
+@given(data=st.data(), steps=st.integers(2, 100), kind=st.sampled_from([Even, Late, Eased]))
 def test_a_tail_is_left_out_as_if_the_run_were_shorter(data, steps, kind):
     budget, tail = data.draw(st.integers(1, steps)), data.draw(st.integers(0, 5))
     shorter = steps - min(tail, steps - budget)
     assert kind(budget=budget, tail=tail).plan(steps) == kind(budget=budget, tail=0).plan(shorter)
-    assert Late(budget=budget).tail == Even(budget=budget).tail == 0
+    assert (Even(budget=budget).tail, Late(budget=budget).tail, Eased(budget=budget).tail) == (0, 0, 1)
     with pytest.raises(ValueError, match="tail: must be 0 for places"):
         Placed(budget=2, places=(0, 1), tail=1)
 
@@ -134,11 +146,12 @@ def test_bad_values(bad):
         hicache.full_steps(**{"num_steps": 50, "interval": 6, **bad})
 
 
-def test_late_and_non_uniform_steps_by_hand():
-    """19 (x + sin(pi x / 2)) / 2 at x = 0, 1/4, .. 1; a power that must be lowered, 1.4 to 1.28, to leave 10 of 20 steps."""
+def test_late_eased_and_non_uniform_steps_by_hand():
+    """19 (x + sin(pi x / 2)) / 2 at x = 0, 1/4, .. 1; 27 (3 x + sin(pi x / 2)) / 4 at 7/27, 17/27 and 1; a power that must be lowered, 1.4 to 1.28, to leave 10 of 20 steps."""
     assert Late(budget=5).plan(20) == [0, 6, 11, 16, 19]
     assert Late(budget=5, tail=1).plan(20) == [0, 6, 11, 15, 18]
-    assert Late(budget=4).plan(4) == [0, 1, 2, 3]
+    assert Late(budget=4).plan(4) == Eased(budget=4).plan(4) == [0, 1, 2, 3]
+    assert Eased(budget=4, tail=0).plan(28) == [0, 8, 18, 27]
     assert Power(interval=2, center=6, power=1.4).plan(20) == [0, 2, 4, 6, 7, 8, 10, 12, 15, 17]
     assert Power(interval=1).plan(6) == list(range(6))
     assert len(Power(interval=2, center=6).plan(20)) == 10
