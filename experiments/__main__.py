@@ -40,6 +40,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "study learned": ("studies.learned_study", "the learned methods"),
     "study places": ("studies.places_study", "where full steps belong, for every forecaster"),
     "study places-transfer": ("studies.places_transfer", "searched places at other forecasters, scopes and models"),
+    "study places-own": ("studies.places_own", "full steps searched for each item alone, and for all items at once"),
     "study scale": ("studies.scale_study", "sigma and order chosen from trajectories"),
     "study transfer": ("studies.transfer", "calibrated plans on other seeds and solvers"),
     "compare": ("settings.compare", "what to set to compare with another program"),

@@ -8,7 +8,7 @@ import pytest
 from experiments.config.compose import compose
 from experiments.errors import ConfigError
 from experiments.settings.resolve import resolve
-from experiments.studies import places_transfer
+from experiments.studies import places_own, places_transfer
 from experiments.studies.places_study import cases, even_of
 from experiments.studies.places_transfer import find_sources
 from experiments.studies.study_report import read_rows
@@ -59,3 +59,15 @@ def test_searched_places_are_given_to_other_scopes_and_compared_with_even_ones(s
     assert {gains[scope, "even"] for scope in places_transfer.SCOPES} == {""}
     assert {float(gains[scope, "same"]) for scope in places_transfer.SCOPES} == {0.0}
     assert all(float(gains[scope, "mine"]) != 0 for scope in places_transfer.SCOPES)
+
+
+def test_places_of_each_item_are_no_worse_for_it_than_those_of_all(small, tmp_path, monkeypatch):
+    """Searches start from what they are compared with: eased steps for all items, these and the shared ones for each."""
+    with pytest.raises(ConfigError, match="budget: must be from 2 to the 8 steps, got 9"):
+        places_own.main([*small, "budget=9"])
+    monkeypatch.setattr(places_own, "PATH", tmp_path / "own")
+    monkeypatch.setattr(places_own, "TITLES", ("FoCa",))
+    places_own.main([*small, "study_items=3", "budget=3", "trials=6"])
+    rows = {row[3]: row for row in read_rows(tmp_path / "own", places_own.COLUMNS)}
+    assert list(rows) == ["eased", "shared", "own"]
+    assert float(rows["eased"][7]) <= 0 <= float(rows["own"][8]) and rows["shared"][7] == ""
