@@ -119,7 +119,7 @@ def test_moments_are_made_beside_other_weights_and_refused_elsewhere(small, tiny
     [
         (
             ["method=calibrated"],
-            r"plan: 8 of 50 steps in full \[0, .*\], open-loop error 0\.\d+ of reuse .*, PSNR \d+\.\d dB on held-out calibration items \(.*-b8.json\)",
+            r"plan: 8 of 50 steps in full \[0, .*\], PSNR \d+\.\d dB on held-out calibration items, open-loop error 0\.\d+ of reuse .* \(.*-b8.json\)",
         ),
         (
             ["sigma=auto"],

@@ -239,7 +239,7 @@ def test_plans_are_calibrated(scope, assets):
     """The plan is nearer to the model than reuse at as many full steps is."""
     from experiments.calibration.calibrate import main
 
-    main([*TINY, f"scope={scope}", "budget=4", "items=2", "rounds=1", "seconds=1"])
+    main([*TINY, f"scope={scope}", "budget=4", "items=2", "rounds=1", "trials=4"])
     plain = made("method=none")[1]
     _, calibrated, facts = made("method=calibrated", "method.budget=4", f"scope={scope}")
     assert len(facts["full_steps"]) == 4
@@ -269,7 +269,7 @@ def test_weights_are_refined_through_the_sampler(scope, assets, capsys):
     from experiments.calibration.calibrate import main
 
     words = ["backend=sd3", "backend.size=tiny", "backend.samples=2", "num_steps=4", f"scope={scope}", "batch_size=8"]
-    main([*words, "budget=2", "items=32", "rounds=1", "seconds=0", "refine=newton"])
+    main([*words, "budget=2", "items=32", "rounds=1", "trials=0", "refine=newton"])
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "newton: " in line]
     before, after = (float(word) for word in re.findall(r"[\d.]+(?= to| dB on held)", line))
     assert after >= before
