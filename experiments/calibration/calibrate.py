@@ -59,15 +59,9 @@ from experiments.calibration.curves import CURVES
 from experiments.calibration.first_weights import find_best_start
 from experiments.calibration.items import calibration_items
 from experiments.calibration.newton_refinement import Inside, Outside, refine_through_sampler, split
-from experiments.calibration.options import (
-    CURVE_OPTIONS,
-    MOMENT_OPTIONS,
-    PLACE_OPTIONS,
-    PLAN_OPTIONS,
-    SEARCH_ITEMS,
-    Options,
-)
+from experiments.calibration.options import CURVE_OPTIONS, MOMENT_OPTIONS, PLACE_OPTIONS, PLAN_OPTIONS, Options
 from experiments.calibration.places import PLACE_DEFAULTS, store_places
+from experiments.calibration.search import SEARCH_ITEMS
 from experiments.calibration.targets import cost_line, find_fewest
 from experiments.calibration.trajectories import grams, split_arguments, watch
 from experiments.cli import Exit

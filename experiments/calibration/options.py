@@ -7,16 +7,15 @@ import math
 from typing import Any
 
 from experiments.artefacts.artefact import check_output
+from experiments.calibration.search import SEARCH_ITEMS
 from experiments.errors import ConfigError, check, choose
 from hicache.forecast import BASES
 
-__all__ = ["CURVE_OPTIONS", "MOMENT_OPTIONS", "PLACE_OPTIONS", "PLAN_OPTIONS", "SEARCH_ITEMS", "Options"]
+__all__ = ["CURVE_OPTIONS", "MOMENT_OPTIONS", "PLACE_OPTIONS", "PLAN_OPTIONS", "Options"]
 
 REFINEMENTS = ("none", "loop", "search", "newton")
 NEWTON_ITEMS = 64
 LEAST_ITEMS = 8
-SEARCH_ITEMS = 32
-"""How many of the items full steps are moved for, at scope output."""
 TRIALS_PER_ITEM = 20
 """Candidates per judging item: the best of many on few items is best on these alone."""
 

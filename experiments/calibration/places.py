@@ -31,7 +31,7 @@ from experiments.errors import check
 from experiments.settings.library_method import method_of
 from hicache.policy import Even, Late
 
-__all__ = ["PLACE_DEFAULTS", "Trial", "store_places"]
+__all__ = ["MOVES", "PLACE_DEFAULTS", "Trial", "store_places"]
 
 PLACE_DEFAULTS = {"items": 12}
 """Options of a search where nothing else is said."""

@@ -11,7 +11,10 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 
-__all__ = ["Places", "search"]
+__all__ = ["SEARCH_ITEMS", "Places", "search"]
+
+SEARCH_ITEMS = 32
+"""How many of the items full steps are moved for, at scope output."""
 
 Places = tuple[int, ...]
 

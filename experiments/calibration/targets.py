@@ -9,7 +9,8 @@ from torch import Tensor
 
 from experiments.calibration.closed_loop import ClosedLoop
 from experiments.calibration.newton_refinement import HELD_OUT, moves_of
-from experiments.calibration.options import SEARCH_ITEMS, Options
+from experiments.calibration.options import Options
+from experiments.calibration.search import SEARCH_ITEMS
 from hicache.fitting.calibrated_plan import CalibratedPlan, place
 from hicache.fitting.newton import TRIES
 

@@ -4,9 +4,9 @@
 
 For a forecaster at scope `output`, the same search (`experiments.calibration.search`, as many candidates, from `eased`
 steps) is made twice: for one schedule that all items share, and for a schedule of each item, in both cases with the
-PSNR of these very items as its aim. Neither can be had without the un-cached result; their difference bounds from
-below what a rule that sets full steps by the sample could gain over a schedule that serves all. Lines of other models
-are kept in `results/embedded/places_own.{csv,md}`.
+PSNR of these very items as its aim. Neither can be had without the un-cached result; their difference is about the most
+that a rule which sets full steps by the sample could gain over a schedule that serves all. Lines of other models are
+kept in `results/embedded/places_own.{csv,md}`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 
 import hicache
 from evaluation.statistics import bootstrap_mean
+from experiments.calibration.places import MOVES
 from experiments.calibration.search import Places, search
 from experiments.calibration.trajectories import split_arguments
 from experiments.cli import Exit
@@ -37,7 +38,6 @@ from hicache.policy import Eased
 __all__ = ["COLUMNS", "main", "study"]
 
 TITLES = ("FoCa", "TaylorSeer (m=2)")
-MOVES = (4, 2, 1)
 COLUMNS = ("model", "full steps", "method", "places", "PSNR (dB)", "low", "high", "over shared", "from", "to")
 PATH = FOLDER / "places_own"
 NOTE = (
