@@ -13,9 +13,10 @@ Other samplers are told apart by `is_one_step`, and have the open-loop plan.
 *Other scopes.* There the prediction is not a weighted sum, so the weights are fitted again to the model's own values
 along trajectories of the plan (`refit`), as often as wanted.
 
-*Places.* Starting from the open-loop optimum, full steps are moved one at a time; a move stays if the error of the
-final sample under its own closed-loop weights falls. The search is kept honest: weights
-are found on one half of the items and judged on the other.
+*Places.* Full steps are moved one at a time (`experiments.calibration.search`); a move stays if the mean PSNR of the
+final samples under closed-loop weights grows. It starts from the open-loop optimum, schedules without data, and
+drawn ones: as many as there are trials are screened on a few items, and the best of them go on. Every
+item judges, under weights of all of them: of 32 items these have no less than of unseen ones.
 """
 
 from __future__ import annotations
@@ -34,12 +35,13 @@ from torch import Tensor, nn
 
 import hicache
 from experiments.backends.base import Backend, Item, Sampling, sampling_of
-from experiments.calibration.search import Places, search
+from experiments.calibration.search import SCREEN_ITEMS, START_SHARE, Places, draw_places, search
 from experiments.calibration.trajectories import TrajectoryRecorder, grams
 from experiments.config.run import Settings
 from hicache.fitting.calibrated_plan import CalibratedPlan, StepWeights, solve
 from hicache.fitting.gaussian import Gains
 from hicache.forecast.combine import combine
+from hicache.policy import Eased, Even, Late
 
 __all__ = ["ClosedLoop", "Rule", "by_rows", "is_one_step", "probe", "psnr", "refit"]
 
@@ -205,16 +207,23 @@ class ClosedLoop:
         chosen = torch.ones(len(self.items), dtype=torch.bool) if train is None else train
 
         def rule(s: int, sample: Tensor, anchors: list[int], values: list[Tensor]) -> Tensor:
-            a, b = float(self.gains.sample[s]), float(self.gains.prediction[s])
-            wanted = (self.path[:, s + 1] - a * sample) / b
             basis = torch.stack(values[-memory:])
-            flat = basis[:, chosen].flatten(1).double()
-            weights = solve(flat @ flat.T, flat @ wanted[chosen].flatten().double(), self.ridge)
+            weights = self.weigh(s, sample, basis, chosen)
             rows[s] = StepWeights(anchors=tuple(anchors[-memory:]), weights=tuple((float(w),) for w in weights))
             return torch.einsum("k,k...->...", weights.to(basis.dtype), basis)
 
-        final = self.run(full_steps, rule, known)
-        return rows, (final - self.path[:, -1]).square().flatten(1).mean(1)
+        return rows, self.lost(self.run(full_steps, rule, known))
+
+    def weigh(self, s: int, sample: Tensor, basis: Tensor, chosen: Tensor) -> Tensor:
+        """Least-squares weights `[k]` of the basis `[k, items, ...]` for f* of step s, on the chosen items."""
+        a, b = float(self.gains.sample[s]), float(self.gains.prediction[s])
+        wanted = (self.path[chosen, s + 1] - a * sample[chosen]) / b
+        flat = basis[:, chosen].flatten(1).double()
+        return solve(flat @ flat.T, flat @ wanted.flatten().double(), self.ridge)
+
+    def lost(self, final: Tensor) -> Tensor:
+        """Mean square error of each item's final sample."""
+        return (final - self.path[:, -1]).square().flatten(1).mean(1)
 
     def held_out(self, full_steps: Sequence[int], memory: int) -> float | None:
         """PSNR of every other item, under rows that are found on the rest; None if there is one item."""
@@ -224,35 +233,44 @@ class ClosedLoop:
     def follow(self, full_steps: Sequence[int], rows: dict[int, StepWeights]) -> Tensor:
         """Mean square error of each item's final sample under given rows."""
 
-        return (self.run(full_steps, by_rows(rows)) - self.path[:, -1]).square().flatten(1).mean(1)
+        return self.lost(self.run(full_steps, by_rows(rows)))
 
     def search(self, full_steps: Sequence[int], memory: int, trials: int, report: Callable[[str], None]) -> list[int]:
-        """Move full steps while the held-out PSNR of the final sample grows; one item is judged on itself.
-
-        Up to the first step that differs, a candidate runs as the best one so far did: that part is not run again.
+        """Move full steps while the PSNR of the final samples grows under weights that were found on them.
 
         Args:
-            full_steps: the start.
+            full_steps: a start; others are drawn, and screened on `SCREEN_ITEMS` items.
             memory: anchors per row.
-            trials: how many candidates are scored at most (`experiments.calibration.search`).
+            trials: how many candidates are scored at most (`experiments.calibration.search`), and how many screened.
             report: is told of every better one.
         """
-        train, most, best = torch.arange(len(self.items)) % 2 == 0, -math.inf, Places()
-        values: dict[int, Tensor] = {}
-        judged = train if bool(train.all()) else ~train
+        steps, budget, starts = self.sampling.num_steps, len(full_steps), [tuple(full_steps)]
+        if trials >= START_SHARE:
+            plain = [tuple(policy(budget=budget).steps(steps)) for policy in (Even, Late, Eased)]
+            pool = sorted({*starts, *plain, *draw_places(trials, budget, steps)})
+            few = Scores(self.part(torch.arange(len(self.items)) < SCREEN_ITEMS), memory, lambda line: None)
+            known = {places: few(places) for places in pool}
+            best = sorted(pool, key=lambda places: -known[places])[: trials // START_SHARE]
+            starts = list(dict.fromkeys([*starts, *best]))
+        return list(search(Scores(self, memory, report), starts, steps, trials, MOVES))
 
-        def score(places: Places) -> float:
-            nonlocal most, best, values
-            same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(places, best, strict=False))
-            known = {s: values[s] for s, _ in same}
-            found = psnr(self.refine(places, memory, train, known)[1][judged])
-            if found > most:
-                if best:
-                    report(f"full steps {list(places)}: {found:.2f} dB held out")
-                most, best, values = found, places, self.computed
-            return found
 
-        return list(search(score, [tuple(full_steps)], self.sampling.num_steps, trials, MOVES))
+class Scores:
+    """PSNR of places under `ClosedLoop.refine`; full steps that the best ones begin with too are not run again."""
+
+    def __init__(self, loop: ClosedLoop, memory: int, report: Callable[[str], None]) -> None:
+        self.loop, self.memory, self.report = loop, memory, report
+        self.most, self.best, self.values = -math.inf, Places(), dict[int, Tensor]()
+
+    def __call__(self, places: Places) -> float:
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(places, self.best, strict=False))
+        known = {s: self.values[s] for s, _ in same}
+        found = psnr(self.loop.refine(places, self.memory, known=known)[1])
+        if found > self.most:
+            if self.best:
+                self.report(f"full steps {list(places)}: {found:.2f} dB")
+            self.most, self.best, self.values = found, places, self.loop.computed
+        return found
 
 
 def refit(

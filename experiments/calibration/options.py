@@ -17,7 +17,7 @@ REFINEMENTS = ("none", "loop", "search", "newton")
 NEWTON_ITEMS = 64
 LEAST_ITEMS = 8
 TRIALS_PER_ITEM = 20
-"""Candidates per judging item: the best of many on few items is best on these alone."""
+"""Candidates per item: the best of many on few items is best on these alone."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,11 +79,8 @@ class Options:
 
     @property
     def candidates(self) -> int:
-        """How many candidates the search at scope output scores at most: `trials`, fewer where few items judge.
-
-        Half of the items do, and one on itself.
-        """
-        return min(self.trials, TRIALS_PER_ITEM * max(1, min(self.items, SEARCH_ITEMS) // 2))
+        """How many candidates the search at scope output scores at most: `trials`, fewer where few items judge."""
+        return min(self.trials, TRIALS_PER_ITEM * min(self.items, SEARCH_ITEMS))
 
     @staticmethod
     def parse(given: dict[str, str]) -> Options:

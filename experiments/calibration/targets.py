@@ -10,7 +10,7 @@ from torch import Tensor
 from experiments.calibration.closed_loop import ClosedLoop
 from experiments.calibration.newton_refinement import HELD_OUT, moves_of
 from experiments.calibration.options import Options
-from experiments.calibration.search import SEARCH_ITEMS
+from experiments.calibration.search import SCREEN_ITEMS, SEARCH_ITEMS, START_SHARE
 from hicache.fitting.calibrated_plan import CalibratedPlan, place
 from hicache.fitting.newton import TRIES
 
@@ -77,11 +77,13 @@ def search_generations(options: Options, scope: str, num_steps: int, budget: int
     """Un-cached generations per item that the search of a plan costs at most.
 
     A candidate with the i-th full step moved begins as the best one did: (K - i) of K calls are left, half on average.
+    Starts are run whole, and as many as there are candidates are screened on a few items.
     """
     if scope != "output" or options.refine not in ("search", "newton") or not options.candidates:
         return 0.0
-    few = min(SEARCH_ITEMS, options.items) / options.items
-    return few * (options.candidates + 1) / 2 * budget / num_steps
+    scored, run = options.candidates, budget / num_steps
+    items, screened = min(SEARCH_ITEMS, options.items), scored * min(SCREEN_ITEMS, options.items)
+    return (items * (scored + scored // START_SHARE + 1) / 2 + screened) / options.items * run
 
 
 def cost_line(options: Options, scope: str, num_steps: int, budgets: list[int], memory: int) -> str:

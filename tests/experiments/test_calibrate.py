@@ -25,6 +25,7 @@ from experiments.backends.base import sampling_of
 from experiments.calibration.calibrate import calibrate, gaussian, main, make_plan, measure
 from experiments.calibration.closed_loop import ClosedLoop, is_one_step, probe, psnr, refit
 from experiments.calibration.options import Options
+from experiments.calibration.search import draw_places
 from experiments.config.compose import compose
 from experiments.errors import ConfigError
 from experiments.runs import runner
@@ -388,13 +389,13 @@ def test_other_backends_are_measured(backend, tmp_path):
 
 def test_the_search_never_loses(settings):
     loop = measure(settings, dataclasses.replace(QUICK, items=6), load_backend(settings.backend)).loop
-    train, lines = torch.arange(6) % 2 == 0, []
-
-    def held_out(full):
-        return float(loop.refine(full, 2, train)[1][~train].clamp(min=1e-12).log10().mean())
-
+    lines = []
     found = loop.search([0, 1, 2], 2, 100, lines.append)
-    assert len(found) == 3 and found[0] == 0 and held_out(found) <= held_out([0, 1, 2])
+    assert (
+        len(found) == 3
+        and found[0] == 0
+        and loop.refine(found, 2)[1].log10().mean() <= loop.refine([0, 1, 2], 2)[1].log10().mean()
+    )
     assert (found == [0, 1, 2]) == (not lines)
 
 
@@ -415,12 +416,12 @@ def test_the_search_runs_what_differs_and_no_more(settings):
     """Scores are those of whole runs; calls of the model are counted, and so are candidates."""
     backend, calls, scored = load_backend(settings.backend), [], []
     loop = measure(settings, dataclasses.replace(QUICK, items=4), backend).loop
-    whole = ClosedLoop.refine
+    whole, screened = ClosedLoop.refine, []
 
-    def watch(self, full_steps, memory, train, known):
+    def watch(self, full_steps, memory, train=None, known=None):
         before = len(calls)
         found = whole(self, full_steps, memory, train, known)
-        scored.append((tuple(full_steps), len(calls) - before, found[1]))
+        (scored if self is loop else screened).append((tuple(full_steps), len(calls) - before, found[1]))
         return found
 
     first = backend.transformer.transformer_blocks[0]
@@ -429,15 +430,26 @@ def test_the_search_runs_what_differs_and_no_more(settings):
         patch.setattr(ClosedLoop, "refine", watch)
         for trials in (0, 5, 100):
             scored.clear()
+            screened.clear()
             found = loop.search([0, 3, 5, 6], 2, trials, lambda line: None)
             assert len(scored) == trials or trials == 100 > len(scored) > 5
+            assert len(screened) <= trials + 4 and bool(screened) == bool(trials)
     hook.remove()
     assert len({full for full, _, _ in scored}) == len(scored), "no candidate is scored twice"
     assert sum(ran for _, ran, _ in scored) < 0.8 * 4 * len(scored)
-    train = torch.arange(4) % 2 == 0
     for full, ran, errors in scored:
         assert ran >= sum(a != b for a, b in zip(full, found, strict=True)) or ran == 4
-        assert torch.equal(errors, whole(loop, full, 2, train)[1])
+        assert torch.equal(errors, whole(loop, full, 2)[1])
+
+
+def test_starts_are_drawn_the_same_every_time():
+    for budget, steps in ((2, 8), (8, 50), (20, 50), (50, 50), (1, 5)):
+        drawn = draw_places(30, budget, steps)
+        assert drawn == draw_places(30, budget, steps) and len(set(drawn)) == len(drawn) <= 30
+        for places in drawn:
+            assert places[0] == 0 and len(places) == budget and list(places) == sorted({*places})
+            assert steps - 4 <= places[-1] < steps or budget == 1
+    assert len(draw_places(30, 8, 50)) == 30 and draw_places(30, 50, 50) in ([], [tuple(range(50))])
 
 
 def test_a_plan_of_a_search_cut_by_time_still_loads(settings, tmp_path):
@@ -449,7 +461,7 @@ def test_a_plan_of_a_search_cut_by_time_still_loads(settings, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("items", "trials", "expected"), [(1, 100, 20), (3, 100, 20), (4, 100, 40), (64, 400, 320), (1, 5, 5)]
+    ("items", "trials", "expected"), [(1, 100, 20), (3, 100, 60), (4, 100, 80), (64, 800, 640), (1, 5, 5)]
 )
 def test_few_items_judge_few_candidates(settings, monkeypatch, items, trials, expected):
     given = []
