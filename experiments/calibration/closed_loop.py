@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 import hicache
 from experiments.backends.base import Backend, Item, Sampling, sampling_of
-from experiments.calibration.search import SCREEN_ITEMS, START_SHARE, Places, draw_places, search
+from experiments.calibration.search import SCREEN_ITEMS, Places, find_starts, search
 from experiments.calibration.trajectories import TrajectoryRecorder, grams
 from experiments.config.run import Settings
 from hicache.fitting.calibrated_plan import CalibratedPlan, StepWeights, solve
@@ -244,14 +244,9 @@ class ClosedLoop:
             trials: how many candidates are scored at most (`experiments.calibration.search`), and how many screened.
             report: is told of every better one.
         """
-        steps, budget, starts = self.sampling.num_steps, len(full_steps), [tuple(full_steps)]
-        if trials >= START_SHARE:
-            plain = [tuple(policy(budget=budget).steps(steps)) for policy in (Even, Late, Eased)]
-            pool = sorted({*starts, *plain, *draw_places(trials, budget, steps)})
-            few = Scores(self.part(torch.arange(len(self.items)) < SCREEN_ITEMS), memory, lambda line: None)
-            known = {places: few(places) for places in pool}
-            best = sorted(pool, key=lambda places: -known[places])[: trials // START_SHARE]
-            starts = list(dict.fromkeys([*starts, *best]))
+        steps, few = self.sampling.num_steps, self.part(torch.arange(len(self.items)) < SCREEN_ITEMS)
+        plain = [tuple(policy(budget=len(full_steps)).steps(steps)) for policy in (Even, Late, Eased)]
+        starts = find_starts(Scores(few, memory, lambda line: None), [tuple(full_steps), *plain], steps, trials)
         return list(search(Scores(self, memory, report), starts, steps, trials, MOVES))
 
 

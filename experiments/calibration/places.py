@@ -7,12 +7,14 @@ Sought are K steps s_0 = 0 < s_1 < ... < s_{K-1} that make the mean PSNR of the 
 x_i(s) being what item i becomes under the method with these full steps, x_i* its un-cached result. Errors of
 different gaps cancel or add up in the final sample, so that no sum over gaps predicts it (least squares on a
 trajectory loses to even steps by up to 7 dB on the models here). Hence every candidate is run. Starting from
-`even` and from `late`, one step at a time is moved by 4, then 2, then 1, and a move stays if the search items gain.
+`even`, `late`, `eased` and drawn schedules that a few of the items rank (`experiments.calibration.search`), one step at
+a time is moved by 4, then 2, then 1, and a move stays if the search items gain.
 The others decide at the end: if the best places are no better on them than even ones, even ones are stored.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
 
@@ -25,11 +27,11 @@ from experiments.backends import load_backend
 from experiments.backends.base import Backend, Item, Sampling, sampling_of
 from experiments.calibration.items import calibration_items
 from experiments.calibration.options import Options
-from experiments.calibration.search import Places, search
+from experiments.calibration.search import SCREEN_ITEMS, Places, find_starts, search
 from experiments.config.run import Settings
 from experiments.errors import check
 from experiments.settings.library_method import method_of
-from hicache.policy import Even, Late
+from hicache.policy import Eased, Even, Late
 
 __all__ = ["MOVES", "PLACE_DEFAULTS", "Trial", "store_places"]
 
@@ -75,6 +77,12 @@ class Trial:
                 made += self.backend.generate(batch, self.sampling)
         return torch.stack([each.detach().float().cpu() for each in made])
 
+    def part(self, chosen: Tensor) -> Trial:
+        """The same for the items at these places."""
+        some = copy.copy(self)
+        some.items, some.plain = [self.items[i] for i in chosen.tolist()], self.plain[chosen]
+        return some
+
     def psnr(self, places: Places) -> Tensor:
         """`-10 log10 MSE` against the un-cached result, in dB, of each item; media are between 0 and 1."""
         self.runs += 1
@@ -94,12 +102,13 @@ def store_places(settings: Settings, options: Options) -> None:
     each = time.monotonic() - started
     held = torch.arange(len(trial.items)) % HELD_OUT == HELD_OUT - 1
     held[-1] |= not bool(held.any())
-    even, late = (tuple(kind(budget=settings.budget).steps(steps)) for kind in (Even, Late))
-    count = len(trial.items)
-    cost = options.trials * settings.budget / steps * count
+    plain = [tuple(kind(budget=settings.budget).steps(steps)) for kind in (Even, Late, Eased)]
+    even, count, few = plain[0], len(trial.items), (~held).nonzero().flatten()[:SCREEN_ITEMS]
+    cost = options.trials * settings.budget / steps * (count + len(few))
     say = f"at most {options.trials} candidates, {cost:.0f} full generations; {count} un-cached ones took {each:.1f} s"
     print(f"{int((~held).sum())} items to search on, {int(held.sum())} to decide; {say}", flush=True)
-    found = search(lambda places: float(trial.psnr(places)[~held].mean()), [even, late], steps, options.trials, MOVES)
+    starts = find_starts(lambda places: float(trial.part(few).psnr(places).mean()), plain, steps, options.trials)
+    found = search(lambda places: float(trial.psnr(places)[~held].mean()), starts, steps, options.trials, MOVES)
     (before, after) = (float(trial.psnr(places)[held].mean()) for places in (even, found))
     kept = found if after > before else even
     said = "kept" if kept == found else "even steps are kept"

@@ -20,7 +20,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 
-__all__ = ["SCREEN_ITEMS", "SEARCH_ITEMS", "START_SHARE", "Places", "draw_places", "search"]
+__all__ = ["SCREEN_ITEMS", "SEARCH_ITEMS", "START_SHARE", "Places", "draw_places", "find_starts", "search"]
 
 SEARCH_ITEMS = 32
 """How many of the items full steps are moved for, at scope output."""
@@ -90,3 +90,20 @@ def draw_places(count: int, budget: int, num_steps: int) -> list[Places]:
         if all(a < b for a, b in itertools.pairwise(places)):
             found[places] = None
     return list(found)
+
+
+def find_starts(score: Callable[[Places], float], plain: Sequence[Places], num_steps: int, trials: int) -> list[Places]:
+    """Where a search is to begin: the first of some schedules, and the best of these and as many drawn ones as trials.
+
+    Args:
+        score: larger is better; on few items, for it is asked once for each of them.
+        plain: schedules of as many full steps.
+        num_steps: T.
+        trials: of the search; a quarter of them are starts.
+    """
+    if trials < START_SHARE:
+        return list(plain[:1])
+    pool = sorted({*plain, *draw_places(trials, len(plain[0]), num_steps)})
+    known = {places: score(places) for places in pool}
+    best = sorted(pool, key=lambda places: -known[places])[: trials // START_SHARE]
+    return list(dict.fromkeys([plain[0], *best]))

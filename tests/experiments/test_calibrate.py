@@ -25,7 +25,7 @@ from experiments.backends.base import sampling_of
 from experiments.calibration.calibrate import calibrate, gaussian, main, make_plan, measure
 from experiments.calibration.closed_loop import ClosedLoop, is_one_step, probe, psnr, refit
 from experiments.calibration.options import Options
-from experiments.calibration.search import draw_places
+from experiments.calibration.search import draw_places, find_starts
 from experiments.config.compose import compose
 from experiments.errors import ConfigError
 from experiments.runs import runner
@@ -440,6 +440,19 @@ def test_the_search_runs_what_differs_and_no_more(settings):
     for full, ran, errors in scored:
         assert ran >= sum(a != b for a, b in zip(full, found, strict=True)) or ran == 4
         assert torch.equal(errors, whole(loop, full, 2)[1])
+
+
+def test_a_search_begins_at_the_best_of_many():
+    asked, plain = [], [(0, 7, 14), (0, 2, 19)]
+
+    def score(places):
+        asked.append(places)
+        return -abs(places[1] - 4) - abs(places[2] - 12)
+
+    found = find_starts(score, plain, 20, 40)
+    assert found[0] == plain[0] and len(found) in (10, 11) and len(set(asked)) == len(asked) > 40
+    assert set(plain) <= set(asked) and score(found[1]) == max(map(score, asked[:]))
+    assert find_starts(score, plain, 20, 3) == plain[:1]
 
 
 def test_starts_are_drawn_the_same_every_time():

@@ -235,7 +235,9 @@ def test_the_cost_of_a_search_is_counted(settings):
     assert searched == pytest.approx((16 / 2 + 12) * 3 / 8) and 0.6 * searched <= sum(calls) / 8 / 8 <= searched
     for other in ("loop", "none"):
         assert search_generations(Options(refine=other), "output", 8, 3) == 0
-    assert search_generations(Options(items=64, trials=12, refine="newton"), "output", 8, 3) == searched / 2
+    assert search_generations(Options(items=64, trials=12, refine="newton"), "output", 8, 3) == pytest.approx(
+        (32 * 16 / 2 + 4 * 12) / 64 * 3 / 8
+    ), "32 items are scored, 4 screened"
     total = 4 * (1 + searched + generations(Options(refine="search"), "output", 8, 3, 4))
     said = cost_line(Options(items=4, trials=12, refine="search"), "output", 8, [3], 4)
     expected = f"{total:.0f} of 4 items in all, up to {4 * searched:.0f} of these for the search"
