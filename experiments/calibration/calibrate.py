@@ -19,16 +19,16 @@
               At scope output `search` is the default, for samplers whose next sample is a x + b f; others have `none`.
               At the other scopes `loop` is: it fits again on the model's own values along trajectories of the plan,
               `rounds` times. Without data there is only `none`.
-    trials    candidates that a search for full steps scores at most (100; at scope output no more than 20 for each item
-              that judges, which half of them do); 0: no search
+    trials    candidates that a search for full steps scores at most (100; at scope output no more than 20 an item), and drawn
+              schedules that are screened before; 0: no search
     tokens    rows of tokens, a seeded choice, that inner products inside the model are of (96)
     basis     with data=gaussian: the weights of a basis (newton, taylor, hermite, ...) of this `order` and `sigma`
               instead of least-squares ones, in the time variable `time` (index, sigma, log_snr)
     output    the file; by default the shipped place for the backend
     quality   instead of a budget: the fewest full steps with so many dB on held-out items, as in quality=40dB
 
-With `policy=placed` full steps are moved for any method at any scope, from even ones, while the final samples of the
-items (12) come nearer to the un-cached ones; a third of the items decides whether the found places are kept.
+With `policy=placed` full steps are moved for any method at any scope, from even and other ones, while the final samples
+of the items (12) come nearer to the un-cached ones; a third of the items decides whether the found places are kept.
 
 What is not read is refused: curves know items, calibration_seed, classes and output, `method=hicache` the first three
 and time, `policy=placed` the first three, budget and trials. A plan's open-loop error is printed first; the closed
