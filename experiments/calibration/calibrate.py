@@ -19,8 +19,8 @@
               At scope output `search` is the default, for samplers whose next sample is a x + b f; others have `none`.
               At the other scopes `loop` is: it fits again on the model's own values along trajectories of the plan,
               `rounds` times. Without data there is only `none`.
-    trials    candidates that a search for full steps scores at most (100; at scope output no more than 20 an item), and drawn
-              schedules that are screened before; 0: no search
+    trials    candidates that a search for full steps scores at most (100; at scope output no more than 20 an item), and
+              drawn schedules that are screened before; 0: no search
     tokens    rows of tokens, a seeded choice, that inner products inside the model are of (96)
     basis     with data=gaussian: the weights of a basis (newton, taylor, hermite, ...) of this `order` and `sigma`
               instead of least-squares ones, in the time variable `time` (index, sigma, log_snr)
