@@ -8,7 +8,7 @@ import pandas as pd
 
 from experiments.reports.page_text import EMBEDDED, span, table, worded
 
-__all__ = ["best_of_foca", "distance", "inside", "margins", "one_item", "refinement", "seeds"]
+__all__ = ["best_of_foca", "distance", "inside", "margins", "one_item", "own_places", "refinement", "seeds"]
 
 OURS = ("calibrated", "calibrated, 1 item", "calibrated, refined", "fitted solver")
 
@@ -97,3 +97,14 @@ def inside() -> str:
             )
         lines.append([ours["model"], ours["scope"], *cells])
     return table(["model", "scope", "calibrated, refined", "best forecaster: gain", "second", "third"], lines)
+
+
+def own_places() -> str:
+    """Searched full steps that all items share beside those of each item's own."""
+    rows, lines = pd.read_csv(EMBEDDED / "places_own.csv", keep_default_na=False, dtype=str), []
+    for keys, members in rows.groupby(["model", "full steps", "method"], sort=False):
+        psnr = {row["places"]: f"{float(row['PSNR (dB)']):.1f}" for _, row in members.iterrows()}
+        own = members[members["places"] == "own"].iloc[0]
+        over, least, most = (f"{float(own[name]):.1f}" for name in ("over shared", "from", "to"))
+        lines.append([*keys, psnr["eased"], psnr["shared"], f"{psnr['own']} (+{over} [{least}, {most}])"])
+    return table(["model", "full steps", "method", "eased", "shared", "each its own"], lines)

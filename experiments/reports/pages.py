@@ -16,7 +16,16 @@ from typing import Any, cast
 
 import pandas as pd
 
-from experiments.reports.ceiling_numbers import best_of_foca, distance, inside, margins, one_item, refinement, seeds
+from experiments.reports.ceiling_numbers import (
+    best_of_foca,
+    distance,
+    inside,
+    margins,
+    one_item,
+    own_places,
+    refinement,
+    seeds,
+)
 from experiments.reports.page_text import EMBEDDED, ROOT, span, table, worded
 
 __all__ = ["BLOCKS", "fill", "main", "stale"]
@@ -333,6 +342,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "ladder": lambda: distance("HiCache", "TaylorSeer"),
     "gap": lambda: distance("fitted solver", "calibrated, refined"),
     "one_item": one_item,
+    "own_places": own_places,
     "margins_digits": lambda: margins("digits"),
     "margins_emoji": lambda: margins("emoji"),
     "places": places,
