@@ -24,6 +24,8 @@
     tokens    rows of tokens, a seeded choice, that inner products inside the model are of (96)
     basis     with data=gaussian: the weights of a basis (newton, taylor, hermite, ...) of this `order` and `sigma`
               instead of least-squares ones, in the time variable `time` (index, sigma, log_snr)
+    full_steps  instead of a budget: these full steps, as in full_steps=0+8+19+25+33+40+46+49, whose weights are found;
+              nothing is searched, and one item goes a long way
     output    the file; by default the shipped place for the backend
     quality   instead of a budget: the fewest full steps with so many dB on held-out items, as in quality=40dB
 
@@ -59,8 +61,8 @@ from experiments.calibration.curves import CURVES
 from experiments.calibration.first_weights import find_best_start
 from experiments.calibration.items import calibration_items
 from experiments.calibration.newton_refinement import Inside, Outside, refine_through_sampler, split
-from experiments.calibration.options import CURVE_OPTIONS, MOMENT_OPTIONS, PLACE_OPTIONS, PLAN_OPTIONS, Options
-from experiments.calibration.places import PLACE_DEFAULTS, store_places
+from experiments.calibration.options import CURVE_OPTIONS, MOMENT_OPTIONS, PLAN_OPTIONS, Options
+from experiments.calibration.places import place_steps
 from experiments.calibration.search import SEARCH_ITEMS
 from experiments.calibration.targets import cost_line, find_fewest
 from experiments.calibration.trajectories import grams, split_arguments, watch
@@ -76,6 +78,7 @@ from hicache import sampler
 from hicache.fitting.calibrated_plan import CalibratedPlan, build_plan, formula_rows, total_error
 from hicache.fitting.gaussian import Gains, gaussian_gram, log_spectrum
 from hicache.fitting.gaussian import carry as carry_of
+from hicache.policy import Even, Late
 
 __all__ = ["Calibration", "Options", "calibrate", "gaussian", "make_plan", "measure", "schedule"]
 
@@ -177,7 +180,8 @@ def settle(settings: Settings, options: Options, backend: Backend) -> Options:
         check(options.refine != "search", "refine", rule, options.refine)
         return dataclasses.replace(options, refine=options.refine or "loop")
     if options.refine in ("none", "newton") or is_one_step(sampler_of(settings, backend)):
-        return dataclasses.replace(options, refine=options.refine or "search")
+        usual = "search" if options.full_steps is None else "loop"
+        return dataclasses.replace(options, refine=options.refine or usual)
     rule = f"the next sample of {keys_of(settings)['solver']} is not a x + b f, which the closed loop needs"
     if options.refine is not None:
         raise ConfigError(f"refine: must be none or newton ({rule}), got {options.refine!r}")
@@ -222,7 +226,7 @@ def make_plan(
         chosen = {"budget": budget, "full_steps": full_steps, "place_memory": options.place_memory}
         return build_plan(gram, cost, scope, **chosen, memory=memory, ridge=options.penalty, size=found.size)
 
-    plan = built(budget)
+    plan = built(budget) if options.full_steps is None else built(full_steps=options.places)
     if options.basis is not None:
         plan = by_formula(settings, options, found, plan, cost)
     print(
@@ -236,7 +240,8 @@ def make_plan(
             plan = dataclasses.replace(plan, rows=built(full_steps=plan.full_steps, gram=gram).rows)
         if options.refine == "newton":
             chain = Inside(backend=backend, settings=settings, plan=plan, items=found.items, finals=found.finals)
-            plan = find_best_start(chain, plan, lambda full: built(full_steps=full), len(found.gram), tell)
+            others = [] if options.full_steps is not None else [Even, Late]
+            plan = find_best_start(chain, plan, lambda full: built(full_steps=full), len(found.gram), tell, others)
             return refine_through_sampler(plan, dataclasses.replace(chain, plan=plan), memory, tell)
         return plan
     linear = options.refine != "newton" or is_one_step(sampler_of(settings, backend))
@@ -369,27 +374,17 @@ def main(arguments: Sequence[str]) -> None:
         store_moments(settings, options)
         return
     quality = decibels_of("quality", own["quality"]) if "quality" in own else None
-    check(quality is None or "budget" not in own, "budget", "must be left out beside quality", own.get("budget"))
+    for aim, other in (("budget", "quality"), ("budget", "full_steps"), ("quality", "full_steps")):
+        check(not {aim, other} <= own.keys(), aim, f"must be left out beside {other}", own.get(aim))
     try:
-        budgets = [int(text) for text in own.get("budget", "8").split(",")]
+        budgets = [int(text) for text in own.get("budget", str(len(options.places) or 8)).split(",")]
     except ValueError:
         raise ConfigError(f"budget: must be integers, as in 6,8,10, got {own['budget']!r}") from None
+    last, steps = max(options.places, default=0), settings.num_steps
+    check(last < steps, "full_steps", f"must be below the {steps} steps", options.full_steps)
     for budget in budgets:
         check(1 <= budget <= settings.num_steps, "budget", f"must be from 1 to {settings.num_steps}", budget)
     calibrate(settings, options, [] if quality is not None else budgets, quality)
-
-
-def place_steps(own: dict[str, str], overrides: list[str]) -> None:
-    """The command line with `policy=placed`: a file per budget."""
-    for key, text in own.items():
-        check(key in PLACE_OPTIONS, key, "must be left out for policy=placed, which does not read it", text)
-    given = {key: value for key, value in own.items() if key != "budget"}
-    usual = {key: value for key, value in PLACE_DEFAULTS.items() if key not in given}
-    options = dataclasses.replace(Options.parse(given), **usual)
-    for budget in own.get("budget", "8").split(","):
-        settings = resolve(compose([*overrides, f"budget={budget}"]))
-        method_of(dataclasses.replace(settings, method=dataclasses.replace(settings.method, policy="even")))
-        store_places(settings, options)
 
 
 if __name__ == "__main__":

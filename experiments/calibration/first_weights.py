@@ -32,6 +32,7 @@ def find_best_start(
     weighed: Callable[[Sequence[int]], CalibratedPlan],
     sites: int,
     report: Callable[[str], None],
+    others: Sequence[type[Even]] = (Even, Late),
 ) -> CalibratedPlan:
     """The plan of the best final samples among those of the module docstring.
 
@@ -41,12 +42,13 @@ def find_best_start(
         weighed: the least-squares plan at other full steps.
         sites: how many of them have weights.
         report: is told what was chosen.
+        others: full steps that are tried beside the plan's own.
     """
     fitted = split(len(chain.items))
     few = chain.part(fitted & (fitted.cumsum(0) <= ITEMS))
     budget, steps = len(plan.full_steps), range(plan.num_steps)
     tried = {("least squares", plan.full_steps): plan}
-    for policy in (None, Even, Late):
+    for policy in (None, *others):
         full = plan.full_steps if policy is None else tuple(policy(budget=budget).steps(plan.num_steps))
         least = tried.setdefault(("least squares", full), weighed(full))
         for basis, orders in FORMULAS.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -33,6 +34,8 @@ class Options:
     refine: str | None = None
     """null = search, loop or none: what the scope and the sampler allow; newton is asked for."""
     rounds: int = 2
+    full_steps: str | None = None
+    """Given full steps, as in 0+8+19; null = they are placed."""
     trials: int = 100
     """Candidates that a search for full steps scores at most."""
     ridge: float | None = None
@@ -55,6 +58,9 @@ class Options:
                 check(self.items >= LEAST_ITEMS, "items", rule, self.items)
             possible = self.data == "trajectories" or self.refine == "none"
             check(possible, "refine", "must be none for data=gaussian", self.refine)
+        if self.full_steps is not None:
+            check_places(self.full_steps)
+            check(self.refine != "search", "refine", "must not be search beside full_steps, which stay", self.refine)
         if self.basis is not None:
             choose("basis", self.basis, BASES)
             check(self.data == "gaussian", "basis", "must be null unless data=gaussian", self.basis)
@@ -78,9 +84,14 @@ class Options:
         return (1e-8 if self.data == "trajectories" else 1e-4) if self.ridge is None else self.ridge
 
     @property
+    def places(self) -> list[int]:
+        """The given full steps; none where they are placed."""
+        return [] if self.full_steps is None else [int(text) for text in self.full_steps.split("+")]
+
+    @property
     def candidates(self) -> int:
         """How many candidates the search at scope output scores at most: `trials`, fewer where few items judge."""
-        return min(self.trials, TRIALS_PER_ITEM * min(self.items, SEARCH_ITEMS))
+        return 0 if self.full_steps is not None else min(self.trials, TRIALS_PER_ITEM * min(self.items, SEARCH_ITEMS))
 
     @staticmethod
     def parse(given: dict[str, str]) -> Options:
@@ -96,9 +107,24 @@ class Options:
                     raise ValueError("too large")
             except ValueError:
                 raise ConfigError(f"{key}: must be of type {kinds[key].__name__}, got {text!r}") from None
+        for key in ("trials", "place_memory", "cost"):
+            read = "full_steps" not in given or key not in given
+            check(read, key, "must be left out beside full_steps, which are not searched", given.get(key))
         if typed.get("refine") == "newton":
             typed.setdefault("items", NEWTON_ITEMS)
         return Options(**typed)
+
+
+def check_places(text: str) -> None:
+    """Refuse what are no full steps.
+
+    Raises:
+        ConfigError: unless they are integers that grow from 0.
+    """
+    words = text.split("+")
+    numbers = [int(word) if word.isdecimal() else -1 for word in words]
+    valid = numbers[0] == 0 and all(a < b for a, b in itertools.pairwise(numbers))
+    check(valid, "full_steps", "must be integers that grow from 0, as in 0+8+19", text)
 
 
 PLAN_OPTIONS = ("budget", "quality", *(f.name for f in dataclasses.fields(Options)))

@@ -26,14 +26,16 @@ from experiments.artefacts.stored_places import save_places
 from experiments.backends import load_backend
 from experiments.backends.base import Backend, Item, Sampling, sampling_of
 from experiments.calibration.items import calibration_items
-from experiments.calibration.options import Options
+from experiments.calibration.options import PLACE_OPTIONS, Options
 from experiments.calibration.search import SCREEN_ITEMS, Places, find_starts, search
+from experiments.config.compose import compose
 from experiments.config.run import Settings
 from experiments.errors import check
 from experiments.settings.library_method import method_of
+from experiments.settings.resolve import resolve
 from hicache.policy import Eased, Even, Late
 
-__all__ = ["MOVES", "PLACE_DEFAULTS", "Trial", "store_places"]
+__all__ = ["MOVES", "PLACE_DEFAULTS", "Trial", "place_steps", "store_places"]
 
 PLACE_DEFAULTS = {"items": 12}
 """Options of a search where nothing else is said."""
@@ -123,3 +125,16 @@ def store_places(settings: Settings, options: Options) -> None:
     }
     path = save_places(settings, kept, made | facts)
     print(f"places: {path} ({trial.runs} runs of the items, {time.monotonic() - started:.1f} s)", flush=True)
+
+
+def place_steps(own: dict[str, str], overrides: list[str]) -> None:
+    """The command line with `policy=placed`: a file per budget."""
+    for key, text in own.items():
+        check(key in PLACE_OPTIONS, key, "must be left out for policy=placed, which does not read it", text)
+    given = {key: value for key, value in own.items() if key != "budget"}
+    usual = {key: value for key, value in PLACE_DEFAULTS.items() if key not in given}
+    options = dataclasses.replace(Options.parse(given), **usual)
+    for budget in own.get("budget", "8").split(","):
+        settings = resolve(compose([*overrides, f"budget={budget}"]))
+        method_of(dataclasses.replace(settings, method=dataclasses.replace(settings.method, policy="even")))
+        store_places(settings, options)

@@ -61,13 +61,14 @@ def distance(one: str, other: str, digits: int = 1) -> str:
     return f"{max(found):.{digits}f} dB"
 
 
-def one_item() -> str:
+def one_item(setting: str = "") -> str:
     """How much of the calibrated plan's gain over the best published method one calibration item has."""
     shares = []
     for backend in ("digits", "emoji"):
-        rows = limit(backend)
-        gains = rows[rows["full steps"] == 8].drop_duplicates("method").set_index("method")["gain"]
-        shares.append(f"{100 * gains['calibrated, 1 item'] / gains['calibrated']:.0f} % ({backend})")
+        gains: Any = limit(backend).set_index(["full steps", "method", "setting"])["gain"]
+        one = gains.get((8, "calibrated, 1 item", setting))
+        if one is not None:
+            shares.append(f"{100 * float(one) / float(gains[8, 'calibrated', '']):.0f} % ({backend})")
     return " and ".join(shares)
 
 
@@ -102,9 +103,10 @@ def inside() -> str:
 def own_places() -> str:
     """Searched full steps that all items share beside those of each item's own."""
     rows, lines = pd.read_csv(EMBEDDED / "places_own.csv", keep_default_na=False, dtype=str), []
-    for keys, members in rows.groupby(["model", "full steps", "method"], sort=False):
+    for _, members in rows.groupby(["model", "full steps", "method"], sort=False):
         psnr = {row["places"]: f"{float(row['PSNR (dB)']):.1f}" for _, row in members.iterrows()}
         own = members[members["places"] == "own"].iloc[0]
         over, least, most = (f"{float(own[name]):.1f}" for name in ("over shared", "from", "to"))
+        keys = [own["model"], own["full steps"], own["method"]]
         lines.append([*keys, psnr["eased"], psnr["shared"], f"{psnr['own']} (+{over} [{least}, {most}])"])
     return table(["model", "full steps", "method", "eased", "shared", "each its own"], lines)

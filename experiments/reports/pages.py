@@ -342,6 +342,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "ladder": lambda: distance("HiCache", "TaylorSeer"),
     "gap": lambda: distance("fitted solver", "calibrated, refined"),
     "one_item": one_item,
+    "one_item_given": lambda: one_item("full steps of the plan"),
     "own_places": own_places,
     "margins_digits": lambda: margins("digits"),
     "margins_emoji": lambda: margins("emoji"),

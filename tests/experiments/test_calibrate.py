@@ -442,6 +442,34 @@ def test_the_search_runs_what_differs_and_no_more(settings):
         assert torch.equal(errors, whole(loop, full, 2)[1])
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("full_steps=0+3+3", r"full_steps: must be integers that grow from 0, as in 0\+8\+19, got '0\+3\+3'"),
+        ("full_steps=1+3", "full_steps: must be integers that grow from 0"),
+        ("full_steps=0,3", "full_steps: must be integers that grow from 0"),
+        ("full_steps=0+8", r"full_steps: must be below the 8 steps, got '0\+8'"),
+        ("full_steps=0+3 refine=search", "refine: must not be search beside full_steps"),
+        ("full_steps=0+3 trials=5", "trials: must be left out beside full_steps, which are not searched, got '5'"),
+    ],
+)
+def test_full_steps_that_are_none_are_refused(small, tmp_path, words, message):
+    with pytest.raises(ConfigError, match=message):
+        main([*small, "items=2", f"output={tmp_path / 'plan.json'}", *words.split()])
+    assert not (tmp_path / "plan.json").exists()
+
+
+@pytest.mark.parametrize(("scope", "refine"), [("output", "loop"), ("output", "newton"), ("stack", "newton")])
+def test_given_full_steps_stay(small, tmp_path, scope, refine):
+    path, items = tmp_path / "plan.json", 8 if refine == "newton" else 1
+    words = ["full_steps=0+2+5", f"items={items}", f"refine={refine}", f"scope={scope}", f"output={path}"]
+    main([*small, "num_steps=8", *words])
+    named = [*small, "num_steps=8", "method=calibrated", f"scope={scope}", f"method.plan={path}", "method.budget=3"]
+    plan = load_plan(resolve(compose(named)))
+    assert plan.full_steps == (0, 2, 5) and set(plan.rows) == {1, 3, 4, 6, 7}
+    assert json.loads(path.read_text())["made"]["full_steps"] == "0+2+5"
+
+
 def test_a_search_begins_at_the_best_of_many():
     asked, plain = [], [(0, 7, 14), (0, 2, 19)]
 

@@ -197,6 +197,8 @@ def test_a_quality_is_part_of_the_identity_only_where_it_is_given(small):
     [
         ("quality=good", "quality: must be a PSNR > 0, as in 40dB, got 'good'"),
         ("quality=40dB budget=8", "budget: must be left out beside quality"),
+        ("full_steps=0+3 budget=2", "budget: must be left out beside full_steps, got '2'"),
+        ("full_steps=0+3 quality=40dB", "quality: must be left out beside full_steps, got '40dB'"),
         ("quality=40dB scope=stack", "quality: must be left out where no items are held out"),
         ("quality=40dB items=1", "quality: must be left out where no items are held out"),
         ("quality=40dB refine=newton backend.solver=unipc", "quality: must be left out where no items are held out"),
