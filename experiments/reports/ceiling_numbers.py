@@ -65,10 +65,12 @@ def one_item(setting: str = "") -> str:
     """How much of the calibrated plan's gain over the best published method one calibration item has."""
     shares = []
     for backend in ("digits", "emoji"):
-        gains: Any = limit(backend).set_index(["full steps", "method", "setting"])["gain"]
+        rows = limit(backend)
+        keys = zip(rows["full steps"], rows["method"], rows["setting"], strict=True)
+        gains = dict(zip(keys, rows["gain"], strict=True))
         one = gains.get((8, "calibrated, 1 item", setting))
         if one is not None:
-            shares.append(f"{100 * float(one) / float(gains[8, 'calibrated', '']):.0f} % ({backend})")
+            shares.append(f"{100 * one / gains[8, 'calibrated', '']:.0f} % ({backend})")
     return " and ".join(shares)
 
 

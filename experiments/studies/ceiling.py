@@ -8,9 +8,10 @@ On unseen items, against their un-cached results: every published forecaster at 
 the same with weights refined through the whole sampler (as stored, or here), at 8 full steps the plan of one
 calibration item (with its own full steps, then with those of the plan) and refined ones of other calibration seeds, and
 the fitted multistep solver (`experiments.calibration.solver`) with as many calls. Gains are over the best published
-method at as many full steps, paired item by item. Lines of other backends and budgets in `results/embedded/ceiling.csv` are kept, and every budget is
-written when it is done. With `anew="tail 1"` only settings with these words in them compete, and with them what was
-stored as the best of every method: for schedules that came to the library after the table.
+method at as many full steps, paired item by item. Lines of other backends and budgets in `results/embedded/ceiling.csv`
+are kept, and every budget is written when it is done. With `anew="tail 1"` only settings with these words in them
+compete, and with them what was stored as the best of every method: for schedules that came to the library after the
+table.
 """
 
 from __future__ import annotations
