@@ -106,8 +106,9 @@ def own_places() -> str:
     """Searched full steps that all items share beside those of each item's own."""
     rows, lines = pd.read_csv(EMBEDDED / "places_own.csv", keep_default_na=False, dtype=str), []
     for _, members in rows.groupby(["model", "full steps", "method"], sort=False):
-        psnr = {row["places"]: f"{float(row['PSNR (dB)']):.1f}" for _, row in members.iterrows()}
-        own = members[members["places"] == "own"].iloc[0]
+        found = zip(members["places"], members["PSNR (dB)"], strict=True)
+        psnr = {str(places): f"{float(value):.1f}" for places, value in found}
+        own: Any = members[members["places"] == "own"].iloc[0]
         over, least, most = (f"{float(own[name]):.1f}" for name in ("over shared", "from", "to"))
         keys = [own["model"], own["full steps"], own["method"]]
         lines.append([*keys, psnr["eased"], psnr["shared"], f"{psnr['own']} (+{over} [{least}, {most}])"])
