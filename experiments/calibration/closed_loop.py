@@ -16,7 +16,7 @@ along trajectories of the plan (`refit`), as often as wanted.
 *Places.* Full steps are moved one at a time (`experiments.calibration.search`); a move stays if the mean PSNR of the
 final samples under closed-loop weights grows. It starts from the open-loop optimum, schedules without data, and
 drawn ones: as many as there are trials are screened on a few items, and the best of them go on. Every
-item judges, under weights of all of them: of 32 items these have no less than of unseen ones.
+item judges, under weights of all items: with 32 of them unseen items have as much.
 """
 
 from __future__ import annotations

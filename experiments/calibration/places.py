@@ -109,7 +109,8 @@ def store_places(settings: Settings, options: Options) -> None:
     cost = options.trials * settings.budget / steps * (count + len(few))
     say = f"at most {options.trials} candidates, {cost:.0f} full generations; {count} un-cached ones took {each:.1f} s"
     print(f"{int((~held).sum())} items to search on, {int(held.sum())} to decide; {say}", flush=True)
-    starts = find_starts(lambda places: float(trial.part(few).psnr(places).mean()), plain, steps, options.trials)
+    screen = trial.part(few)
+    starts = find_starts(lambda places: float(screen.psnr(places).mean()), plain, steps, options.trials)
     found = search(lambda places: float(trial.psnr(places)[~held].mean()), starts, steps, options.trials, MOVES)
     (before, after) = (float(trial.psnr(places)[held].mean()) for places in (even, found))
     kept = found if after > before else even

@@ -1,12 +1,12 @@
-"""Full steps of each item's own: what adapting them to the sample could bring at most.
+"""Full steps of each item's own: what adapting them to the sample could bring.
 
     python -m experiments study places-own backend=digits study_items=8      # and backend=emoji
 
 For a forecaster at scope `output`, the same search (`experiments.calibration.search`, as many candidates, from `eased`
 steps) is made twice: for one schedule that all items share, and for a schedule of each item, in both cases with the
-PSNR of these very items as its aim. Neither can be had without the un-cached result; their difference is about the most
-that a rule which sets full steps by the sample could gain over a schedule that serves all. Lines of other models are
-kept in `results/embedded/places_own.{csv,md}`.
+PSNR of these very items as its aim. Neither can be had without the un-cached result; their difference is more than a
+rule which sets full steps by the sample can be expected to gain over a schedule that serves all. Lines of other models
+are kept in `results/embedded/places_own.{csv,md}`.
 """
 
 from __future__ import annotations
