@@ -28,7 +28,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.config.register import register
+from experiments.config.register import GROUPS, register
 from experiments.config.run import RunConfig
 from experiments.errors import ConfigError, check, choose, nearest
 
@@ -213,11 +213,32 @@ def parse_override(override: str) -> Override:
 
 @cache
 def compose_choice(conf: Path, choice: tuple[str, ...], row: bool) -> DictConfig:
-    """What Hydra composes of a choice of groups; of a `row`, without the preset."""
+    """What Hydra composes of a choice of groups; of a `row`, without the preset.
+
+    The method is put in afterwards: no default list depends on it, and no preset sets one, so that the many methods of
+    a plan take one composition and not one each.
+    """
+    named = [word for word in choice if key(word) == "method" and word.partition("=")[2] in options("method")]
+    if named:
+        made = copy.deepcopy(compose_choice(conf, tuple(word for word in choice if word not in named), row))
+        with flag_override(made, "readonly", False):
+            made.method = compose_method(conf, named[-1].partition("=")[2])
+        return made
     made = compose_untyped(list(choice))
     if row:
         with flag_override(made, "readonly", False):
             made.preset = None
+    return made
+
+
+@cache
+def compose_method(conf: Path, name: str) -> DictConfig:
+    """A method's schema, which is the one default of its file, with the values of that file."""
+    values = OmegaConf.load(conf / "method" / f"{name}.yaml")
+    assert isinstance(values, DictConfig)
+    schema = str(values.pop("defaults")[0]).removeprefix("/schema/method/").removesuffix("@_here_")
+    made = OmegaConf.merge(OmegaConf.structured(GROUPS["method"][schema]), values)
+    assert isinstance(made, DictConfig)
     return made
 
 

@@ -4,11 +4,12 @@ import dataclasses
 import re
 
 import pytest
+from omegaconf import OmegaConf
 
 import hicache
 from experiments.backends import ALIASES
 from experiments.config.backend import Recommended
-from experiments.config.compose import CONF, compose, options
+from experiments.config.compose import CONF, compose, compose_untyped, merge_values, options
 from experiments.errors import ConfigError
 from experiments.settings.library_method import method_of
 from experiments.settings.resolve import resolve
@@ -42,6 +43,18 @@ def test_every_method_reaches_the_library_with_its_settings(name):
     expected = {"interval": 7, "order": 2, "sigma": 0.6, "warmup_steps": 3}
     for key in spec.uses & set(expected):
         assert getattr(method.knobs, key) == expected[key]
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("name", options("method"))
+def test_a_method_put_in_afterwards_is_what_hydra_composes(name):
+    for line in (["backend=emoji"], ["experiment=digits_zoo"]):
+        assert merge_values([*line, f"method={name}"]) == compose_untyped([*line, f"method={name}"])
+
+
+def test_no_preset_sets_a_method():
+    for preset in options("experiment"):
+        assert "method" not in OmegaConf.load(CONF / "experiment" / f"{preset}.yaml"), preset
 
 
 @pytest.mark.parametrize("name", options("sigma_schedule"))
