@@ -34,9 +34,9 @@ def markdown() -> str:
         "\n\n".join(
             [
                 "# Beside other programs",
-                "Written by `python -m experiments compare --markdown`; a test compares, and every line is a test. "
-                "*Stored*: tensors that the other program computed are in `tests/golden`, and ours at this setting are "
-                "equal to them.",
+                "Written by `python -m experiments compare --markdown`; a test checks that it is current, and each "
+                "line of settings has a test. *Stored*: `tests/golden` has tensors that the other program computed, "
+                "and ours at this setting are equal to them.",
                 "## To compare with ..., set ...",
                 table(["program", "settings", "stored", "note"], rows),
                 "## Every method beside its authors' program",

@@ -262,20 +262,21 @@ def markdown() -> str:
             [
                 "# Methods",
                 "Written by `python -m experiments methods --markdown` from the registries of the library; a test "
-                "compares. A method is a scope, a policy, a forecaster and perhaps a patch, and every part may be "
-                "exchanged on the command line (`scope=`, `policy=`, `forecaster=`, `patch=`).",
+                "checks that it is current. A method is a scope, a policy, a forecaster and perhaps a patch, and "
+                "every part can be replaced on the command line (`scope=`, `policy=`, `forecaster=`, `patch=`).",
                 "## Composition",
                 table(["`method=`", "title", "scope", "policy", "forecaster", "sigma", "patch", "source"], composed),
                 "## What they read, need and run on",
-                "A backend with `*` takes the method once its artefact has been made for it; the others as shipped. "
-                "Methods refuse other pairs before a model is loaded.",
+                "A backend with `*` runs the method once the artefact for it has been made; the others run it as "
+                "shipped. Other pairs are refused before a model is loaded.",
                 table(["`method=`", "reads", "needs", "scopes", "backends"], accepted),
                 "## Beside their authors' programs",
                 "Settings that make a run equal to another program: [compare.md](compare.md).",
                 compared_table(),
                 "## On pipelines of diffusers",
-                "The presets of `backend=diffusers` ([backends.md](backends.md)), those together that take the same "
-                "methods; found by enabling each on the tiny counterpart. *transformer*: every scope of a transformer.",
+                "The presets of `backend=diffusers` ([backends.md](backends.md)); those that take the same methods "
+                "share a column. Found by enabling each method on each preset's tiny counterpart. *transformer*: "
+                "every scope of a transformer.",
                 table(["`method=`", *(", ".join(f"`{n}`" for n in names) for names, _ in groups())], on_presets()),
                 "## Parts",
                 "### `scope=`",

@@ -87,9 +87,10 @@ def markdown() -> str:
     import diffusers
 
     said = (
-        "Written by `python -m tests.hicache.coverage`; a test compares. Every class is built small and every scope that "
-        "it has is checked (`tests/hicache/test_generic_matrix.py`): a computed step is the model bit by bit, no real "
-        "block runs at an estimate, and the estimate equals an oracle that runs all blocks and overwrites their results."
+        "Written by `python -m tests.hicache.coverage`; a test checks that it is current. Every class is built small "
+        "and every scope that it has is checked (`tests/hicache/test_generic_matrix.py`): a computed step is the "
+        "model bit by bit, no real block runs at an estimate, and the estimate equals an oracle that runs all blocks "
+        "and overwrites their results."
     )
     counted = (
         f"diffusers {diffusers.__version__} has {len(pipelines())} pipelines that name a denoiser's class; "
@@ -100,12 +101,13 @@ def markdown() -> str:
         for name, (have, how, modules) in sorted(found().items())
     ]
     own = (
-        "A module of your own that keeps its blocks in a `ModuleList` has the same scopes: `hicache.scopes(model)` says "
-        "which, and how the streams between its blocks are known: *declared* in `hicache/generic/declared.py`, by diffusers' "
-        "*registry*, or found at the first call from the identity or the shapes of tensors. An estimate at scope `modules` runs no block where the model has an "
-        "*adapter* or the gates of its blocks are *declared* in `hicache/generic/gate_rows.py`: all modules are added up at "
-        "once, if the first computed step of the generation proves that this gives the model's own result. Elsewhere, and "
-        "where it does not, the blocks run with stand-ins for the modules that are *found* in them."
+        "A module of your own that keeps its blocks in a `ModuleList` has the same scopes: `hicache.scopes(model)` "
+        "says which, and how the streams between its blocks are known: *declared* in `hicache/generic/declared.py`, "
+        "by diffusers' *registry*, or found at the first call from the identity or the shapes of tensors. An estimate "
+        "at scope `modules` runs no block where the model has an *adapter* or the gates of its blocks are *declared* "
+        "in `hicache/generic/gate_rows.py`: the values of all modules are added up at once, provided that this gives "
+        "the model's own result at the first computed step of the generation. Otherwise the blocks run, with "
+        "stand-ins for the modules that are *found* in them."
     )
     parts = ["# Models", said, "## Counted", counted, table(["scope", "classes", "pipelines"], counts())]
     parts += ["## Classes", own, table(["class", "scopes", "streams", "modules"], rows)]
