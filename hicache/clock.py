@@ -68,6 +68,9 @@ class Heir:
 _WATCHED: dict[tuple[type, str], tuple[Callable[..., Any], int]] = {}
 """Methods that were replaced in their classes: the originals, and how many objects are watched."""
 
+_LOCK = threading.RLock()
+"""Objects of several threads share what was replaced in their class."""
+
 
 def carried(owner: object) -> Mark | Heir | None:
     """What an object carries: a mark, or what became of it in a copy."""
@@ -90,14 +93,15 @@ def watch(owner: object, name: str, around: Around) -> bool:
     kind = defining(owner, name)
     if kind is None:
         return False
-    original, count = _WATCHED.get((kind, name), (vars(kind)[name], 0))
-    if count == 0:
-        setattr(kind, name, watched(name, original))
-    _WATCHED[kind, name] = (original, count + 1)
-    mark = mark_of(owner)
-    if mark is None or mark.owner() is not owner:
-        mark = vars(owner)[Mark.name] = Mark(owner)
-    mark.around.setdefault(name, []).append(around)
+    with _LOCK:
+        original, count = _WATCHED.get((kind, name), (vars(kind)[name], 0))
+        if count == 0:
+            setattr(kind, name, watched(name, original))
+        _WATCHED[kind, name] = (original, count + 1)
+        mark = mark_of(owner)
+        if mark is None or mark.owner() is not owner:
+            mark = vars(owner)[Mark.name] = Mark(owner)
+        mark.around.setdefault(name, []).append(around)
     return True
 
 
@@ -106,14 +110,15 @@ def unwatch(owner: object, name: str, around: Around) -> None:
     mark, kind = mark_of(owner), defining(owner, name)
     if mark is None or kind is None or around not in mark.around.get(name, []):
         return
-    mark.around[name].remove(around)
-    if not any(mark.around.values()):
-        vars(owner).pop(Mark.name)
-    original, count = _WATCHED[kind, name]
-    _WATCHED[kind, name] = (original, count - 1)
-    if count == 1:
-        del _WATCHED[kind, name]
-        setattr(kind, name, original)
+    with _LOCK:
+        mark.around[name].remove(around)
+        if not any(mark.around.values()):
+            vars(owner).pop(Mark.name)
+        original, count = _WATCHED[kind, name]
+        _WATCHED[kind, name] = (original, count - 1)
+        if count == 1:
+            del _WATCHED[kind, name]
+            setattr(kind, name, original)
 
 
 def watched(name: str, original: Callable[..., Any]) -> Callable[..., Any]:

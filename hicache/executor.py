@@ -315,7 +315,7 @@ class Executor:
         signature = signature_of(call)
         changed = branch.signature not in (None, signature)
         if changed:
-            branch.memory.reset(branch.clock.num_steps, branch.first)
+            branch.forget()
         if branch.policy.probe and not branch.late:
             action, result = self._probe(branch, args, kwargs)
         else:
@@ -386,7 +386,7 @@ class Executor:
             return
         branch.fused = False
         if not self.setup.by_module:
-            branch.forecaster.reset(branch.clock.num_steps, branch.first)
+            branch.forecaster.reset(branch.clock.num_steps, branch.memory.offset)
             self.tapped.compute(branch, own)
 
     def check(self, branch: Branch) -> None:

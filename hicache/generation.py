@@ -116,6 +116,11 @@ class Branch:
         """Memory of all that is kept between calls."""
         return self.memory.bytes + bytes_of((self.watched, self.patch))
 
+    def forget(self) -> None:
+        """Drop what was kept of calls of another form."""
+        self.memory.reset(self.memory.num_steps, self.memory.offset)
+        self.watched = None
+
     @torch.no_grad()
     def watch(self, value: Tensor) -> None:
         """Tell the clock how much `value` changed; reading it waits for the GPU."""

@@ -35,6 +35,7 @@ from hicache.executor import Executor
 from hicache.forecast import Forecaster
 from hicache.generation import Branch
 from hicache.generation_report import PlanError
+from hicache.generic.leaves import flatten
 from hicache.methods import MAX_ORDER, CacheMethod, method
 from hicache.tree import Action
 
@@ -74,9 +75,13 @@ class AdaptiveGuidance:
         return None if self.order is None else method("newton", order=self.order, gate=False).build_forecaster()
 
 
-def alignment(conditional: Tensor, unconditional: Tensor) -> float:
-    """The least cosine similarity of a batch; reading it waits for the GPU."""
-    return float(F.cosine_similarity(conditional.flatten(1).float(), unconditional.flatten(1).float()).min())
+def alignment(a: Any, b: Any, batch: bool = True) -> float:
+    """The least cosine similarity of a batch, over all leaves together; reading it waits for the GPU."""
+    rows = [
+        torch.cat([leaf.reshape(leaf.shape[0] if batch else 1, -1).float() for leaf in flatten(value)[0]], dim=1)
+        for value in (a, b)
+    ]
+    return float(F.cosine_similarity(rows[0], rows[1]).min())
 
 
 class GuidedExecutor(Executor):

@@ -46,14 +46,15 @@ class Attached:
             self.executor = GuidedExecutor(adapter, method, inner.forward, guidance)
         self.executor.errors = errors
         self.model = inner
-        self.operators = self._install(method, handle.chosen)
+        self._chosen = handle.chosen
+        self.operators = self._install(method)
         self.dispatcher = Dispatcher(model, self.executor, handle)
 
-    def _install(self, method: CacheMethod, chosen: Chipmunk | None) -> Operators | None:
+    def _install(self, method: CacheMethod) -> Operators | None:
         """The operators of computed steps, below the cache; nothing stays on the model if they do not fit."""
+        chosen, executor = self._chosen, self.executor
         if chosen is None:
             return None
-        executor = self.executor
         try:
             if method.patch is not None:
                 raise ValueError(
@@ -76,6 +77,8 @@ class Attached:
 
     def take(self) -> None:
         """Enter the model."""
+        if self.operators is None:
+            self.operators = self._install(self.executor.method)
         self.dispatcher.take()
         if hasattr(self.model, "cache_context"):
             watch(self.model, "cache_context", self._context)

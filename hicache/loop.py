@@ -24,13 +24,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hicache.forecast.forecaster import taken
 from hicache.generation_report import Report, Stopwatch
 from hicache.generic.leaves import flatten, unflatten
-from hicache.guidance import COND, UNCOND, AdaptiveGuidance
+from hicache.guidance import COND, UNCOND, AdaptiveGuidance, alignment
 from hicache.methods import CacheMethod, method
 from hicache.nested import NestedForecaster
 from hicache.policy import Clock
@@ -86,8 +85,9 @@ class LoopBranch:
         if isinstance(step, bool) or not hasattr(step, "__index__") or step < 0:
             raise ValueError(f"step: must be an integer >= 0, got {step!r}")
         step = int(step)
-        if step == 0 and clock.step > 0:
-            loop.reset(loop.num_steps)
+        if step == 0 and (clock.step > 0 or (clock.step == 0 and loop.num_steps == 1)):
+            if loop.branches.get(clock.branch) is self:  # else another branch has begun this generation
+                loop.reset(loop.num_steps)
             return loop.branch(clock.branch).adopt(self).decide(step)
         if step <= clock.step:
             raise ValueError(
@@ -301,12 +301,3 @@ def mapped(rule: Callable[[Tensor, Tensor], Tensor], a: Any, b: Any) -> Any:
     """`rule` on the leaves of two values of one structure; the rest is taken from the first."""
     leaves, form = flatten(a)
     return unflatten([rule(*pair) for pair in zip(leaves, flatten(b)[0], strict=True)], form)
-
-
-def alignment(a: Any, b: Any, batch: bool) -> float:
-    """The least cosine similarity of a batch, over all leaves together."""
-    rows = [
-        torch.cat([leaf.reshape(leaf.shape[0] if batch else 1, -1).float() for leaf in flatten(value)[0]], dim=1)
-        for value in (a, b)
-    ]
-    return float(F.cosine_similarity(rows[0], rows[1]).min())

@@ -25,7 +25,8 @@ from torch.overrides import TorchFunctionMode
 
 from hicache.adapters.base import Adapter
 from hicache.adapters.hooks import eager, see_hooks
-from hicache.adapters.modules import Module, compiled, replaced, uncompiled
+from hicache.adapters.modules import Module, compiled, replaced
+from hicache.generic.stubs import uncompiled
 from hicache.patch import Patch
 from hicache.typed import vector_norm
 
@@ -141,9 +142,25 @@ class ScoreMode(TorchFunctionMode):
 
 
 def attention_scores(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, scale: float | None = None, **_: Any
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
 ) -> Tensor:
-    """Mean attention that every token receives, `[B, n]`, from queries and keys `[B, H, n, d]`."""
+    """Mean attention that every token receives, `[B, n]`, from queries and keys `[B, H, n, d]`.
+
+    The arguments are those of `scaled_dot_product_attention`; dropout is left out.
+
+    Raises:
+        ValueError: for causal attention, and for keys with fewer heads than queries.
+    """
+    if is_causal or key.shape[1] != query.shape[1]:
+        kind = "causal attention" if is_causal else f"{key.shape[1]} key heads for {query.shape[1]} query heads"
+        raise ValueError(f"select: attention needs full attention with a key head for each query head, got {kind}")
     batch, heads, tokens, width = query.shape
     factor = width**-0.5 if scale is None else scale
     chunk = max(1, CHUNK // (batch * heads * key.shape[2]))

@@ -25,7 +25,7 @@ from torch import nn
 
 from hicache.tree import Site
 
-__all__ = ["Module", "compiled", "replaced", "uncompiled"]
+__all__ = ["Module", "compiled", "replaced"]
 
 
 class Module(NamedTuple):
@@ -52,19 +52,6 @@ class Module(NamedTuple):
     def image_site(self) -> Site:
         """The name of its image rows; a fusion keeps its own."""
         return self.site._replace(stream="img") if self.site.module == "attn" else self.site
-
-
-@contextmanager
-def uncompiled(blocks: Sequence[nn.Module]) -> Generator[None]:
-    """Inside, compiled blocks run as written, so that what is changed within them takes effect."""
-    saved = [(vars(block), vars(block)["_compiled_call_impl"]) for block in blocks if compiled(block)]
-    try:
-        for slots, _ in saved:
-            slots["_compiled_call_impl"] = None
-        yield
-    finally:
-        for slots, before in saved:
-            slots["_compiled_call_impl"] = before
 
 
 def compiled(block: nn.Module) -> bool:

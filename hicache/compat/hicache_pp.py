@@ -27,8 +27,7 @@ from torch.utils._pytree import tree_map
 
 from hicache.forecast.dmd import FLOOR, Dmd
 from hicache.forecast.window import uniform_tail
-from hicache.guidance import AdaptiveGuidance
-from hicache.loop import alignment
+from hicache.guidance import AdaptiveGuidance, alignment
 from hicache.methods import method
 from hicache.nested import NestedForecaster
 

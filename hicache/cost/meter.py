@@ -58,6 +58,7 @@ class Cost:
         mixed_steps: number of mixed steps.
         saved: what sparse operators save in all steps together.
         parameters: of the model.
+        uncached: a step of the un-cached run, where several models follow on one another; None = `full`.
     """
 
     full: float
@@ -70,6 +71,7 @@ class Cost:
     mixed_steps: int = 0
     saved: float = 0.0
     parameters: int = 0
+    uncached: float | None = None
 
     @property
     def total(self) -> float:
@@ -80,7 +82,7 @@ class Cost:
     @property
     def baseline(self) -> float:
         """FLOPs of the un-cached run."""
-        return self.num_steps * self.full
+        return self.num_steps * (self.full if self.uncached is None else self.uncached)
 
     @property
     def speedup(self) -> float:

@@ -124,7 +124,7 @@ def added(one: Cost, other: Cost) -> Cost:
 
 
 def joined(costs: Sequence[Cost]) -> Cost:
-    """Models that follow on one another: steps add up, and the FLOPs of a step of each kind are a mean."""
+    """Models that follow on one another: steps add up, and the FLOPs of a step are a mean over those of its kind."""
     steps = sum(cost.num_steps for cost in costs)
     full = sum(cost.full_steps for cost in costs)
     mixed = sum(cost.mixed_steps for cost in costs)
@@ -134,7 +134,7 @@ def joined(costs: Sequence[Cost]) -> Cost:
         return sum(v * w for v, w in zip(values, weights, strict=True)) / max(sum(weights), 1)
 
     return Cost(
-        full=mean([cost.full for cost in costs], [cost.num_steps for cost in costs]),
+        full=mean([cost.full for cost in costs], [cost.full_steps for cost in costs]),
         estimated=mean([cost.estimated for cost in costs], estimated),
         overhead=mean([cost.overhead for cost in costs], estimated),
         full_steps=full,
@@ -144,6 +144,7 @@ def joined(costs: Sequence[Cost]) -> Cost:
         mixed_steps=mixed,
         saved=sum(cost.saved for cost in costs),
         parameters=sum(cost.parameters for cost in costs),
+        uncached=mean([cost.full for cost in costs], [cost.num_steps for cost in costs]),
     )
 
 

@@ -26,9 +26,10 @@ from torch import Tensor
 
 from hicache.adapters.base import Adapter, Call, Streams
 from hicache.adapters.hooks import guarded, join
-from hicache.adapters.modules import Module, replaced, uncompiled
+from hicache.adapters.modules import Module, replaced
 from hicache.generation import Branch
 from hicache.generation_report import PlanError
+from hicache.generic.stubs import uncompiled
 from hicache.observe import observed
 from hicache.patch import Patch
 from hicache.patch.base import gather

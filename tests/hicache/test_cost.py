@@ -10,6 +10,7 @@ import hicache
 from hicache.adapters import find_adapter
 from hicache.cost.meta import on_meta
 from hicache.cost.meter import Meter
+from hicache.cost.trace import joined
 from tests.hicache import denoisers, pipelines, traced
 from tests.hicache.models import build, denoise, inputs
 
@@ -274,3 +275,11 @@ def test_a_pipeline_is_traced():
     assert (again.num_steps, again.cost(chosen).total) == (8, cost.total)
     with pytest.raises(ValueError, match="trace: must have seen a call of a denoiser, got none"):
         type(calls)({}).cost(chosen)
+
+
+def test_models_of_two_sizes_add_up():
+    one = hicache.cost.Cost(full=10, estimated=1, overhead=0, full_steps=2, num_steps=4, cache_bytes=1)
+    other = hicache.cost.Cost(full=3, estimated=2, overhead=0, full_steps=5, num_steps=6, cache_bytes=1)
+    both = joined([one, other])
+    assert both.total == pytest.approx(one.total + other.total) == pytest.approx(39)
+    assert both.baseline == pytest.approx(one.baseline + other.baseline) == pytest.approx(58)

@@ -155,6 +155,22 @@ def test_a_second_generation_begins_at_step_0():
     assert len(loop.report.full_steps) == len(hicache.full_steps(STEPS, 4, 2))
 
 
+def test_held_branches_begin_a_second_generation_together():
+    loop = Loop(hicache.method("taylorseer", interval=4, order=1, warmup_steps=2), num_steps=STEPS)
+    held = [loop.branch(name) for name in ("a", "b")]
+    for _ in range(3):
+        found = [branch(i, lambda i=i: at(i)) for i in range(STEPS) for branch in held]
+        assert all(torch.equal(a, b) for a, b in zip(found[::2], found[1::2], strict=True))
+        full = hicache.full_steps(STEPS, 4, 2)
+        assert list(loop.branches) == ["a", "b"] and loop.report.branches == {"a": full, "b": full}
+
+
+def test_generations_of_a_single_step():
+    loop = Loop("taylorseer", num_steps=1)
+    for i in range(3):
+        assert torch.equal(loop(0, lambda i=i: at(i)), at(i)) and loop.report.full_steps == [0]
+
+
 def test_steps_for_those_who_branch_themselves():
     method = hicache.method("hicache", interval=4, order=2, warmup_steps=3)
     expected = run(Loop(method), at)

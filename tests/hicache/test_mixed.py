@@ -208,6 +208,17 @@ def test_attention_scores_are_column_means(masked, monkeypatch):
     torch.testing.assert_close(expected.sum(1), torch.ones(2))
 
 
+def test_attention_scores_read_the_arguments_as_pytorch_does():
+    from hicache.observe import attention_scores
+
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 2, 3, 7, 4)
+    assert torch.equal(attention_scores(query, key, key, None, 0.0, False), attention_scores(query, key, key))
+    for refused in ({"is_causal": True}, {"key": key[:, :1], "enable_gqa": True}):
+        with pytest.raises(ValueError, match="select: attention needs full attention"):
+            attention_scores(**{"query": query, "key": key, "value": key, **refused})
+
+
 @pytest.mark.parametrize("select", ["attention", "keys"])
 @pytest.mark.parametrize("model_name", MODELS)
 def test_scores_reach_every_stream(model_name, select):

@@ -56,6 +56,16 @@ def test_without_a_cache_the_operators_are_enabled_too(model, call, alone):
     assert "chipmunk (reference): 16.7% of the keys, " in str(alone[1])
 
 
+def test_operators_are_there_again_after_another_method(model, call, alone):
+    with hicache.cached(model, hicache.method("none"), operators=SMALL) as handle:
+        with hicache.cached(model, hicache.method("none")):
+            pass
+        handle.begin(STEPS)
+        outputs = denoise(model, call, STEPS)[0]
+        handle.finish()
+    assert torch.equal(outputs[-1], alone[0][-1]) and handle.report.operators["executed"] == STEPS
+
+
 @pytest.mark.matrix
 @pytest.mark.parametrize("scope", SCOPES)
 def test_interval_one_is_chipmunk_alone(model, call, alone, scope):

@@ -367,3 +367,19 @@ def test_magcache_begins_again_at_step_0():
     policy = MagCache(curve=(1.0,) * 20, threshold=9.0, max_skips=4, retention=0.0)
     twice = [executed(policy, 13, 0.0) for _ in range(2)]
     assert twice == [[0, 5, 10]] * 2
+
+
+@pytest.mark.parametrize("name", ["teacache", "fbcache", "taylorseer"])
+@torch.no_grad()
+def test_a_call_of_another_form_starts_anew(name):
+    """A smaller batch from the fifth step on: its first step is computed, and nothing of the larger one is used."""
+    model, found = build("dit"), []
+    large, small = inputs(model, "dit", batch=2), inputs(model, "dit", batch=1)
+    with hicache.cached(model, method(name)) as handle:
+        handle.begin(8)
+        for step in range(8):
+            found.append(len(model(**(large if step < 4 else small), return_dict=False)[0]))
+            handle.step()
+        branch = handle.executor.generation.branches[""]
+    assert found == 4 * [2] + 4 * [1] and 4 in branch.clock.anchors
+    assert branch.watched is None or len(branch.watched) == 1
