@@ -11,11 +11,10 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
-from hicache.attachment import dispatcher_of
 from hicache.forecast import Forecaster
 from hicache.generic.structure import DENOISERS, denoisers
 from hicache.guidance import AdaptiveGuidance
-from hicache.handle import Handle
+from hicache.handle import Handle, owners
 from hicache.knobs import lookup
 from hicache.methods import CacheMethod, method
 from hicache.operators import Chipmunk
@@ -35,11 +34,11 @@ def enable(
 ) -> Handle:
     """Enable a method on all denoisers of a diffusers pipeline, or on a model.
 
-    A method that is already enabled there is taken off first. On a pipeline, generations begin and end by
+    A method that is already enabled there is taken off, once this one fits. On a pipeline, generations begin and end by
     themselves; on a bare model they begin when the timestep turns back, or with `handle.begin(num_steps)`.
 
     Args:
-        target: a pipeline with a `transformer`, `transformer_2`, `unet` or `prior`, or a model.
+        target: a pipeline with a `transformer`, `transformer_2`, `unet`, `prior` or `decoder`, or a model.
         cache_method: from `hicache.method`, or a method's name.
         guidance: leave out unconditional predictions that have become superfluous; None makes them all.
         operators: what computes attention and MLPs at computed steps; None = the model's own.
@@ -57,10 +56,8 @@ def enable(
 def disable(target: Any) -> None:
     """Take off whatever method is enabled on a pipeline or model; nothing happens where there is none."""
     models = [target] if not any(hasattr(target, name) for name in DENOISERS) else denoisers(target).values()
-    for model in models:
-        found = dispatcher_of(model)
-        if found is not None:
-            found.owner.disable()
+    for handle in owners(models):
+        handle.disable()
 
 
 @contextmanager
@@ -74,9 +71,9 @@ def cached(
 ) -> Generator[Handle]:
     """`enable` for the length of a `with` block; the handle's reports stay readable after it.
 
-    What was enabled before is so again afterwards.
+    What was enabled before is so again afterwards, and what was enabled inside of the block is not.
     """
-    outer = [found.owner for found in map(dispatcher_of, denoisers(target).values()) if found is not None]
+    outer = owners(denoisers(target).values())
     for handle in outer:
         handle.suspend()
     try:
@@ -84,6 +81,7 @@ def cached(
         try:
             yield handle
         finally:
+            disable(target)
             handle.disable()
     finally:
         for handle in outer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ from hicache.methods import CacheMethod
 from hicache.operators import Chipmunk, Operators
 from hicache.sampler import clock_of
 
-__all__ = ["Attached", "Handle"]
+__all__ = ["Attached", "Handle", "owners"]
 
 
 class Attached:
@@ -122,10 +122,9 @@ class Handle:
         self.pipe = None if isinstance(target, nn.Module) else target
         self.guidance, self.chosen, self.separate = guidance, operators, separate
         models, timed = denoisers(target), self._timed(method)
-        for model in models.values():
-            before = dispatcher_of(model)
-            if before is not None:
-                before.owner.disable()
+        before = owners(models.values())
+        for each in before:
+            each.suspend()
         self._attached: dict[str, Attached] = {}
         self._reports: dict[str, Report] = {}
         self.enabled = False
@@ -135,7 +134,11 @@ class Handle:
                 self._attached[name] = Attached(self, model, timed, errors)
         except BaseException:
             self.disable()
+            for each in before:
+                each.resume()
             raise
+        for each in before:
+            each.disable()
         self.resume()
 
     # -- what happened -----------------------------------------------------------------------------------------
@@ -201,8 +204,8 @@ class Handle:
     # -- life --------------------------------------------------------------------------------------------------
 
     def resume(self) -> None:
-        """Enter models and pipeline, at first and after something else was enabled for a while."""
-        if self.enabled:
+        """Enter models and pipeline, at first and after something else was enabled for a while; not once disabled."""
+        if self.enabled or not self._attached:
             return
         self.enabled = True
         for attached in self._attached.values():
@@ -287,6 +290,11 @@ class Handle:
         if getattr(pipe, "scheduler", None) is None:
             raise ValueError(f"time: must be index without a pipeline that has a scheduler, got {time!r}")
         return dataclasses.replace(method, clock=lambda: clock_of(getattr(pipe, "scheduler", None), time))
+
+
+def owners(models: Iterable[Any]) -> list[Handle]:
+    """The handles of what is enabled on models, each once."""
+    return list(dict.fromkeys(found.owner for found in map(dispatcher_of, models) if found is not None))
 
 
 def check_rounds(clock: SamplerClock, executor: Executor) -> None:

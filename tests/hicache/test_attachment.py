@@ -131,3 +131,25 @@ def test_models_compiled_as_a_whole():
             assert cache.report.full_steps == [0, 1, 4, 7]
         assert (run(pipe) - plain).abs().max() < 1e-5
         torch._dynamo.reset()
+
+
+def test_what_is_enabled_inside_of_a_block_ends_with_it(pipe):
+    plain = run(pipe)
+    with hicache.cached(pipe, method("fora", **CHOSEN)) as outer:
+        ours = run(pipe)
+        with hicache.cached(pipe, method("taylorseer")) as between:
+            inside = hicache.enable(pipe, method("hicache"))
+            run(pipe)
+        assert not inside.enabled and not between.enabled and outer.enabled
+        assert torch.equal(run(pipe), ours)
+        with hicache.cached(pipe, method("hicache")):
+            outer.disable()
+    assert not outer.enabled and torch.equal(run(pipe), plain)
+
+
+def test_what_does_not_fit_leaves_what_was_enabled(pipe):
+    with hicache.cached(pipe, method("fora", **CHOSEN)) as first:
+        ours = run(pipe)
+        with pytest.raises(ValueError, match="scope: .* got 'deep'"):
+            hicache.enable(pipe, method("fora", scope="deep"))
+        assert first.enabled and torch.equal(run(pipe), ours)
