@@ -3,8 +3,8 @@
 Memory does not grow with the number of images: moments are two matrices, the Inception score needs per split
 only `sum p` and `sum p log p`, because `mean KL(p_i || q) = mean sum p_i log p_i - sum q log q` with `q =
 mean p_i`; pool features for precision and recall go to a file. The state is saved every `SHARD` images
-(rounded to whole batches) and at the end; an interrupted pass continues there and ends with the same numbers,
-since batches begin at the same places.
+(rounded to whole batches) and at the end, after the disk has the features that it counts; an interrupted pass
+continues there and ends with the same numbers, since batches begin at the same places.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evaluation import media_files, npz
-from evaluation.durable_files import replacing
+from evaluation.durable_files import replacing, sync_files
 from evaluation.errors import EvaluationError
 from evaluation.frechet import RunningCovariance
 from evaluation.inception import CLASSES, POOL, SPATIAL, Inception, InceptionFeatures
@@ -102,10 +102,10 @@ class InceptionStatistics:
 
     def features(self, device: str) -> Tensor:
         """Pool features of a pass that kept them, `[count, 2048]` float32."""
-        data = np.fromfile(self.folder / "pool.f32", dtype=np.float32).reshape(-1, POOL)
-        if len(data) != self.count:
-            raise RuntimeError(f"{self.folder}/pool.f32 holds {len(data)} rows, expected {self.count}")
-        return torch.from_numpy(data).to(device)
+        kept = self.folder / "pool.f32"
+        _require(kept, self.count)
+        data = np.fromfile(kept, dtype=np.float32, count=self.count * POOL)
+        return torch.from_numpy(data.reshape(-1, POOL)).to(device)
 
     def save(self) -> None:
         """Replace the state file in one step."""
@@ -172,8 +172,17 @@ def run_inception(source: Path, context: Context, keep_features: bool) -> Incept
 
 def _cut(kept: Path, count: int) -> None:
     """Drop features that were written after the last saved state."""
+    _require(kept, count)
     with kept.open("ab") as file:
         file.truncate(count * POOL * 4)
+
+
+def _require(kept: Path, count: int) -> None:
+    """The features that the state counts must be there: `truncate` would fill up a shorter file with zeros."""
+    there, wanted = kept.stat().st_size if kept.is_file() else 0, count * POOL * 4
+    if there < wanted:
+        rule = f"must hold the features of {count} images (delete the folder {kept.parent} to start anew)"
+        raise EvaluationError(f"{kept}: {rule}, got {there} of {wanted} bytes")
 
 
 def _run(
@@ -190,6 +199,8 @@ def _run(
             state.add(network(torch.from_numpy(batch).permute(0, 3, 1, 2)), kept)
             bar.update(len(batch))
             if state.count - saved >= SHARD or state.count == total:
+                if kept is not None:
+                    sync_files([kept])
                 state.save()
                 saved = state.count
 

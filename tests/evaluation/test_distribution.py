@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -182,6 +183,59 @@ def test_a_pass_is_shared_stored_and_resumed(quick, tmp_path):
     resumed = evaluation.evaluate(a, b, None, ALL, batch_size=4, out=tmp_path / "out", weights=quick)
     assert sum(Extractor.calls) == 37 - 16
     assert resumed == whole
+
+
+def interrupt(a: Path, b: Path, out: Path, weights: dict[str, Path]) -> Path:
+    """The kept features of a pass over `a` that ended after 16 of its images."""
+    Extractor.calls, Extractor.fail_after = [], 14
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.evaluate(a, b, None, ["precision"], batch_size=4, out=out, weights=weights)
+    Extractor.calls, Extractor.fail_after = [], None
+    return next(out.rglob("pool.f32"))
+
+
+@pytest.mark.parametrize("left", [0, 3, 15.5])
+def test_features_that_the_disk_lost_are_an_error(quick, tmp_path, left):
+    a, b = save_all(tmp_path / "a", noise(22, size=8)), save_all(tmp_path / "b", noise(15, size=8, seed=1))
+    words = {"batch_size": 4, "out": tmp_path / "out", "weights": quick}
+    kept, row = interrupt(a, b, tmp_path / "out", quick), SMALL[0] * 4
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[: int(left * row)])
+    message = rf"pool\.f32: must hold the features of 16 images .* got {int(left * row)} of {16 * row} bytes"
+    with pytest.raises(EvaluationError, match=message):
+        evaluation.evaluate(a, b, None, ["precision"], **words)
+    assert kept.stat().st_size == int(left * row) and Extractor.calls == []
+    kept.write_bytes(whole + b"torn")  # what came after the state goes
+    again = evaluation.evaluate(a, b, None, ["precision"], **words)
+    kept.write_bytes(kept.read_bytes()[: int(left * row)])  # of a pass that is complete
+    with pytest.raises(EvaluationError, match="must hold the features of 22 images"):
+        evaluation.evaluate(a, b, None, ["precision"], **words)
+    fresh = evaluation.evaluate(a, b, None, ["precision"], **words | {"out": tmp_path / "fresh"})
+    assert again == fresh
+
+
+def test_the_disk_has_the_features_before_the_state_that_counts_them(quick, tmp_path, monkeypatch):
+    sizes: dict[str, int] = {}
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        sizes[Path(os.readlink(f"/proc/self/fd/{descriptor}")).name] = os.fstat(descriptor).st_size
+        fsync(descriptor)
+
+    counts = []
+
+    def replaced(source: Path, target: Path) -> None:
+        if target.name == "state.npz":
+            with np.load(source) as state:
+                counts.append(int(state["count"]))
+            assert sizes.pop("pool.f32") == counts[-1] * SMALL[0] * 4
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    a = save_all(tmp_path / "a", noise(22, size=8))
+    evaluation.evaluate(a, a, None, ["precision"], batch_size=4, out=tmp_path / "out", weights=quick)
+    assert counts == [8, 16, 22]
 
 
 def test_folders_and_archives_give_the_same(quick, tmp_path):
