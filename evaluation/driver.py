@@ -128,7 +128,7 @@ def _item_results(chosen: list[ItemMetric], context: Context, bootstrap: Bootstr
         if todo:
             _score(metric, todo, keys, values, context)
         columns[metric.name] = [_read_stored(values, keys[item.name]) for item in context.items]
-    item_values.write_csv(context.out / "values.csv", [item.name for item in context.items], columns)
+    item_values.merge_csv(context.out / "values.csv", context.items, columns)
     return {metric.name: metric.reduce(columns[metric.name], bootstrap) for metric in chosen}
 
 

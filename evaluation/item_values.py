@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from evaluation.durable_files import replacing
 from evaluation.errors import EvaluationError
 from evaluation.metric import MediaItem, Metric
 
-__all__ = ["ValueStore", "digest", "item_key", "merge_json", "write_csv", "write_json"]
+__all__ = ["ValueStore", "digest", "item_key", "merge_csv", "merge_json", "write_json"]
 
 
 def digest(*parts: object) -> str:
@@ -92,13 +92,32 @@ def _plain(value: float) -> float | str:
     return value if math.isfinite(value) else repr(value)  # JSON has no infinity
 
 
-def write_csv(path: Path, items: list[str], columns: Mapping[str, list[float]]) -> None:
-    """One row per item, one column per metric."""
+def merge_csv(path: Path, items: Sequence[MediaItem], columns: Mapping[str, list[float]]) -> None:
+    """One row per item, one column per metric: these, and those of earlier calls.
+
+    Columns of earlier calls go where the items are others, or where a file has changed since.
+    """
+    names = [item.name for item in items]
+    known = _read_csv(path) if path.is_file() else {}
+    same = known.pop("item", None) == names
+    if not same or max(item.path.stat().st_mtime_ns for item in items) > path.stat().st_mtime_ns:
+        known = {}
     path.parent.mkdir(parents=True, exist_ok=True)
+    table = {**known, **columns}
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["item", *columns])
-        writer.writerows([name, *values] for name, *values in zip(items, *columns.values(), strict=True))
+        writer.writerow(["item", *table])
+        writer.writerows(zip(names, *table.values(), strict=True))
+
+
+def _read_csv(path: Path) -> dict[str, list[str]]:
+    """Columns by their heads."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            head, *rows = csv.reader(file)
+        return {name: list(column) for name, *column in zip(head, *rows, strict=True)}
+    except (ValueError, csv.Error) as error:
+        raise EvaluationError(f"{path}: must be a table of values by item (delete it), got: {error}") from error
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,43 @@ def test_stored_values_are_not_computed_again(folders, tmp_path, monkeypatch):
     changed = evaluation.evaluate(images, reference, None, ["psnr"], out=tmp_path / "out")
     assert calls == [1]
     assert changed["psnr"]["mean"] < first["psnr"]["mean"]
+
+
+def test_the_table_keeps_the_columns_of_earlier_calls(folders, tmp_path):
+    images, reference = folders
+    together, out = tmp_path / "together" / "values.csv", tmp_path / "out" / "values.csv"
+    evaluation.evaluate(images, reference, None, ["psnr", "ssim"], out=together.parent)
+    for metric in ("psnr", "ssim", "psnr"):
+        evaluation.evaluate(images, reference, None, [metric], out=out.parent)
+    assert out.read_bytes() == together.read_bytes()
+    assert read_values(out.parent, "psnr")["img_0"] == float("inf")
+
+
+def test_the_table_forgets_columns_of_other_pictures(folders, tmp_path):
+    images, reference = folders
+    out = tmp_path / "out" / "values.csv"
+
+    def head_after(metric: str) -> str:
+        evaluation.evaluate(images, reference, None, [metric], out=out.parent, subset=True)
+        return out.read_text().partition("\n")[0]
+
+    assert head_after("psnr") == "item,psnr"
+    picture = images / "img_3.png"
+    Image.fromarray(noise(1, seed=9)[0]).save(picture)  # new content, same name
+    os.utime(picture, ns=(0, out.stat().st_mtime_ns + 1))
+    assert head_after("ssim") == "item,ssim"
+    os.utime(picture, ns=(0, 0))
+    assert head_after("psnr") == "item,ssim,psnr"
+    picture.unlink()
+    assert head_after("ssim") == "item,ssim"
+
+
+@pytest.mark.parametrize("content", ["", "item,psnr\nimg_0\n", "\xff"])
+def test_a_damaged_table_is_an_error(folders, capsys, content):
+    out = Path(f"{folders[0]}-evaluation")
+    out.mkdir()
+    (out / "values.csv").write_bytes(content.encode("latin-1"))
+    refused(run_words(folders), capsys, "values.csv", "table of values by item (delete it)")
 
 
 def test_an_interrupted_run_resumes_and_a_torn_line_is_ignored(folders, tmp_path):
