@@ -96,7 +96,6 @@ class SsimY(_Cropped):
     name, title, better = "ssim_y", "SSIM (Y)", "higher"
     decimals, smallest = 4, 19
     measure, transform = staticmethod(ssim), staticmethod(luma)
-    modules = ("torchmetrics",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +114,6 @@ class SsimRgb(_Cropped):
     name, title, better = "ssim_rgb", "SSIM (RGB, cropped)", "higher"
     decimals, smallest = 4, 19
     measure, transform = staticmethod(ssim), staticmethod(_same)
-    modules = ("torchmetrics",)
 
 
 @dataclass(frozen=True, kw_only=True)

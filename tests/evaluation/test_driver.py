@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import evaluation
-from evaluation import fidelity, media_files
+from evaluation import doctor, fidelity, media_files
 from evaluation.cli import main
 from evaluation.errors import EvaluationError
 from evaluation.run_folder import read_values
@@ -338,6 +338,12 @@ def test_doctor_and_check(capsys, folders, tmp_path):
     refused(["doctor", "metrics=[lpips]", "lpips.net=vgg"], capsys, "vgg16-397923af.pth")
     refused(["doctor", "images=x"], capsys, "images", "unknown key")
     assert main(["doctor", "metrics=[psnr]"]) == 0
+
+
+def test_ssim_needs_no_library_of_metrics(monkeypatch):
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    assert evaluation.check(["ssim", "ssim_y", "ssim_rgb", "ssim_y_uncached", "ssim_rgb_uncached"]) == []
+    assert "needs the library skimage" in evaluation.check(["ssim_skimage7"])[0]
 
 
 def test_weights_that_need_code_are_refused(tmp_path):
