@@ -183,12 +183,12 @@ class SetMetric(Metric):
 
 
 def summarise(values: list[float], bootstrap: Bootstrap = DEFAULT) -> dict[str, Any]:
-    """Flat summary; infinite values (PSNR of identical images) are counted and kept out of the mean."""
+    """Mean with its interval; infinite values (PSNR of identical images) are counted and kept out of the mean."""
     finite = [value for value in values if math.isfinite(value)]
-    counts = {"n": len(finite), "infinite": len(values) - len(finite)}
-    if not finite:
-        return {"mean": None, "low": None, "high": None, **counts}
-    mean, low, high = bootstrap.mean(finite)
-    if math.isnan(low):
-        return {"mean": mean, "low": None, "high": None, **counts}
-    return {"mean": mean, "low": low, "high": high, **counts}
+    summary: dict[str, Any] = {"mean": None, "low": None, "high": None, "n": len(finite)}
+    if len(finite) < len(values):
+        summary["infinite"] = len(values) - len(finite)
+    if finite:
+        mean, low, high = bootstrap.mean(finite)
+        summary |= {"mean": mean} if math.isnan(low) else {"mean": mean, "low": low, "high": high}
+    return summary

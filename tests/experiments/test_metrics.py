@@ -7,6 +7,7 @@ import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 import evaluation
+from evaluation.metric import summarise
 from evaluation.statistics import Bootstrap
 from experiments.backends import backend_class
 from experiments.backends.digits.backend import DigitsBackend
@@ -15,7 +16,7 @@ from experiments.config.compose import compose
 from experiments.errors import ConfigError
 from experiments.reports.columns import decimals_of, directions, head_of
 from experiments.runs.metrics.digits_metrics import digits_fid, digits_is, digits_sfid, network
-from experiments.runs.metrics.evidence import Evidence, mean_over_items, over_set
+from experiments.runs.metrics.evidence import Evidence, over_set
 from experiments.runs.metrics.measure import RUN_METRICS, RunMetric, check_metrics, compute, known_metrics
 from experiments.settings.resolve import resolve
 
@@ -177,7 +178,7 @@ def test_a_metric_added_at_run_time_is_everywhere(monkeypatch, evidence):
         better="higher",
         unit="%",
         decimals=1,
-        value=lambda given: mean_over_items([100.0 * float(x.mean()) for x in given.samples()], given.bootstrap),
+        value=lambda given: summarise([100.0 * float(x.mean()) for x in given.samples()], given.bootstrap),
     )
     monkeypatch.setitem(RUN_METRICS, "brightness", entry)
     settings = resolve(compose(["metrics.names=[brightness]"]))
@@ -195,4 +196,4 @@ def test_too_few_items_have_no_interval(evidence):
         "high": None,
         "n": 5,
     }
-    assert mean_over_items([2.0], evidence.bootstrap) == {"mean": 2.0, "low": None, "high": None, "n": 1}
+    assert summarise([2.0], evidence.bootstrap) == {"mean": 2.0, "low": None, "high": None, "n": 1}

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torchmetrics.image.inception import InceptionScore
 
 from evaluation.frechet import frechet_distance
+from evaluation.metric import summarise
 from experiments.backends.digits.classifier import FEATURES, SPATIAL, DigitsClassifier, load_classifier
 from experiments.backends.digits.data import digits
 from experiments.files import ASSETS
-from experiments.runs.metrics.evidence import Evidence, Summary, mean_over_items, over_set
+from experiments.runs.metrics.evidence import Evidence, Summary, over_set
 
 __all__ = ["class_accuracy", "digits_fid", "digits_is", "digits_sfid"]
 
@@ -94,4 +95,4 @@ def class_accuracy(evidence: Evidence) -> Summary:
     """Share of samples that the classifier takes for the class they were asked to be."""
     wanted = torch.tensor([item.inputs["class_labels"] for item in evidence.items])
     hits = network(evidence)(to_signed(evidence)).argmax(1) == wanted
-    return mean_over_items(hits.double().tolist(), evidence.bootstrap)
+    return summarise(hits.double().tolist(), evidence.bootstrap)

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from evaluation.frechet import frechet_distance
+from evaluation.metric import summarise
 from experiments.backends.emoji.backend import folder_of
 from experiments.backends.emoji.captions import Scene, draw, parse, random_scene
 from experiments.backends.emoji.judge import FEATURES, EmojiJudge, Verdict, load_judge
-from experiments.runs.metrics.evidence import Evidence, Summary, mean_over_items, no_value, over_set
+from experiments.runs.metrics.evidence import Evidence, Summary, no_value, over_set
 
 __all__ = [
     "emoji_alignment",
@@ -72,7 +73,7 @@ def emoji_alignment(evidence: Evidence) -> Summary:
     """100 times the mean cosine of pictures and prompts, any prompts; from -100 to 100."""
     prompts = [item.inputs["prompt"] for item in evidence.items]
     scores = 100 * judge(evidence).alignment(evidence.samples() * 2 - 1, prompts)
-    return mean_over_items(scores.double().tolist(), evidence.bootstrap)
+    return summarise(scores.double().tolist(), evidence.bootstrap)
 
 
 def aspect(name: str) -> Callable[[Evidence], Summary]:
@@ -92,7 +93,7 @@ def aspect(name: str) -> Callable[[Evidence], Summary]:
         scenes: list[Scene] = [scene for i in chosen if (scene := found[i]) is not None]
         pictures = evidence.samples()[chosen] * 2 - 1
         hits = judge(evidence)(pictures).correct(scenes)[name]
-        return mean_over_items(hits.double().tolist(), evidence.bootstrap)
+        return summarise(hits.double().tolist(), evidence.bootstrap)
 
     return metric
 
@@ -116,4 +117,4 @@ def emoji_distance(evidence: Evidence) -> Summary:
     samples, references = evidence.samples(), evidence.load(evidence.reference, evidence.items)
     values = (100 * judge(evidence).distance(samples * 2 - 1, references * 2 - 1)).double().tolist()
     evidence.keep("emoji_distance", {item.name: value for item, value in zip(evidence.items, values, strict=True)})
-    return mean_over_items(values, evidence.bootstrap)
+    return summarise(values, evidence.bootstrap)

@@ -1,4 +1,4 @@
-"""What a metric may look at, and its mean or statistic with an interval."""
+"""What a metric may look at, and a statistic of the whole set with its interval."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ __all__ = [
     "Evidence",
     "Summary",
     "finite_or_none",
-    "mean_over_items",
     "no_value",
     "over_set",
 ]
@@ -60,18 +59,6 @@ class Evidence:
 
 
 Summary = dict[str, Any]
-
-
-def mean_over_items(values: list[float], bootstrap: Bootstrap) -> Summary:
-    """Mean with its bootstrap interval; infinite values (PSNR of equal images) are counted, not averaged."""
-    finite = [value for value in values if math.isfinite(value)]
-    summary: Summary = {"mean": None, "low": None, "high": None, "n": len(finite)}
-    if len(finite) < len(values):
-        summary["infinite"] = len(values) - len(finite)
-    if finite:
-        triple = bootstrap.mean(finite)
-        summary |= dict(zip(("mean", "low", "high"), (finite_or_none(value) for value in triple), strict=True))
-    return summary
 
 
 def no_value(n: int, why: str) -> Summary:

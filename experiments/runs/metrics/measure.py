@@ -16,12 +16,12 @@ from torch import Tensor
 
 import evaluation
 from evaluation.fidelity import Psnr, Ssim, psnr, ssim
-from evaluation.metric import Metric
+from evaluation.metric import Metric, summarise
 from experiments.backends.base import Backend
 from experiments.config.run import Settings
 from experiments.errors import check, choose
 from experiments.runs.metrics.audio import log_spectral_distance, signal_to_noise
-from experiments.runs.metrics.evidence import Evidence, Summary, mean_over_items
+from experiments.runs.metrics.evidence import Evidence, Summary
 from experiments.runs.metrics.quality import assess, check_quality, is_paired
 
 __all__ = [
@@ -73,7 +73,7 @@ def paired_metric(metric: type[Metric], score: Callable[[Tensor, Tensor], Tensor
             frames = (1, *sample.shape) if sample.ndim == 3 else sample.shape
             values.append(float(score(sample.reshape(frames), reference.reshape(frames)).mean()))
         evidence.keep(metric.name, {item.name: value for item, value in zip(evidence.items, values, strict=True)})
-        return mean_over_items(values, evidence.bootstrap)
+        return summarise(values, evidence.bootstrap)
 
     same = {name: getattr(metric, name) for name in ("name", "title", "better", "unit", "decimals")}
     return RunMetric(**same, value=value, paired=True)
@@ -90,7 +90,7 @@ def of_audio(
         load = evidence.backend.load_media
         values = [score(load(evidence.media, item), load(evidence.reference, item)) for item in evidence.items]
         evidence.keep(name, {item.name: value for item, value in zip(evidence.items, values, strict=True)})
-        return mean_over_items(values, evidence.bootstrap)
+        return summarise(values, evidence.bootstrap)
 
     only = frozenset({"audio"})
     return RunMetric(name=name, title=title, better=better, value=value, paired=True, media=only, unit=unit)
