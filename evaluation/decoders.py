@@ -178,14 +178,14 @@ def _bounded(path: Path, frames: Iterable[np.ndarray]) -> np.ndarray:
     return np.stack(kept)
 
 
-def header_of(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type of the array that follows; pickled objects are a `ValueError`."""
+def header_of(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether in Fortran's order, and type of the array that follows; pickled objects are a `ValueError`."""
     version = npy.read_magic(file)
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, _, dtype = read(file)
+    shape, fortran, dtype = read(file)
     if dtype.hasobject:
         raise ValueError("pickled objects")
-    return shape, dtype
+    return shape, fortran, dtype
 
 
 def bytes_of(shape: tuple[int, ...], dtype: np.dtype) -> int:
@@ -200,7 +200,7 @@ def array_shape(path: Path) -> tuple[int, ...]:
     """Shape of an `.npy` file, whose numbers must all be there."""
     try:
         with open(path, "rb") as file:
-            shape, dtype = header_of(file)
+            shape, _, dtype = header_of(file)
             needed, there = bytes_of(shape, dtype), path.stat().st_size - file.tell()
     except (OSError, ValueError, EOFError, SyntaxError) as error:
         raise PictureError(f"{path}: must be a plain .npy array, got: {_first(error)}") from error

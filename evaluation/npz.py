@@ -34,18 +34,16 @@ def _open(path: Path) -> zipfile.ZipFile:
         raise EvaluationError(f"{path}: must be an .npz archive, got: {error}") from error
 
 
-def _header(path: Path, member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+def _shape(path: Path, member: IO[bytes]) -> tuple[int, ...]:
     try:
-        version = npy.read_magic(member)
-        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, fortran, dtype = read(member)
+        shape, fortran, dtype = decoders.header_of(member)
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise EvaluationError(f"{path}: arr_0 must be a numpy array, got: {error}") from error
     if fortran or dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3:
         raise EvaluationError(f"{path}: arr_0 must be uint8 [N, H, W, 3] in C order, got {dtype} {list(shape)}")
     if shape[1] * shape[2] > decoders.MAX_PIXELS:
         raise EvaluationError(f"{path}: arr_0 must have at most {decoders.MAX_PIXELS} pixels each, got {list(shape)}")
-    return shape, dtype
+    return shape
 
 
 def sample_shape(path: Path) -> tuple[int, ...] | None:
@@ -54,7 +52,7 @@ def sample_shape(path: Path) -> tuple[int, ...] | None:
         if "arr_0.npy" not in archive.namelist():
             return None
         with archive.open("arr_0.npy") as member:
-            return _header(path, member)[0]
+            return _shape(path, member)
 
 
 def read_samples(path: Path, batch_size: int, start: int = 0) -> Iterator[np.ndarray]:
@@ -63,7 +61,7 @@ def read_samples(path: Path, batch_size: int, start: int = 0) -> Iterator[np.nda
         if "arr_0.npy" not in archive.namelist():
             raise EvaluationError(f"{path}: must hold the samples arr_0, got {', '.join(archive.namelist())}")
         with archive.open("arr_0.npy") as member:
-            shape, _ = _header(path, member)
+            shape = _shape(path, member)
             one = int(np.prod(shape[1:]))
             _take(path, member, one * start, keep=False)
             for begin in range(start, shape[0], batch_size):
@@ -95,7 +93,7 @@ def read_array(path: Path, name: str) -> np.ndarray | None:
             return None
         try:
             with archive.open(f"{name}.npy") as member:  # the header first: a few bytes may unpack to gigabytes
-                shape, dtype = decoders.header_of(member)
+                shape, _, dtype = decoders.header_of(member)
             if len(shape) > 2 or any(not 0 < length <= _WIDEST for length in shape) or dtype.kind not in "fiu":
                 rule = f"must be numbers [d] or [d, d] with d <= {_WIDEST}"
                 raise EvaluationError(f"{path}: {name} {rule}, got {dtype} {list(shape)}")
