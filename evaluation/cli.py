@@ -10,7 +10,6 @@ python -m evaluation npz images=DIR out=FILE
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from evaluation.durable_files import partial_of, sweep
-from evaluation.errors import EvaluationError
+from evaluation.durable_files import probe, sweep
+from evaluation.errors import EvaluationError, printable
 from evaluation.statistics import Bootstrap
 
 __all__ = ["main", "parse"]
@@ -90,15 +89,8 @@ def _check_device(name: str) -> None:
 
 def _check_out(out: Path) -> None:
     """Where values are kept must be a folder that can be written to, before anything is scored."""
-    existing = out
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
     try:
-        if not existing.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, "Not a directory")
-        probe = partial_of(existing / "write-test")
-        probe.touch()
-        probe.unlink()
+        probe(out)
     except OSError as error:
         said = f"must be a folder that can be written to, got {str(out)!r} ({error.strerror})"
         raise EvaluationError(f"out: {said}") from error
@@ -284,8 +276,3 @@ def main(words: Sequence[str]) -> int:
         at = f" at {error.filename}" if error.filename else ""
         print(f"error: files must be readable and writable, got {error.strerror or error}{at}", file=sys.stderr)
         return 1
-
-
-def printable(text: str) -> str:
-    """Foreign text without what a terminal would obey."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

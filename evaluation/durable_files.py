@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-__all__ = ["partial_of", "replacing", "sweep", "sync_files", "sync_folder"]
+__all__ = ["partial_of", "probe", "replacing", "sweep", "sync_files", "sync_folder"]
 
 DAY = 86400.0
 
@@ -28,6 +28,16 @@ _LONGEST = 100
 def partial_of(path: Path) -> Path:
     """The name under which this process writes what is to become `path`."""
     return path.with_name(f".{path.name[:_LONGEST]}.{_HOST}-{os.getpid()}.tmp")
+
+
+def probe(folder: Path) -> None:
+    """Raise the `OSError` that would meet whoever writes into a folder, which may not be there yet; nothing is left."""
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    partial = partial_of(existing / "write-test")
+    partial.touch()
+    partial.unlink()
 
 
 @contextlib.contextmanager

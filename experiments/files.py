@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from evaluation.durable_files import partial_of, replacing, sweep, sync_folder
+from evaluation.durable_files import partial_of, probe, replacing, sweep, sync_folder
 from experiments.errors import ConfigError, check
 
 if TYPE_CHECKING:
@@ -163,13 +163,8 @@ def write_json(path: Path, data: Any) -> None:
 
 def ensure_writable(results: Path, key: str = "results") -> None:
     """Fail at the door, naming `key`, if nothing can be kept under `results`."""
-    existing = results
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
     try:
-        probe = existing / f".write-test-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        probe(results)
     except OSError as error:
         raise ConfigError(f"{key}: must be a writable folder, got {str(results)!r} ({error.strerror})") from error
 

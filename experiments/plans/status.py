@@ -27,6 +27,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from evaluation.errors import printable
 from evaluation.records import is_identity
 from experiments.cli import Arguments, Exit
 from experiments.errors import check
@@ -150,13 +151,8 @@ def table(plan: Plan, states: list[RunState], only: set[State], page: int = 1) -
         shown.add_column(head, overflow="fold")
     for row, state in listed[(page - 1) * PAGE : page * PAGE]:
         named = Text(state.state.value, style=COLOURS[state.state])
-        shown.add_row(str(row.index), Text(plain(row.label)), named, row.run, Text(plain(state.detail)))
+        shown.add_row(str(row.index), Text(printable(row.label)), named, row.run, Text(printable(state.detail)))
     return Group(shown, summary(states))
-
-
-def plain(text: str) -> str:
-    """Foreign text without what a terminal would obey."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def summary(states: list[RunState]) -> str:

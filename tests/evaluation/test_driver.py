@@ -245,6 +245,14 @@ def test_bad_words(folders, capsys, words, parts):
     refused(given_words, capsys, *parts)
 
 
+@pytest.mark.parametrize("below", ["", "a/b"])
+def test_out_must_be_a_folder_before_anything_is_scored(folders, capsys, below):
+    taken = folders[0].parent / "taken"
+    taken.touch()
+    refused(run_words(folders, f"out={taken / below}"), capsys, "out: must be a folder that can be", "Not a directory")
+    assert taken.read_bytes() == b""
+
+
 def test_prompt_files(tmp_path, folders, capsys):
     path = tmp_path / "prompts.txt"
     path.write_text('"a cat, with a hat"\nsays "hi"\n\n')
