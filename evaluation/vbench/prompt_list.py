@@ -1,8 +1,8 @@
 """VBench's prompt list and the names under which its videos are found.
 
 The list (`VBench_full_info.json`) has one entry per prompt and purpose: some prompts occur twice with
-different dimensions, and both occurrences mean the same files `{prompt}-{i}.mp4`, i = 0..4. A list of files
-therefore has one line per distinct file: 946 entries and 5 samples make 4720 files, not 4730.
+different dimensions, and both occurrences mean the same files `{prompt}-{i}.mp4`, i = 0..4: 946 entries and 5
+samples make 4720 files, not 4730.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from evaluation.errors import EvaluationError
 from evaluation.vbench.aggregate import DIMENSIONS
 
-__all__ = ["SAMPLES", "VBenchPrompt", "list_files", "read_info", "list_required", "video_name"]
+__all__ = ["SAMPLES", "VBenchPrompt", "read_info", "list_required", "video_name"]
 
 SAMPLES = 5
 _LONGEST_NAME = 255  # bytes, of common file systems
@@ -67,12 +67,6 @@ def video_name(prompt: str, sample: int, suffix: str = ".mp4") -> str:
     if len(name.encode()) > _LONGEST_NAME:
         raise EvaluationError(f"vbench prompt: must fit in {_LONGEST_NAME} bytes as a file name, got {prompt!r}")
     return name
-
-
-def list_files(prompts: Iterable[VBenchPrompt], samples: int = SAMPLES) -> list[tuple[str, int, str]]:
-    """(prompt, sample, file name) of every distinct file, in the order of the list."""
-    texts = dict.fromkeys(prompt.text for prompt in prompts)
-    return [(text, sample, video_name(text, sample)) for text in texts for sample in range(samples)]
 
 
 def list_required(
