@@ -39,8 +39,8 @@ def build(metrics: Sequence[str], options: Mapping[str, Mapping[str, Any]]) -> l
     for name in (*metrics, *options):
         if name not in METRICS:
             close = difflib.get_close_matches(name, METRICS, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise EvaluationError(f"metrics: unknown {name!r}{hint} Known are {', '.join(sorted(METRICS))}")
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise EvaluationError(f"metrics: must be among {', '.join(sorted(METRICS))}, got {name!r}{hint}")
     return [METRICS[name].create(options.get(name, {})) for name in dict.fromkeys(metrics)]
 
 

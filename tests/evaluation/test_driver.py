@@ -341,7 +341,9 @@ def test_doctor_and_check(capsys, folders, tmp_path):
     problems = evaluation.check(["psnr", "fid", "clip_score"])
     assert len(problems) == 2
     assert "weights-inception-2015-12-05-6726825d.pth" in problems[0]
-    assert "nonsense" in evaluation.check(["nonsense"])[0]
+    (line,) = evaluation.check(["nonsense"])
+    assert line.startswith("metrics: must be among aesthetic_quality, ") and line.endswith(", got 'nonsense'")
+    assert evaluation.check(["psnrr"])[0].endswith(", vbench, got 'psnrr' (did you mean psnr?)")
     refused(["doctor", "metrics=[fid]"], capsys, "fid", "curl")
     refused(["doctor", "metrics=[lpips]", "lpips.net=vgg"], capsys, "vgg16-397923af.pth")
     refused(["doctor", "images=x"], capsys, "images", "unknown key")
