@@ -20,7 +20,7 @@ from torch import Tensor
 from evaluation.errors import EvaluationError
 from evaluation.statistics import Bootstrap
 
-__all__ = ["Batch", "Context", "MediaItem", "ItemMetric", "Metric", "Scorer", "SetMetric", "summarise"]
+__all__ = ["Batch", "Context", "MediaItem", "ItemMetric", "Metric", "Scorer", "SetMetric", "heading_of", "summarise"]
 
 DEFAULT = Bootstrap()
 Need = Literal["reference", "prompt"]
@@ -79,6 +79,12 @@ class Context:
 Scorer = Callable[[Batch], Tensor]
 
 
+def heading_of(title: str, unit: str, better: str) -> str:
+    """Title, unit and direction, such as `PSNR (dB) ↑`."""
+    shown = f"{title} ({unit})" if unit else title
+    return f"{shown} {'↑' if better == 'higher' else '↓'}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Metric(ABC):
     """Common part of both kinds; the class is the one place that knows how its values are called and shown.
@@ -108,8 +114,7 @@ class Metric(ABC):
     @classmethod
     def heading(cls) -> str:
         """Title, unit and direction, such as `PSNR (dB) ↑`."""
-        unit = f" ({cls.unit})" if cls.unit else ""
-        return f"{cls.title}{unit} {'↑' if cls.better == 'higher' else '↓'}"
+        return heading_of(cls.title, cls.unit, cls.better)
 
     def weights(self) -> tuple[str, ...]:
         """Names of the weight files this metric reads with its present options."""

@@ -11,13 +11,12 @@ from typing import Any
 
 from evaluation import media_files
 from evaluation.errors import EvaluationError
+from evaluation.metric import heading_of
 from evaluation.registry import METRICS
 from evaluation.run_folder import read_values
 from evaluation.statistics import friedman_nemenyi, paired_difference, wilcoxon_holm
 
 __all__ = ["compare_runs", "log_to_wandb", "draw_grid", "table"]
-
-_ARROWS = {"higher": "↑", "lower": "↓"}
 
 
 def _number(value: float | None) -> str:
@@ -46,8 +45,8 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         interval = "" if result.get("low") is None else f"[{result['low']:.4f}, {result['high']:.4f}]"
         notes = [f"{result['infinite']} infinite"] if result.get("infinite") else []
         notes += [f"missing: {', '.join(result['missing'])}"] if result.get("missing") else []
-        title = result.get("label", metric.title)
-        rows.append([f"{title} {_ARROWS[metric.better]}", _number(result["mean"]), interval, str(result["n"]), *notes])
+        heading = heading_of(result.get("label", metric.title), metric.unit, metric.better)
+        rows.append([heading, _number(result["mean"]), interval, str(result["n"]), *notes])
     width = max(len(row) for row in rows)
     columns = ["metric", "mean", "interval", "n", "note"][:width]
     return _render("", columns, [row + [""] * (width - len(row)) for row in rows])

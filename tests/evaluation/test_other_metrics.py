@@ -154,7 +154,7 @@ def test_table_shows_intervals_infinities_and_what_is_missing():
             "vbench": {"mean": None, "low": None, "high": None, "n": 10, "missing": ["color"]},
         }
     )
-    for part in ("[29.0000, 31.0000]", "2 infinite", "FID-5k", "missing: color"):
+    for part in ("[29.0000, 31.0000]", "PSNR (dB) ↑", "2 infinite", "FID-5k ↓", "missing: color"):
         assert part in text
     assert "FID-50k" not in text
 

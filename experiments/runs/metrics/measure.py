@@ -16,7 +16,7 @@ from torch import Tensor
 
 import evaluation
 from evaluation.fidelity import Psnr, Ssim, psnr, ssim
-from evaluation.metric import Metric, summarise
+from evaluation.metric import Metric, heading_of, summarise
 from experiments.backends.base import Backend
 from experiments.config.run import Settings
 from experiments.errors import check, choose
@@ -56,8 +56,7 @@ class RunMetric:
 
     def heading(self) -> str:
         """Title, unit and direction, such as `PSNR (dB) ↑`."""
-        unit = f" ({self.unit})" if self.unit else ""
-        return f"{self.title}{unit} {'↑' if self.better == 'higher' else '↓'}"
+        return heading_of(self.title, self.unit, self.better)
 
 
 def paired_metric(metric: type[Metric], score: Callable[[Tensor, Tensor], Tensor]) -> RunMetric:
