@@ -58,8 +58,10 @@ def problems_of_run(folder: Path) -> list[str]:
 
 
 def damages_of(run: RunFolder) -> list[str]:
-    """Damaged items, and files that no record speaks of."""
+    """Damaged items, items whose records are gone, and files that no record speaks of."""
     found = [f"{run.path}: item {item}: {said}" for item, said in run.damages(fresh=True).items()]
+    if lost := run.unrecorded():
+        found.append(f"{run.path}: {lost} items of a run that is done have no record")
     recorded = {name for record in run.records().values() for name in record.get("files", [])}
     present = {path.name for path in run.media.iterdir()} if run.media.is_dir() else set()
     if strangers := sorted(present - recorded):

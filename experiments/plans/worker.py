@@ -113,12 +113,12 @@ class Worker:
         return "go"
 
     def state(self, run: str) -> State:
-        """The state on disk; a run that is done while its media are damaged is not done."""
+        """The state on disk; a run that is done while its media are damaged, or records are gone, is not done."""
         state = state_of(self.plan.results, run).state
         if state is not State.DONE or run in self.sound:
             return state
         folder = RunFolder(self.plan.results, run, Shard())
-        if folder.damages():
+        if folder.damages() or folder.unrecorded():
             return State.INTERRUPTED
         folder.sweep()
         self.sound.add(run)

@@ -280,6 +280,18 @@ class RunFolder:
         if state == "done":
             write_json(self.path / "status.json", record)
 
+    def unrecorded(self) -> int:
+        """How many of the items that a done run counts have no record any more: such a run is not finished."""
+        status = self.status()
+        return max(0, (status.get("items") or 0) - len(self.records())) if status.get("state") == "done" else 0
+
+    def reopen(self) -> None:
+        """Take back that the run is done and what was measured: both hold for all of its items. It must be locked."""
+        self.metrics_file.unlink(missing_ok=True)
+        for path in self.path.glob("status*.json"):
+            if read_status(path)["state"] == "done":
+                path.unlink(missing_ok=True)
+
     def fail(self, error: BaseException) -> Path:
         """Keep the traceback; returns its file."""
         path = self.path / "error.txt"

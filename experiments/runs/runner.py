@@ -154,9 +154,12 @@ def note_stop(folder: RunFolder) -> None:
 
 
 def is_finished(settings: Settings, folder: RunFolder) -> bool:
-    """Whether the run is done and has every requested metric, and times if they were asked for."""
-    if folder.status().get("state") != "done":
-        return False
+    """Whether the run is done, with a record of every item, and measured."""
+    return folder.status().get("state") == "done" and not folder.unrecorded() and is_measured(settings, folder)
+
+
+def is_measured(settings: Settings, folder: RunFolder) -> bool:
+    """Whether the run has every requested metric, and times if they were asked for."""
     metrics = folder.metrics()
     return set(applicable(settings)) <= set(metrics) and has_times(settings.metrics, metrics)
 
@@ -167,8 +170,8 @@ def work(run: Run, folder: RunFolder, reference: Outcome | None) -> None:
     if settings.cluster.threads is not None:
         torch.set_num_threads(settings.cluster.threads)
     with folder.lock():
-        damaged = drop_damaged(folder)
-        if is_finished(settings, folder) and not damaged:
+        drop_damaged(folder)
+        if is_finished(settings, folder):
             return
         logger = make_logger(settings, folder)
         mine = generate_missing(run, folder, logger)
@@ -182,12 +185,18 @@ def work(run: Run, folder: RunFolder, reference: Outcome | None) -> None:
 
 
 def drop_damaged(folder: RunFolder) -> set[str]:
-    """Forget the items whose media are not what was recorded, and what was measured on them; returns their names."""
-    damages = folder.damages()
+    """Forget the items whose media are not what was recorded; returns their names.
+
+    A run that lacks an item, by this or because its record is gone, is neither done nor measured any more.
+    """
+    damages, lost = folder.damages(), folder.unrecorded()
+    if lost:
+        print(f"{folder.id}: {lost} items have no record any more and are made again", file=sys.stderr, flush=True)
     if damages:
         said = "; ".join(list(damages.values())[:3]) + ("; ..." if len(damages) > 3 else "")
         print(f"{folder.id}: {len(damages)} items are damaged and made again: {said}", file=sys.stderr, flush=True)
-        folder.metrics_file.unlink(missing_ok=True)
+    if damages or lost:
+        folder.reopen()
         folder.drop(set(damages))
     return set(damages)
 
@@ -221,6 +230,7 @@ def generate_missing(run: Run, folder: RunFolder, logger: Logger) -> int:
     total = sum(len(batch) for _, batch in mine)
     if not todo:
         return total
+    folder.reopen()
     count = sum(item.name in done for _, batch in mine for item in batch)
     folder.write_status("running", items=count, total=len(items))
     write_json(folder.path / "env.json", environment.describe())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import shutil
 import pytest
 
 from evaluation.cli import main as evaluation
+from experiments.config.shard import Shard
 from experiments.plans.collect import main as collect
 from experiments.plans.execute import main as execute
 from experiments.plans.manifest import Plan
@@ -81,6 +83,31 @@ def test_everything_else_says_so(damaged, row, call):
     assert found.code == 0 and f"left out: {row.run}: media/00001." in found.err
     found = call(evaluation, f"run={damaged.run(row).path}", "metrics=[psnr]")
     assert found.code == 2 and "media" in found.err
+
+
+@pytest.mark.parametrize("kept", [0, 2])
+def test_items_whose_records_are_gone_are_made_again(kept, plan, row, made, call):
+    path = plan.run(row).items_file
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:kept]))
+    found = call(verify, "results")
+    assert found.code == 1 and f"{row.run}: {3 - kept} items of a run that is done have no record" in found.err
+    if kept:
+        runner.execute(plan.rows[1].settings(plan.results))
+    else:
+        assert call(execute, str(plan.folder), "--devices", "cpu").code == 0
+    assert media(plan.results) == media(made) and measured(plan.results) == measured(made)
+    assert call(verify, "results").code == 0
+
+
+def test_a_shard_that_drops_an_item_takes_back_that_the_run_is_done(plan, row, made, call):
+    zero(plan.run(row).media / "00000.npy")
+    shard = dataclasses.replace(row.settings(plan.results), shard=Shard(rank=1, world=2))
+    runner.execute(shard)
+    own = plan.run(row)
+    assert set(own.records()) == {"00001", "00002"} and not own.metrics_file.exists()
+    assert state_of(plan.results, row.run).state is State.WAITING
+    assert call(execute, str(plan.folder), "--devices", "cpu").code == 0
+    assert media(plan.results) == media(made) and measured(plan.results) == measured(made)
 
 
 def test_a_run_that_was_stopped_is_not_measured_on_damaged_media(plan, made):
