@@ -121,8 +121,8 @@ def leaders(
 
 
 def apart(a: Cell, b: Cell) -> bool:
-    """Whether two intervals do not meet; of numbers without one nobody knows."""
-    if a.low is None or a.high is None or b.low is None or b.high is None:
+    """Whether two intervals do not meet; of numbers without one, and of intervals of two levels, nobody knows."""
+    if a.low is None or a.high is None or b.low is None or b.high is None or a.level != b.level:
         return False
     return a.low > b.high or b.low > a.high
 

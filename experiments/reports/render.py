@@ -13,18 +13,20 @@ from rich.table import Table
 import hicache
 from experiments.reports.columns import decimals_of, head_of, number_text
 from experiments.reports.result_table import Cell, ResultTable, Row
+from experiments.runs.metrics.evidence import percent
 
-__all__ = ["beside", "columns_of", "to_csv", "to_latex", "to_markdown"]
+__all__ = ["beside", "columns_of", "interval_text", "to_csv", "to_latex", "to_markdown"]
 
 RELATIVE = ("flops_t", "flops_g", "flops_speedup", "wall_speedup")
 LEVEL = 0.05
 
 
 class Style(NamedTuple):
-    """How a format shows the best two of a block, and plain text."""
+    """How a format shows the best two of a block, plain text, and intervals: with their levels where these differ."""
 
     emphasis: Callable[[str, int], str]
     plain: Callable[[str], str]
+    levelled: bool = False
 
 
 def text(name: str, cell: Cell, style: Style) -> str:
@@ -35,12 +37,19 @@ def text(name: str, cell: Cell, style: Style) -> str:
     if name == "flops_t" and 0 < abs(cell.value) < 1:
         decimals = 5
     shown = style.emphasis(style.plain(number_text(cell.value, decimals)), cell.rank)
-    beside = ""
-    if cell.low is not None and cell.high is not None:
-        beside += f" [{cell.low:.{decimals}f}, {cell.high:.{decimals}f}]"
+    interval = interval_text(cell, decimals, style.levelled)
+    beside = f" {interval}" if interval else ""
     if cell.p is not None and cell.p < LEVEL:
         beside += " ▲" if cell.better else " ▼"
     return shown + style.plain(beside + (f", {cell.equal} equal" if cell.equal else ""))
+
+
+def interval_text(cell: Cell, decimals: int, levelled: bool) -> str:
+    """`[31.02, 32.40]`, with its level if that is wanted and known `[31.02, 32.40; 50%]`; empty without an interval."""
+    if cell.low is None or cell.high is None:
+        return ""
+    level = f"; {percent(cell.level)}" if levelled and cell.level is not None else ""
+    return f"[{cell.low:.{decimals}f}, {cell.high:.{decimals}f}{level}]"
 
 
 def published_text(cell: Cell) -> str:
@@ -74,6 +83,7 @@ def columns_of(table: ResultTable) -> list[str]:
 def lines_of(table: ResultTable, style: Style) -> list[dict[str, str]]:
     """The readable cells of the rows by column head."""
     columns, beside = columns_of(table), {theirs: ours for ours, theirs in table.preset.compare.items()}
+    style = style._replace(levelled=len(table.levels) > 1)
     shown = {key for key in ("note", "run") if any(getattr(row, key) for row in table.rows)}
     return [line(row, style, columns, beside, shown) for row in table.rows]
 
@@ -124,7 +134,8 @@ def beside(table: ResultTable) -> Table:
     lines = lines_of(table, SHOWN)
     first = table.settings
     title = "" if first is None else f"{first.backend.name}, {first.num_items} items, seed {first.seed}"
-    level = "" if first is None else f" ({first.metrics.level:.0%} intervals)"
+    levels = table.levels
+    level = f" ({percent(levels[0])} intervals)" if len(levels) == 1 else ""
     made = Table(title=title + level, caption=UNTIMED if is_untimed(table) else None)
     made.add_column("")
     for cells in lines:
@@ -147,7 +158,9 @@ def facts(table: ResultTable) -> list[str]:
             said[-1] += "; FLOPs of one item, from shapes."
         else:
             sampled = f"{first.num_items} items, seed {first.seed}"
-            said[-1] += f", {sampled}. In brackets: {first.metrics.level:.0%} intervals over items."
+            said[-1] += f", {sampled}.{brackets(table)}"
+    elif table.levels:
+        said.append(brackets(table).strip())
     walls = [row.ours["wall_speedup"] for row in table.rows if "wall_speedup" in row.ours]
     if any(wall.value not in (None, 1.0) for wall in walls):
         ranges = "; in brackets the least and the largest ratio of a round" if any(w.low for w in walls) else ""
@@ -179,10 +192,19 @@ def facts(table: ResultTable) -> list[str]:
     return "\n\n".join(said).split("\n")
 
 
+def brackets(table: ResultTable) -> str:
+    """What stands in brackets, to be said behind something; nothing where no row has an interval."""
+    levels = table.levels
+    if len(levels) < 2:
+        return f" In brackets: {percent(levels[0])} intervals over items." if levels else ""
+    return " In brackets: intervals over items, and their levels, which differ."
+
+
 def to_csv(table: ResultTable) -> str:
     """One line per row, numbers unrounded, reasons in columns of their own."""
     columns, beside = columns_of(table), {theirs: ours for ours, theirs in table.preset.compare.items()}
     lines: list[dict[str, object]] = []
+    levelled = len(table.levels) > 1
     for row in table.rows:
         cells: dict[str, object] = {"method": row.label, "run": row.run, "block": row.block or None}
         for name in columns:
@@ -191,6 +213,7 @@ def to_csv(table: ResultTable) -> str:
                 name: cell.value,
                 f"{name}_low": cell.low,
                 f"{name}_high": cell.high,
+                f"{name}_level": cell.level if levelled else None,
                 f"{name}_equal": cell.equal or None,
                 f"{name}_rank": cell.rank or None,
                 f"{name}_p": cell.p,

@@ -34,7 +34,7 @@ from experiments.reports.costs import UNITS
 from experiments.reports.gallery import Gallery
 from experiments.reports.plot import identify, identity_of, look_of_row
 from experiments.reports.ranks import add_ranks
-from experiments.reports.render import LEVEL, columns_of, published_text
+from experiments.reports.render import LEVEL, columns_of, interval_text, published_text
 from experiments.reports.render import facts as facts_of
 from experiments.reports.result_table import Cell, ResultTable, Row, build, build_plan
 from experiments.reports.runs import build_runs
@@ -47,19 +47,16 @@ SPEEDS = ("flops_speedup", "wall_speedup")
 NAMES = {"flops_speedup": "FLOPs speed-up", "wall_speedup": "wall speed-up"}
 
 
-def own_cell(name: str, cell: Cell) -> dict[str, Any]:
-    """A cell of ours: text, interval, rank and verdict; `sort` is the number behind it."""
+def own_cell(name: str, cell: Cell, levelled: bool) -> dict[str, Any]:
+    """A cell of ours: text, interval (`levelled`: and its level), rank and verdict; `sort` is the number behind it."""
     if cell.value is None:
         return {"why": cell.why, "sort": "Infinity" if cell.equal else "", "rank": cell.rank}
     decimals = decimals_of(name)
-    interval = ""
-    if cell.low is not None and cell.high is not None:
-        interval = f"[{cell.low:.{decimals}f}, {cell.high:.{decimals}f}]"
     mark = "" if cell.p is None or cell.p >= LEVEL else ("up" if cell.better else "down")
     return {
         "text": number_text(cell.value, decimals) + (f", {cell.equal} equal" if cell.equal else ""),
         "sort": repr(cell.value),
-        "interval": interval,
+        "interval": interval_text(cell, decimals, levelled),
         "rank": cell.rank,
         "mark": mark,
     }
@@ -79,12 +76,11 @@ def block_of(table: ResultTable, gallery: Gallery, items: int) -> dict[str, Any]
     facts = [identity_of(row) for row in table.rows]
     known = [of for of in facts if of]
     shared = {k: v for k, v in (known or [{}])[0].items() if all(repr(of.get(k)) == repr(v) for of in known)}
-    rows = []
+    rows, levelled = [], len(table.levels) > 1
     for row, of in zip(table.rows, facts, strict=True):
         cells = [{"text": row.label, "sort": row.label, "rank": 0}]
-        cells += [own_cell(name, row.ours[name]) for name in names] + [
-            published_cell(row.paper[name]) for name in theirs
-        ]
+        cells += [own_cell(name, row.ours[name], levelled) for name in names]
+        cells += [published_cell(row.paper[name]) for name in theirs]
         own = words_of({key: value for key, value in of.items() if key not in shared})
         rows.append({"label": row.label, "run": row.run, "own": own, "cells": [{**BLANK, **cell} for cell in cells]})
     values = [{name: triple(cell) for name, cell in row.ours.items() if cell.value is not None} for row in table.rows]

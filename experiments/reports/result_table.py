@@ -21,7 +21,7 @@ from experiments.plans.freeze import restore_settings
 from experiments.plans.manifest import Plan
 from experiments.plans.status import State, state_of
 from experiments.runs.folder import is_number, read_metrics
-from experiments.runs.metrics.measure import paired_with_reference
+from experiments.runs.metrics.measure import UNSAID, paired_with_reference
 from experiments.settings.identity import run_id
 from experiments.settings.resolve import resolve
 from experiments.settings.rows import split_rows
@@ -49,6 +49,8 @@ class Cell:
     value: float | None = None
     low: float | None = None
     high: float | None = None
+    level: float | None = None
+    """Of the interval, where it is one of confidence."""
     equal: int = 0
     """Items equal to the reference, whose infinite value is no part of the mean."""
     why: str = ""
@@ -83,6 +85,12 @@ class ResultTable:
 
     preset: PresetConfig
     rows: list[Row]
+
+    @property
+    def levels(self) -> list[float]:
+        """The levels of its intervals, in order."""
+        cells = (cell for row in self.rows for cell in row.ours.values())
+        return sorted({cell.level for cell in cells if cell.level is not None})
 
     @property
     def settings(self) -> Settings | None:
@@ -195,8 +203,9 @@ def cells_of(results: Path, run: str, is_reference: bool, names: list[str]) -> d
             equal = value.get("infinite", 0)
             found[name] = Cell(why=f"equal in {equal} items" if equal else value.get("why", "no value"), equal=equal)
         else:
-            equal = value.get("infinite", 0)
-            found[name] = Cell(value=value["mean"], low=value.get("low"), high=value.get("high"), equal=equal)
+            low, high, equal = value.get("low"), value.get("high"), value.get("infinite", 0)
+            level = None if low is None else value.get("level", UNSAID.level)
+            found[name] = Cell(value=value["mean"], low=low, high=high, level=level, equal=equal)
     return found
 
 

@@ -90,7 +90,10 @@ def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-SUMMARY = ("mean", "low", "high", "n", "infinite", "median", "q25", "q75", "batch", "total", "reference")
+SUMMARY = (
+    *("mean", "low", "high", "level", "resamples", "seed", "n", "infinite", "median", "q25", "q75"),
+    *("batch", "total", "reference"),
+)
 """Keys of a metric's summary, whose values are numbers or null."""
 
 

@@ -36,7 +36,7 @@ from experiments.runs.folder import REQUIRED, RunFolder
 from experiments.runs.guided import count_guided, facts_of, summary_of
 from experiments.runs.loggers import Logger, check_logger, make_logger, report_finished
 from experiments.runs.metrics.evidence import Evidence
-from experiments.runs.metrics.measure import applicable, check_metrics, compute
+from experiments.runs.metrics.measure import check_metrics, compute, has_metrics
 from experiments.runs.picture import draw_comparison
 from experiments.runs.timing import TIMES, has_times, timing
 from experiments.settings.compatibility import check_fit, check_method
@@ -159,9 +159,9 @@ def is_finished(settings: Settings, folder: RunFolder) -> bool:
 
 
 def is_measured(settings: Settings, folder: RunFolder) -> bool:
-    """Whether the run has every requested metric, and times if they were asked for."""
+    """Whether the run has every requested metric as it is requested, and times if they were asked for."""
     metrics = folder.metrics()
-    return set(applicable(settings)) <= set(metrics) and has_times(settings.metrics, metrics)
+    return has_metrics(settings, metrics) and has_times(settings.metrics, metrics)
 
 
 def work(run: Run, folder: RunFolder, reference: Outcome | None) -> None:

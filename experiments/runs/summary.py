@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from experiments.runs.metrics.evidence import percent
 from experiments.runs.metrics.measure import known_metrics
 from experiments.runs.runner import Outcome
 from experiments.settings.describe import describe_method
@@ -53,7 +54,7 @@ def comparison(outcome: Outcome) -> Table:
     settings, metrics = outcome.settings, outcome.metrics
     names = [name for name in settings.metrics.names if name in metrics]
     title = f"{settings.backend.name}, {settings.num_items} items, seed {settings.seed}"
-    table = Table(title=f"{title} ({settings.metrics.level:.0%} intervals)")
+    table = Table(title=f"{title} ({percent(settings.metrics.level)} intervals)")
     table.add_column("")
     labels = ["full steps", "FLOPs speed-up", WALL, "ms per item", "cache, MB per batch"]
     columns = [labels + [known_metrics()[name].heading() for name in names]]

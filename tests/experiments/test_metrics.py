@@ -1,5 +1,6 @@
 """Metrics on sets whose answer is known."""
 
+import dataclasses
 import math
 
 import pytest
@@ -17,7 +18,14 @@ from experiments.errors import ConfigError
 from experiments.reports.columns import decimals_of, directions, head_of
 from experiments.runs.metrics.digits_metrics import digits_fid, digits_is, digits_sfid, network
 from experiments.runs.metrics.evidence import Evidence, over_set
-from experiments.runs.metrics.measure import RUN_METRICS, RunMetric, check_metrics, compute, known_metrics
+from experiments.runs.metrics.measure import (
+    RUN_METRICS,
+    RunMetric,
+    check_metrics,
+    compute,
+    has_metrics,
+    known_metrics,
+)
 from experiments.settings.resolve import resolve
 
 
@@ -141,6 +149,45 @@ def test_resamples_and_seed_reach_every_metric():
 def test_the_settings_hand_their_bootstrap_on():
     config = compose(["metrics.level=0.9", "metrics.resamples=50", "metrics.bootstrap_seed=3"]).metrics
     assert config.bootstrap == Bootstrap(level=0.9, resamples=50, seed=3)
+
+
+def asked(evidence, *names, **more):
+    """The evidence of the same run when it is asked for these metrics."""
+    metrics = dataclasses.replace(evidence.settings.metrics, names=list(names), **more)
+    return dataclasses.replace(evidence, settings=dataclasses.replace(evidence.settings, metrics=metrics))
+
+
+def test_intervals_are_made_again_as_they_are_asked_for(evidence, monkeypatch):
+    """From the values that were stored, where there are some; a statistic of the set from the media."""
+    names = ("ssim", "digits_fid", "class_accuracy")
+    known = compute(asked(evidence, *names), {})
+    value = RUN_METRICS["ssim"].value
+    monkeypatch.setitem(RUN_METRICS, "ssim", dataclasses.replace(RUN_METRICS["ssim"], value=pytest.fail))
+    for more in ({"level": 0.5}, {"resamples": 50}, {"bootstrap_seed": 3}):
+        now = asked(evidence, *names, **more)
+        assert has_metrics(asked(evidence, *names).settings, known) and not has_metrics(now.settings, known)
+        found = compute(now, known)
+        assert has_metrics(now.settings, found) and not has_metrics(asked(evidence, *names).settings, found)
+        assert {found[name]["mean"] == known[name]["mean"] for name in names} == {True}
+        assert (found["digits_fid"]["low"] > known["digits_fid"]["low"]) == ("level" in more)
+        expected = {**value(now), "level": 0.95, "resamples": 2000, "seed": 0}
+        expected |= {key.removeprefix("bootstrap_"): number for key, number in more.items()}
+        assert found["ssim"] == expected and found["ssim"]["low"] != known["ssim"]["low"]
+
+
+def test_what_was_measured_stays_when_other_metrics_are_asked_for(evidence):
+    first = compute(asked(evidence, "psnr", level=0.5), {})
+    both = compute(asked(evidence, "ssim"), {**first, "num_steps": 8})
+    assert both.keys() == {"psnr", "ssim"} and both["psnr"] == first["psnr"]
+    assert (both["psnr"]["level"], both["ssim"]["level"]) == (0.5, 0.95)
+
+
+def test_an_interval_that_does_not_say_how_it_was_made_is_of_the_defaults(evidence):
+    old = {"psnr": {"mean": 20.0, "low": 19.0, "high": 21.0, "n": 40}}
+    assert has_metrics(asked(evidence, "psnr").settings, old)
+    assert not has_metrics(asked(evidence, "psnr", level=0.9).settings, old)
+    alone = {"psnr": {"mean": 20.0, "low": None, "high": None, "n": 1}}
+    assert has_metrics(asked(evidence, "psnr", level=0.9).settings, alone), "no interval to be made again"
 
 
 def test_every_metric_has_a_heading_a_direction_and_decimals():

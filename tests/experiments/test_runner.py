@@ -221,6 +221,11 @@ def test_a_metric_asked_for_later_is_computed_from_what_is_there(small, count):
     count.clear()
     metrics = execute(settings(*small, "metrics.names=[psnr]")).metrics
     assert "psnr" in metrics and count == []
+    both = execute(settings(*small, "metrics.names=[ssim]", "metrics.level=0.5"))
+    assert both.metrics["psnr"] == metrics["psnr"] and both.metrics["ssim"]["level"] == 0.5 and count == []
+    assert execute(both.run).found
+    again = execute(settings(*small, "metrics.names=[psnr]", "metrics.level=0.5"))
+    assert not again.found and again.metrics["psnr"]["low"] > metrics["psnr"]["low"] and count == []
 
 
 @pytest.mark.slow

@@ -57,6 +57,29 @@ def test_cells_come_from_the_run_or_say_why_not(table):
             assert (cell.value is None) == bool(cell.why)
 
 
+def test_intervals_of_two_levels_say_theirs(table, results):
+    """A level is that with which a run's interval was made, whatever the table's settings are."""
+
+    def shown(*levels):
+        rows = [
+            dataclasses.replace(row, ours={"psnr": Cell(value=3.0, low=2.0, high=4.0, level=level)})
+            for row, level in zip(table.rows, levels, strict=False)
+        ]
+        made = ResultTable(preset=table.preset, rows=rows)
+        console = Console(file=io.StringIO(), width=200)
+        console.print(beside(made))
+        page = str(block_of(made, Gallery([results / "runs"]), 0)["shown"])
+        return [to_markdown(made), console.file.getvalue(), page, to_latex(made), to_csv(made)]
+
+    assert table.levels == [0.95], "a file that does not say is of the default"
+    *named, latex, comma = shown(0.5, 0.5)
+    assert all("50% intervals" in text and "95%" not in text for text in named)
+    assert "[2.00, 4.00]" in latex and "psnr_level" not in comma
+    *named, latex, comma = shown(0.95, 0.999)
+    assert all("% intervals" not in text and "[2.00, 4.00; 99.9%]" in text for text in named)
+    assert r"[2.00, 4.00; 99.9\%]" in latex and "0.999" in comma and "and their levels" in named[0]
+
+
 def test_a_wall_column_without_a_measurement_is_a_note(table, results):
     """The reference's own speed-up, 1, is none; a single measured row keeps the column."""
     number = Cell(value=2.5)

@@ -15,6 +15,7 @@ from evaluation.statistics import Bootstrap
 from experiments.backends.base import Backend, Item
 from experiments.config.run import Settings
 from experiments.files import write_json
+from experiments.runs.folder import read_values
 
 __all__ = [
     "Evidence",
@@ -22,6 +23,7 @@ __all__ = [
     "finite_or_none",
     "no_value",
     "over_set",
+    "percent",
 ]
 
 
@@ -52,6 +54,13 @@ class Evidence:
         folder = self.media.parent / "values"
         folder.mkdir(exist_ok=True)
         write_json(folder / f"{name}.json", {item: finite_or_none(value) for item, value in values.items()})
+
+    def kept(self, name: str) -> list[float] | None:
+        """A metric's values per item as they were stored, infinite where there is no number; None if they are not."""
+        values = read_values(self.media.parent / "values" / f"{name}.json")
+        if not all(item.name in values for item in self.items):
+            return None
+        return [math.inf if (value := values[item.name]) is None else value for item in self.items]
 
     def samples(self) -> Tensor:
         """All media of the run, stacked."""
@@ -94,6 +103,11 @@ def over_set(statistic: Callable[[Tensor], float], samples: Tensor, bootstrap: B
         reach = error * float(torch.special.ndtri(torch.tensor(0.5 + bootstrap.level / 2, dtype=torch.float64)))
         summary |= {"low": value * math.exp(-reach), "high": value * math.exp(reach) if value else 0.0}
     return summary
+
+
+def percent(level: float) -> str:
+    """A level as `95%` or `99.9%`."""
+    return f"{100 * level:g}%"
 
 
 def finite_or_none(value: float) -> float | None:

@@ -4,12 +4,15 @@ Two kinds of metric are known by name: those of `RUN_METRICS`, which read media 
 `evaluation` package, which read files. Either is described in one place, its own. Paired metrics compare each item with
 the same item of the un-cached reference (same noise) and carry a bootstrap interval over items. Metrics of a whole set
 have no per-item value; their interval is the delete-a-group jackknife's (see `experiments.runs.metrics.evidence`).
+
+A summary with an interval says how that was made: `level`, `resamples`, `seed`. It is made again where they are asked
+for otherwise, and what was measured before stays when other metrics are asked for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from torch import Tensor
@@ -17,6 +20,7 @@ from torch import Tensor
 import evaluation
 from evaluation.fidelity import Psnr, Ssim, psnr, ssim
 from evaluation.metric import Metric, heading_of, summarise
+from evaluation.statistics import Bootstrap
 from experiments.backends.base import Backend
 from experiments.config.run import Settings
 from experiments.errors import check, choose
@@ -26,10 +30,12 @@ from experiments.runs.metrics.quality import assess, check_quality, is_paired
 
 __all__ = [
     "RUN_METRICS",
+    "UNSAID",
     "RunMetric",
     "applicable",
     "check_metrics",
     "compute",
+    "has_metrics",
     "known_metrics",
     "metric_of",
     "paired_metric",
@@ -177,9 +183,35 @@ def check_metrics(settings: Settings, backend: type[Backend]) -> None:
     check_quality(settings, backend, [name for name in settings.metrics.names if name not in RUN_METRICS])
 
 
+UNSAID = Bootstrap(level=0.95, resamples=2000, seed=0)
+"""How the intervals were made that do not say so: by the defaults, when only these were stored."""
+
+
+def is_current(summary: object, bootstrap: Bootstrap) -> bool:
+    """Whether a metric was measured, and its interval, if it has one, made as is asked for now."""
+    if not isinstance(summary, dict):
+        return False
+    return summary.get("low") is None or {**asdict(UNSAID), **summary}.items() >= asdict(bootstrap).items()
+
+
+def has_metrics(settings: Settings, metrics: dict[str, Any]) -> bool:
+    """Whether `metrics` has all that is requested of a run, with intervals as they are requested."""
+    return all(is_current(metrics.get(name), settings.metrics.bootstrap) for name in applicable(settings))
+
+
 def compute(evidence: Evidence, known: dict[str, Any]) -> dict[str, Summary]:
-    """The requested metrics; those in `known` are kept as they are."""
-    return {name: known.get(name) or value_of(name, evidence) for name in applicable(evidence.settings)}
+    """The requested metrics, and those of `known` beside them."""
+    kept = {name: summary for name, summary in known.items() if metric_of(name) is not None}
+    return kept | {name: summary_of(name, evidence, known.get(name)) for name in applicable(evidence.settings)}
+
+
+def summary_of(name: str, evidence: Evidence, known: Any) -> Summary:
+    """A metric; what is known of it is kept, and only its interval made again where that was made otherwise."""
+    if is_current(known, evidence.bootstrap):
+        return known
+    values = None if known is None else evidence.kept(name)
+    summary = value_of(name, evidence) if values is None else summarise(values, evidence.bootstrap)
+    return summary if summary["low"] is None else summary | asdict(evidence.bootstrap)
 
 
 def value_of(name: str, evidence: Evidence) -> Summary:
