@@ -4,8 +4,8 @@ Items are generated in batches whose composition is fixed by the item index: bat
 `[b * size, (b+1) * size)`. Floating-point results may depend on the size of a batch, so a restart or another
 number of shards must meet the same batches; with them fixed the images are bit-identical on one machine, and
 a resumed run recomputes a batch that was cut short as a whole but records only the items still missing. The
-batch size that a run was started with is kept in its folder and used by every restart. Shards take whole
-batches: `batches[rank::world]`.
+batch size is that of the reference, and is kept (`experiments.runs.settled`). Shards take whole batches:
+`batches[rank::world]`.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ from experiments.runs.loggers import Logger, check_logger, make_logger, report_f
 from experiments.runs.metrics.evidence import Evidence
 from experiments.runs.metrics.measure import check_metrics, compute, has_metrics
 from experiments.runs.picture import draw_comparison
+from experiments.runs.settled import say_difference, settle_batch_size
 from experiments.runs.timing import TIMES, has_times, timing
 from experiments.settings.compatibility import check_fit, check_method
 from experiments.settings.cost import count_flops
-from experiments.settings.identity import canonical, run_id
+from experiments.settings.identity import run_id
 from experiments.settings.prepare import Run, caching, items_of, prepare
 
 __all__ = ["Outcome", "check", "execute", "folder_of", "items_of"]
@@ -123,6 +124,8 @@ def execute(given: Settings | Run) -> Outcome:
     else:
         folder.sweep()
         report_finished(run.settings, folder)
+    if reference is not None:
+        say_difference(folder, reference.folder)
     if old := folder.undigested():
         print(f"{folder.id}: {old} items are older than digests; their files are taken as they are", file=sys.stderr)
     return Outcome(run=run, folder=folder, metrics=folder.metrics(), reference=reference, found=found)
@@ -174,7 +177,7 @@ def work(run: Run, folder: RunFolder, reference: Outcome | None) -> None:
         if is_finished(settings, folder):
             return
         logger = make_logger(settings, folder)
-        mine = generate_missing(run, folder, logger)
+        mine = generate_missing(run, folder, reference, logger)
         if settings.shard.world == 1:
             finish(run, folder, reference, logger)
             return
@@ -214,15 +217,10 @@ def verify(run: Run, folder: RunFolder, reference: Outcome | None) -> Outcome | 
     return reference
 
 
-def generate_missing(run: Run, folder: RunFolder, logger: Logger) -> int:
+def generate_missing(run: Run, folder: RunFolder, reference: Outcome | None, logger: Logger) -> int:
     """Generate the batches of this shard that have items without a record; returns how many items it has."""
     settings, items = run.settings, run.items
-    stored = folder.settle(describe(run))
-    execution = stored.get("execution")
-    size = execution.get("batch_size") if isinstance(execution, dict) else None
-    valid = isinstance(size, int) and not isinstance(size, bool) and size >= 1
-    check_value(valid, str(folder.path / "config.yaml"), "must say execution.batch_size (delete or restore it)", size)
-    assert isinstance(size, int)
+    size = settle_batch_size(run, folder, reference.folder if reference else None)
     batches = [items[start : start + size] for start in range(0, len(items), size)]
     mine = list(enumerate(batches))[settings.shard.rank :: settings.shard.world]
     done = set(folder.records())
@@ -376,18 +374,4 @@ def cost(backend: Backend, run: Run, records: list[dict[str, Any]], reference: O
         },
         "flops_speedup": base / total,
         "cache_bytes": max(r["cache_bytes"] for r in records),
-    }
-
-
-def describe(run: Run) -> dict[str, Any]:
-    """config.yaml: what identifies the run, all settings, and how it is executed."""
-    settings = run.settings
-    everything = dataclasses.asdict(settings)
-    for key in ("shard", "results", "batch_size", "progress_every", "cluster", "logger", "metrics"):
-        everything.pop(key)
-    return {
-        "id": run.id,
-        "identity": canonical(settings),
-        "settings": everything,
-        "execution": {"batch_size": settings.batch_size},
     }

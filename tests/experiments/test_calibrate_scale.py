@@ -11,7 +11,7 @@ from experiments.calibration.calibrate import main
 from experiments.config.compose import compose
 from experiments.errors import ConfigError
 from experiments.plans.freeze import freeze_settings, restore_settings
-from experiments.runs.runner import describe
+from experiments.runs.settled import describe
 from experiments.settings.automatic import SIGMAS, automatic
 from experiments.settings.describe import announcement, describe_method
 from experiments.settings.identity import run_id

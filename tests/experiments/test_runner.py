@@ -208,6 +208,24 @@ def test_a_restart_keeps_the_batch_size_of_the_start(small, count):
     assert count == [3, 3, 3] and digests(of) == before
 
 
+def test_a_new_run_has_the_batches_of_its_reference(small, count, capsys):
+    execute(settings(*small, "num_items=3", "method=none", "batch_size=2"))
+    of = settings(*small, "num_items=3", "interval=1")
+    execute(of)
+    assert count == [2, 1, 2, 1] and digests(of) == digests(of.reference())
+    said = [line for line in capsys.readouterr().err.splitlines() if "batches" in line]
+    assert said == [f"{folder_of(of).id}: batches of 2, as its reference was started with, not of 3"]
+
+
+def test_a_method_that_decides_for_a_batch_keeps_its_own(small, count, capsys):
+    execute(settings(*small, "num_items=3", "method=none", "batch_size=2"))
+    of = settings(*small, "num_items=3", "method=teacache")
+    for _ in range(2):
+        execute(of)
+        assert f"{folder_of(of).id}: batches of 3, of its reference 2: " in capsys.readouterr().err
+    assert count == [2, 1, 3]
+
+
 def test_what_is_finished_is_not_done_again(small, count):
     of = settings(*small)
     first = execute(of).metrics
