@@ -1,4 +1,4 @@
-"""Calibration on the tiny model: gains, closed loop, plan files and the runs that use them."""
+"""Calibration on the tiny model: plan files, what is refused, and the runs that use them."""
 
 import dataclasses
 import itertools
@@ -7,12 +7,6 @@ import shlex
 
 import pytest
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    UniPCMultistepScheduler,
-)
 
 import hicache.adapters
 from experiments.artefacts.artefact import keys_of
@@ -21,11 +15,9 @@ from experiments.artefacts.moments import moments_path
 from experiments.artefacts.plans import load_plan, path_of, save_plan
 from experiments.artefacts.stored_curves import curve_path
 from experiments.backends import load_backend
-from experiments.backends.base import sampling_of
-from experiments.calibration.calibrate import calibrate, gaussian, main, make_plan, measure
-from experiments.calibration.closed_loop import ClosedLoop, is_one_step, probe, psnr, refit
+from experiments.calibration.calibrate import calibrate, main, make_plan, measure
+from experiments.calibration.closed_loop import psnr
 from experiments.calibration.options import Options
-from experiments.calibration.search import draw_places, find_starts
 from experiments.config.compose import compose
 from experiments.errors import ConfigError
 from experiments.runs import runner
@@ -37,71 +29,13 @@ from experiments.settings.resolve import resolve
 from experiments.settings.rows import missing
 from experiments.studies.contest import contenders, intervals_for
 from hicache.fitting.calibrated_plan import build_plan, place
-from hicache.fitting.gaussian import ddim, dpmpp, flow
 
-BETAS = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "timestep_spacing": "trailing"}
 QUICK = Options(items=4, trials=0)
 
 
 @pytest.fixture
 def settings(small):
     return resolve(compose([*small, "method=calibrated"]))
-
-
-def levels(scheduler, steps):
-    """alpha^2 of the T + 1 noise levels of a run."""
-    scheduler.set_timesteps(steps)
-    return [*scheduler.alphas_cumprod.double()[scheduler.timesteps.long()].tolist(), 1.0]
-
-
-@pytest.mark.parametrize("steps", [5, 20, 50])
-def test_gains_are_those_of_the_schedulers(steps):
-    solver = DDIMScheduler(**BETAS, clip_sample=False)
-    found = ddim(levels(solver, steps))
-    agree(probe(solver), found)
-    solver = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    solver.set_timesteps(steps)
-    agree(probe(solver), flow(solver.sigmas.double().tolist()))
-    solver = DPMSolverMultistepScheduler(**BETAS, solver_order=2, algorithm_type="dpmsolver++")
-    found = dpmpp(levels(solver, steps))
-    agree(probe(solver), found)
-
-
-def agree(measured, formula):
-    assert torch.allclose(measured.sample, formula.sample, rtol=2e-3, atol=2e-5)
-    assert torch.allclose(measured.prediction, formula.prediction, rtol=2e-3, atol=2e-5)
-    assert torch.equal(formula.cost, formula.prediction.abs())
-
-
-@pytest.mark.parametrize(
-    ("scheduler", "expected"),
-    [
-        (DDIMScheduler(**BETAS, clip_sample=False), True),
-        (FlowMatchEulerDiscreteScheduler(shift=3.0), True),
-        (DPMSolverMultistepScheduler(**BETAS, solver_order=1), True),
-        (DPMSolverMultistepScheduler(**BETAS, solver_order=2), False),
-        (UniPCMultistepScheduler(**BETAS), False),
-        (DDIMScheduler(**BETAS, clip_sample=True), False),
-    ],
-)
-def test_one_step_samplers_are_told_from_others(scheduler, expected):
-    scheduler.set_timesteps(20)
-    before = dict(vars(scheduler))
-    assert is_one_step(scheduler) == expected
-    assert vars(scheduler) == before
-
-
-@pytest.mark.parametrize("solver", ["unipc", "dpmpp"])
-def test_the_closed_loop_is_refused_where_a_step_has_a_memory(small, tmp_path, capsys, solver):
-    path, words = tmp_path / "plan.json", [*small, f"backend.solver={solver}", "budget=3", "items=2"]
-    for refine in ("loop", "search"):
-        with pytest.raises(ConfigError, match=f"refine: must be none .*{solver}.*, got '{refine}'") as error:
-            main([*words, f"output={path}", f"refine={refine}"])
-        assert "\n" not in str(error.value) and capsys.readouterr().out == "" and not path.exists()
-    main([*words, f"output={path}"])
-    assert capsys.readouterr().out.startswith("refine=none: ")
-    made = json.loads(path.read_text())
-    assert made["made"]["refine"] == "none" and "closed_loop_psnr" not in made["plan"]
 
 
 def test_what_a_plan_predicts_is_of_items_that_the_weights_were_not_found_on(small, settings, tmp_path):
@@ -135,53 +69,6 @@ def test_the_cost_and_the_memory_of_the_places_can_be_chosen(settings):
             expected = place(found.gram, cost, 3, memory or 2, options.penalty, found.size)
             assert list(plan.full_steps) == expected
             assert max(len(row.anchors) for row in plan.rows.values()) == min(4, len(expected))
-
-
-def test_the_closed_loop_sees_what_a_run_does(settings):
-    backend = load_backend(settings.backend)
-    found = measure(settings, QUICK, backend)
-    loop = found.loop
-    full = [0, 2, 5]
-    rows, errors = loop.refine(full, memory=2)
-    plan = dataclasses.replace(build_plan(found.gram, found.gains.cost, "output", full_steps=full), rows=rows)
-    backend.prepare(sampling_of(settings))
-    with hicache.cached(backend.pipe, hicache.method("calibrated", **plan.knobs())):
-        images = torch.stack(backend.generate(loop.items, loop.sampling))
-    final = loop.run(
-        full, lambda s, x, a, v: sum(w[0] * v[a.index(t)] for t, w in zip(rows[s].anchors, rows[s].weights))
-    )
-    assert torch.allclose(images, (final / 2 + 0.5).clamp(0, 1), atol=1e-4)
-    assert torch.allclose((final - loop.path[:, -1]).square().flatten(1).mean(1), errors, rtol=1e-2, atol=1e-8)
-    open_loop = build_plan(found.gram, found.gains.cost, "output", full_steps=full).rows
-    followed = loop.run(
-        full, lambda s, x, a, v: sum(w[0] * v[a.index(t)] for t, w in zip(open_loop[s].anchors, open_loop[s].weights))
-    )
-    assert errors.mean() <= (followed - loop.path[:, -1]).square().mean() * 1.05
-
-
-def test_the_path_is_the_uncached_run(settings):
-    backend = load_backend(settings.backend)
-    loop = measure(settings, QUICK, backend).loop
-    backend.prepare(sampling_of(settings))
-    images = torch.stack(backend.generate(loop.items, loop.sampling))
-    assert torch.allclose(images, (loop.path[:, -1] / 2 + 0.5).clamp(0, 1), atol=1e-5)
-    everything = loop.run(list(range(8)), lambda *args: pytest.fail("nothing is to be estimated"))
-    assert torch.allclose(everything, loop.path[:, -1], atol=1e-5)
-
-
-@pytest.mark.parametrize("scope", ["stack", "modules"])
-def test_values_along_the_plan_are_those_of_the_model(settings, scope):
-    inner = dataclasses.replace(settings, scope=scope)
-    backend = load_backend(inner.backend)
-    found = measure(inner, QUICK, backend)
-    assert found.gram.shape == ((1 if scope == "stack" else 4), 8, 8)
-    whole = build_plan(found.gram, found.gains.cost, scope, full_steps=list(range(8)))
-    assert torch.allclose(refit(backend, inner, found.items, whole), found.gram, rtol=1e-6)
-    plan = build_plan(found.gram, found.gains.cost, scope, full_steps=[0])
-    drifted = refit(backend, inner, found.items, plan)
-    assert drifted.shape == found.gram.shape
-    assert torch.allclose(drifted[:, :2, :2], found.gram[:, :2, :2], rtol=1e-6)  # step 1 is the first estimated one
-    assert not torch.allclose(drifted, found.gram, rtol=1e-5)
 
 
 @pytest.mark.parametrize("scope", ["output", "stack", "modules"])
@@ -311,25 +198,6 @@ def test_a_shipped_plan_serves_the_embedded_model():
         method_of(resolve(compose(["method=calibrated", "method.budget=7"])))
 
 
-def test_the_gaussian_model_needs_no_run(settings, monkeypatch):
-    backend = load_backend(settings.backend)
-    monkeypatch.setattr(backend, "generate", lambda *args: pytest.fail("no run is needed"))
-    found = gaussian(settings, backend)
-    plan = build_plan(found.gram, found.gains.cost, "output", budget=3)
-    assert len(plan.full_steps) == 3 and plan.predicted_error < 1
-
-
-def test_a_basis_in_another_time_makes_a_plan(small, tmp_path):
-    path, plans = tmp_path / "plan.json", []
-    for time in ("index", "log_snr"):
-        formula = ["data=gaussian", "refine=none", "basis=newton", f"time={time}", "order=1"]
-        main([*small, *formula, "budget=4", f"output={path}"])
-        plans.append(load_plan(resolve(compose([*small, "method=calibrated", f"method.plan={path}"]))))
-    assert plans[0].full_steps == plans[1].full_steps and plans[0].rows != plans[1].rows
-    with pytest.raises(ConfigError, match="basis: must have weights from times alone"):
-        main([*small, "data=gaussian", "refine=none", "basis=dmd", "budget=4", f"output={path}"])
-
-
 def test_contenders_have_equal_full_steps():
     """Of every interval with the budget only those that end last; even and late steps for each forecaster; what is stored."""
     settings = resolve(compose(["method=calibrated"]))
@@ -387,18 +255,6 @@ def test_other_backends_are_measured(backend, tmp_path):
     assert bool((found.gram.diagonal(dim1=-2, dim2=-1) > 0).all()) and found.gains.cost.shape == (4,)
 
 
-def test_the_search_never_loses(settings):
-    loop = measure(settings, dataclasses.replace(QUICK, items=6), load_backend(settings.backend)).loop
-    lines = []
-    found = loop.search([0, 1, 2], 2, 100, lines.append)
-    assert (
-        len(found) == 3
-        and found[0] == 0
-        and loop.refine(found, 2)[1].log10().mean() <= loop.refine([0, 1, 2], 2)[1].log10().mean()
-    )
-    assert (found == [0, 1, 2]) == (not lines)
-
-
 def test_the_same_calibration_gives_the_same_file(small, tmp_path, monkeypatch):
     """Byte for byte, whatever a clock says: what bounds the search is counted."""
     files = []
@@ -410,36 +266,6 @@ def test_the_same_calibration_gives_the_same_file(small, tmp_path, monkeypatch):
         main([*small, "num_steps=8", "budget=3", "items=4", "trials=6", f"output={path}"])
         files.append(path.read_bytes())
     assert files[0] == files[1] and json.loads(files[0])["made"]["trials"] == 6
-
-
-def test_the_search_runs_what_differs_and_no_more(settings):
-    """Scores are those of whole runs; calls of the model are counted, and so are candidates."""
-    backend, calls, scored = load_backend(settings.backend), [], []
-    loop = measure(settings, dataclasses.replace(QUICK, items=4), backend).loop
-    whole, screened = ClosedLoop.refine, []
-
-    def watch(self, full_steps, memory, train=None, known=None):
-        before = len(calls)
-        found = whole(self, full_steps, memory, train, known)
-        (scored if self is loop else screened).append((tuple(full_steps), len(calls) - before, found[1]))
-        return found
-
-    first = backend.transformer.transformer_blocks[0]
-    hook = first.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ClosedLoop, "refine", watch)
-        for trials in (0, 5, 100):
-            scored.clear()
-            screened.clear()
-            found = loop.search([0, 3, 5, 6], 2, trials, lambda line: None)
-            assert len(scored) == trials or trials == 100 > len(scored) > 5
-            assert len(screened) <= trials + 4 and bool(screened) == bool(trials)
-    hook.remove()
-    assert len({full for full, _, _ in scored}) == len(scored), "no candidate is scored twice"
-    assert sum(ran for _, ran, _ in scored) < 0.8 * 4 * len(scored)
-    for full, ran, errors in scored:
-        assert ran >= sum(a != b for a, b in zip(full, found, strict=True)) or ran == 4
-        assert torch.equal(errors, whole(loop, full, 2)[1])
 
 
 @pytest.mark.parametrize(
@@ -470,46 +296,9 @@ def test_given_full_steps_stay(small, tmp_path, scope, refine):
     assert json.loads(path.read_text())["made"]["full_steps"] == "0+2+5"
 
 
-def test_a_search_begins_at_the_best_of_many():
-    asked, plain = [], [(0, 7, 14), (0, 2, 19)]
-
-    def score(places):
-        asked.append(places)
-        return -abs(places[1] - 4) - abs(places[2] - 12)
-
-    found = find_starts(score, plain, 20, 40)
-    assert found[0] == plain[0] and len(found) in (10, 11) and len(set(asked)) == len(asked) > 40
-    assert set(plain) <= set(asked) and score(found[1]) == max(map(score, asked[:]))
-    assert find_starts(score, plain, 20, 3) == plain[:1]
-
-
-def test_starts_are_drawn_the_same_every_time():
-    for budget, steps in ((2, 8), (8, 50), (20, 50), (50, 50), (1, 5)):
-        drawn = draw_places(30, budget, steps)
-        assert drawn == draw_places(30, budget, steps) and len(set(drawn)) == len(drawn) <= 30
-        for places in drawn:
-            assert places[0] == 0 and len(places) == budget and list(places) == sorted({*places})
-            assert steps - 4 <= places[-1] < steps or budget == 1
-    assert len(draw_places(30, 8, 50)) == 30 and draw_places(30, 50, 50) in ([], [tuple(range(50))])
-
-
 def test_a_plan_of_a_search_cut_by_time_still_loads(settings, tmp_path):
     plan = build_plan(torch.eye(8, dtype=torch.float64), torch.ones(8), "output", full_steps=[0, 3])
     path = tmp_path / "old.json"
     save_plan(path, plan, keys_of(settings) | {"num_steps": 8}, {"refine": "search", "seconds": 60.0})
     named = dataclasses.replace(settings.method, plan=str(path), budget=2)
     assert load_plan(dataclasses.replace(settings, num_steps=8, method=named)) == plan
-
-
-@pytest.mark.parametrize(
-    ("items", "trials", "expected"), [(1, 100, 20), (3, 100, 60), (4, 100, 80), (64, 800, 640), (1, 5, 5)]
-)
-def test_few_items_judge_few_candidates(settings, monkeypatch, items, trials, expected):
-    given = []
-    monkeypatch.setattr(ClosedLoop, "search", lambda self, full, memory, trials, report: given.append(trials) or full)
-    options = Options(items=items, trials=trials)
-    assert options.candidates == expected
-    if items <= 4:
-        backend = load_backend(settings.backend)
-        make_plan(settings, options, measure(settings, options, backend), 3, backend)
-        assert given == [expected]
