@@ -18,7 +18,9 @@ __all__ = ["clock_of", "clocks", "levels"]
 
 
 EMPTY = 1e-3
-"""A level below this is none: the sample is noise alone, or clean."""
+"""A level below this share of both is none: the sample is noise alone, or clean."""
+PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "sample"}
+"""`prediction_type` of a diffusers scheduler -> what `hicache.fitting.gaussian` calls it."""
 
 
 def clocks(alpha: Tensor, sigma: Tensor) -> dict[str, list[float]]:
@@ -33,7 +35,8 @@ def clocks(alpha: Tensor, sigma: Tensor) -> dict[str, list[float]]:
     a last one that is clean (sigma < 1e-3) have no finite ratio to speak of; they stand as far from the next step as
     that from the one after, `t_0 = 2 t_1 - t_2`.
     """
-    empty, clean = bool(alpha[0] < EMPTY), bool(sigma[-1] < EMPTY)
+    size = torch.hypot(alpha, sigma)
+    empty, clean = bool(alpha[0] < EMPTY * size[0]), bool(sigma[-1] < EMPTY * size[-1])
     ratio = sigma / alpha
     straight = bool(torch.allclose(alpha + sigma, torch.ones_like(alpha), atol=1e-5))
     times = {
@@ -56,12 +59,29 @@ def extended(times: Tensor, first: bool, last: bool) -> Tensor:
 
 
 def levels(scheduler: Any) -> tuple[Tensor, Tensor, str]:
-    """alpha and sigma of the steps of a diffusers scheduler whose timesteps are set, and what the model predicts."""
-    if hasattr(scheduler, "alphas_cumprod") and not getattr(scheduler.config, "use_flow_sigmas", False):
-        squared = scheduler.alphas_cumprod.double().cpu()[scheduler.timesteps.long().cpu()]
-        return squared.sqrt(), (1 - squared).sqrt(), "eps"
-    sigma = scheduler.sigmas.double().cpu()[: len(scheduler.timesteps)]
-    return 1 - sigma, sigma, "flow"
+    """alpha and sigma of the steps of a diffusers scheduler whose timesteps are set, and what the model predicts.
+
+    They are those of the sample that the scheduler steps. Euler and its kin, whose noise is not of size one, keep
+    `x_0 + sigma eps` and scale it for the model: there alpha is 1. What is predicted is `eps`, `v`, `sample` or `flow`,
+    any other `prediction_type` is given as it is.
+    """
+    if not hasattr(scheduler, "alphas_cumprod") or getattr(scheduler.config, "use_flow_sigmas", False):
+        sigma = scheduler.sigmas.double().cpu()[: len(scheduler.timesteps)]
+        return 1 - sigma, sigma, "flow"
+    kind = getattr(scheduler.config, "prediction_type", "epsilon")
+    squared, times = scheduler.alphas_cumprod.double().cpu(), scheduler.timesteps.double().cpu()
+    if float(getattr(scheduler, "init_noise_sigma", 1.0)) != 1:
+        sigma = between(((1 - squared) / squared).sqrt(), times)
+        return torch.ones_like(sigma), sigma, PREDICTIONS.get(kind, kind)
+    squared = between(squared, times)
+    return squared.sqrt(), (1 - squared).sqrt(), PREDICTIONS.get(kind, kind)
+
+
+def between(values: Tensor, times: Tensor) -> Tensor:
+    """Values at times that need not be integers, on the lines between two neighbours."""
+    low = times.floor().long()
+    high = (low + 1).clamp(max=len(values) - 1)
+    return values[low] + (times - low) * (values[high] - values[low])
 
 
 def clock_of(scheduler: Any, name: str) -> list[float]:

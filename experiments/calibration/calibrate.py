@@ -76,7 +76,7 @@ from experiments.settings.library_method import method_of
 from experiments.settings.resolve import resolve
 from hicache import sampler
 from hicache.fitting.calibrated_plan import CalibratedPlan, build_plan, formula_rows, total_error
-from hicache.fitting.gaussian import Gains, gaussian_gram, log_spectrum
+from hicache.fitting.gaussian import PREDICTIONS, Gains, gaussian_gram, log_spectrum
 from hicache.fitting.gaussian import carry as carry_of
 from hicache.policy import Even, Late
 
@@ -150,6 +150,8 @@ def gaussian(settings: Settings, backend: Backend) -> Calibration:
     """The Gram matrix of the noise schedule under Gaussian data of all scales: no model is run."""
     check(settings.scope == "output", "scope", "must be output for data=gaussian", settings.scope)
     alpha, sigma, kind, gains = schedule(settings, backend)
+    rule = "must be epsilon, v_prediction, sample or flow matching for data=gaussian"
+    check(kind in PREDICTIONS, "prediction_type", rule, kind)
     gram = gaussian_gram(alpha, sigma, gains, log_spectrum(), kind)
     return Calibration(gram=gram[None], size=gram.diagonal(), gains=gains, clocks=sampler.clocks(alpha, sigma))
 

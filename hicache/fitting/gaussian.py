@@ -14,9 +14,11 @@ the T + 1 noise levels of a run (the last one is the clean end),
 *Gaussian data.* If `x_0 ~ N(0, lambda)` in every direction, the ideal prediction is linear,
 
     eps:   f = sigma / (alpha^2 lambda + sigma^2) x,        flow (eps - x_0):   f = (sigma - alpha lambda) / (...) x,
+    x_0:   f = alpha lambda / (...) x,    v:   f = alpha sigma (1 - lambda) / (...) x / |(alpha, sigma)|,
 
 so a run from unit noise is a scalar recursion per lambda, and the Gram matrix of its predictions over the
-steps is `G[s, s'] = sum_lambda f_s f_s'`: a model of the noise schedule that needs no calibration data.
+steps is `G[s, s'] = mean_lambda f_s f_s'`: a model of the noise schedule that needs no calibration data. The sample may
+have any scale, `x_0 + sigma eps` too; noise of another size than one is a factor of all of G.
 """
 
 from __future__ import annotations
@@ -30,7 +32,10 @@ from torch import Tensor
 
 from hicache.typed import vector_norm
 
-__all__ = ["Gains", "carry", "ddim", "dpmpp", "flow", "gaussian_gram", "log_spectrum"]
+__all__ = ["PREDICTIONS", "Gains", "carry", "ddim", "dpmpp", "flow", "gaussian_gram", "log_spectrum"]
+
+PREDICTIONS = ("eps", "v", "sample", "flow")
+"""What a model may predict."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,15 +90,20 @@ def gaussian_gram(alpha: Tensor, sigma: Tensor, gains: Gains, spectrum: Tensor, 
         sigma: noise levels of the T steps.
         gains: of the sampler (a one-step one).
         spectrum: variances `lambda` of the data.
-        prediction: `eps` or `flow`.
+        prediction: one of `PREDICTIONS`.
     """
-    if prediction not in ("eps", "flow"):
-        raise ValueError(f"prediction: must be eps or flow, got {prediction!r}")
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"prediction: must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
     x = torch.ones_like(spectrum)
     found: list[Tensor] = []
     for a, s, keep, move in zip(alpha, sigma, gains.sample, gains.prediction, strict=True):
-        factor = s if prediction == "eps" else s - a * spectrum
-        found.append(factor / (a**2 * spectrum + s**2) * x)
+        factors = {
+            "eps": s,
+            "v": a * s * (1 - spectrum) / torch.hypot(a, s),
+            "sample": a * spectrum,
+            "flow": s - a * spectrum,
+        }
+        found.append(factors[prediction] / (a**2 * spectrum + s**2) * x)
         x = keep * x + move * found[-1]
     rows = torch.stack(found)
     return rows @ rows.T / len(spectrum)

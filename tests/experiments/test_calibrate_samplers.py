@@ -1,25 +1,32 @@
 """What a calibration knows of samplers: gains, levels, and the Gaussian model that needs no run."""
 
+import copy
+import math
+
 import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
 )
 
 from experiments.artefacts.plans import load_plan
 from experiments.backends import load_backend
+from experiments.backends.base import sampling_of
 from experiments.calibration.calibrate import gaussian, main
 from experiments.calibration.closed_loop import is_one_step, probe
 from experiments.config.compose import compose
 from experiments.errors import ConfigError
 from experiments.settings.resolve import resolve
+from hicache import sampler
 from hicache.fitting.calibrated_plan import build_plan
-from hicache.fitting.gaussian import ddim, dpmpp, flow
+from hicache.fitting.gaussian import ddim, dpmpp, flow, gaussian_gram, log_spectrum
 
 BETAS = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "timestep_spacing": "trailing"}
+SPECTRUM = log_spectrum(size=9)
 
 
 @pytest.fixture
@@ -68,6 +75,48 @@ def test_one_step_samplers_are_told_from_others(scheduler, expected):
     before = dict(vars(scheduler))
     assert is_one_step(scheduler) == expected
     assert vars(scheduler) == before
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("make", [DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler])
+def test_the_gaussian_model_is_what_the_sampler_does_with_ideal_predictions(make, kind):
+    """Whatever is predicted, at timesteps that are not integers and with noise of another size than one too."""
+    words = {DDIMScheduler: {"clip_sample": False}, DPMSolverMultistepScheduler: {"solver_order": 1}}.get(make, {})
+    solver = make(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", prediction_type=kind, **words)
+    solver.set_timesteps(25)
+    assert bool((solver.timesteps % 1 != 0).any()) == (make is EulerDiscreteScheduler)
+    alpha, sigma, predicted = sampler.levels(solver)
+    found = gaussian_gram(alpha, sigma, probe(copy.deepcopy(solver)), SPECTRUM, predicted)
+    rows = torch.stack(ideal_predictions(solver, kind))
+    expected = rows @ rows.T / len(SPECTRUM)
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6 * float(expected.max()))
+
+
+def ideal_predictions(solver, kind):
+    """Those of data from N(0, lambda), one element for each lambda; the noise is of size one in the model's eyes."""
+    size, found = float(solver.init_noise_sigma), []
+    x = torch.full_like(SPECTRUM, size)
+    for index, t in enumerate(solver.timesteps):
+        ratio = (
+            solver.sigmas[index] if size != 1 else ((1 - solver.alphas_cumprod[t]) / solver.alphas_cumprod[t]).sqrt()
+        )
+        alpha, sigma = 1 / math.hypot(1, ratio), float(ratio) / math.hypot(1, ratio)
+        seen = solver.scale_model_input(x, t).double()
+        clean = alpha * SPECTRUM / (alpha**2 * SPECTRUM + sigma**2) * seen
+        noise = (seen - alpha * clean) / sigma
+        predictions = {"epsilon": noise, "v_prediction": alpha * noise - sigma * clean, "sample": clean}
+        x = solver.step(predictions[kind], t, x, return_dict=False)[0].double()
+        found.append(predictions[kind] / size)
+    return found
+
+
+def test_the_gaussian_model_refuses_what_it_does_not_know(settings, monkeypatch):
+    backend = load_backend(settings.backend)
+    backend.prepare(sampling_of(settings))
+    monkeypatch.setattr(backend, "prepare", lambda sampling: None)
+    backend.pipe.scheduler = UniPCMultistepScheduler(**BETAS, prediction_type="flow_prediction")
+    with pytest.raises(ConfigError, match=r"^prediction_type: must be epsilon, .* got 'flow_prediction'$"):
+        gaussian(settings, backend)
 
 
 def test_the_gaussian_model_needs_no_run(settings, monkeypatch):

@@ -176,6 +176,12 @@ def test_gaussian_model_is_the_run_of_an_ideal_linear_model(prediction):
     assert torch.allclose(gram, expected @ expected.T / 5, rtol=1e-8, atol=1e-10)
 
 
+def test_an_unknown_prediction_is_refused():
+    gains = Gains(sample=torch.ones(2), prediction=torch.ones(2))
+    with pytest.raises(ValueError, match="prediction: must be one of eps, v, sample, flow, got 'score'"):
+        gaussian_gram(torch.ones(2), torch.ones(2), gains, log_spectrum(size=3), "score")
+
+
 def test_the_cost_is_the_size_of_the_gain():
     gains = Gains(sample=torch.ones(2), prediction=torch.tensor([-0.5, 0.25]))
     assert gains.cost.tolist() == [0.5, 0.25]

@@ -6,16 +6,16 @@ import math
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
 import hicache
 from hicache.forecast import BASES
 from hicache.methods import TIMES
-from hicache.sampler import clock_of, clocks
+from hicache.sampler import clock_of, clocks, levels
 
 
-def ddim(num_steps):
-    scheduler = DDIMScheduler()
+def ddim(num_steps, **words):
+    scheduler = DDIMScheduler(**words)
     scheduler.set_timesteps(num_steps)
     return scheduler
 
@@ -77,6 +77,25 @@ def test_sigma_of_ddim_is_that_of_its_alphas():
     ratio = [math.sqrt((1 - float(a)) / float(a)) for a in scheduler.alphas_cumprod[scheduler.timesteps]]
     scale = 9 / (ratio[0] - ratio[-1])
     assert clock_of(scheduler, "sigma") == pytest.approx([(ratio[0] - r) * scale for r in ratio], rel=1e-5)
+
+
+def test_levels_are_those_of_the_sample_at_any_timestep():
+    """Euler keeps x_0 + sigma eps, and most of its steps lie between two trained levels."""
+    scheduler = EulerDiscreteScheduler()
+    scheduler.set_timesteps(25)
+    alpha, sigma, _ = levels(scheduler)
+    assert bool((alpha == 1).all()) and bool((scheduler.timesteps % 1 != 0).any())
+    assert sigma.tolist() == pytest.approx(scheduler.sigmas[:-1].tolist(), rel=1e-5)
+    scheduler = ddim(25)
+    alpha, sigma, _ = levels(scheduler)
+    squared = scheduler.alphas_cumprod.double()[scheduler.timesteps]
+    assert torch.equal(alpha, squared.sqrt()) and torch.equal(sigma, (1 - squared).sqrt())
+
+
+def test_levels_say_what_is_predicted():
+    named = {kind: levels(ddim(4, prediction_type=kind))[2] for kind in ("epsilon", "v_prediction", "sample", "other")}
+    assert named == {"epsilon": "eps", "v_prediction": "v", "sample": "sample", "other": "other"}
+    assert levels(flow(4))[2] == "flow"
 
 
 def test_ends_without_a_finite_ratio_are_continued():
