@@ -168,7 +168,8 @@ def place(
     if memory not in (1, 2, 3):
         raise ValueError(f"memory: must be 1, 2 or 3 to place full steps, got {memory}")
     size = gram[0].diagonal() if size is None else size
-    errors = cost * _errors(gram, memory, ridge, size)
+    errors = _errors(gram, memory, ridge, size)
+    errors = torch.where(cost > 0, cost * errors, torch.zeros_like(errors))  # 0 x inf is not a number
     last = torch.arange(steps)
     later = last[None, :] > last[:, None]
     waiting = torch.where(later, errors, torch.zeros_like(errors)).cumsum(-1)

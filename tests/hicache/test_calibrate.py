@@ -176,6 +176,20 @@ def test_gaussian_model_is_the_run_of_an_ideal_linear_model(prediction):
     assert torch.allclose(gram, expected @ expected.T / 5, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("memory", [1, 2, 3])
+def test_steps_that_cost_nothing_are_left_out_of_the_sum(memory):
+    """The best of all sets, found one by one."""
+    values = torch.randn(7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    gram, cost = (values @ values.T)[None], torch.tensor([1.0, 0.0, 2.0, 1.0, 0.0, 0.5, 0.0], dtype=torch.float64)
+
+    def total(full):
+        rows = weigh(gram, full, memory)
+        return total_error(gram, cost, rows, gram[0].diagonal())
+
+    found = place(gram, cost, 3, memory)
+    assert total(found) == pytest.approx(min(total([0, a, b]) for a, b in itertools.combinations(range(1, 7), 2)))
+
+
 def test_an_unknown_prediction_is_refused():
     gains = Gains(sample=torch.ones(2), prediction=torch.ones(2))
     with pytest.raises(ValueError, match="prediction: must be one of eps, v, sample, flow, got 'score'"):
