@@ -21,12 +21,12 @@ item judges, under weights of all items: with 32 of them unseen items have as mu
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,9 +35,11 @@ from torch import Tensor, nn
 
 import hicache
 from experiments.backends.base import Backend, Item, Sampling, sampling_of
+from experiments.calibration.around import Step, stepping
 from experiments.calibration.search import SCREEN_ITEMS, Places, find_starts, search
 from experiments.calibration.trajectories import TrajectoryRecorder, grams
 from experiments.config.run import Settings
+from hicache.adapters.modules import replaced
 from hicache.fitting.calibrated_plan import CalibratedPlan, StepWeights, solve
 from hicache.fitting.gaussian import Gains
 from hicache.forecast.combine import combine
@@ -137,10 +139,9 @@ class ClosedLoop:
         """
         known = {} if known is None else known
         self.backend.prepare(self.sampling)
-        scheduler, anchors, values, count = self.backend.pipe.scheduler, [], [], [0]
-        original, final = scheduler.step, []
+        anchors, values, count, final = [], [], [0], []
 
-        def step(prediction: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        def around(step: Step, prediction: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
             s = count[0]
             if s in full_steps:
                 anchors.append(s)
@@ -149,21 +150,17 @@ class ClosedLoop:
             else:
                 prediction = rule(s, sample, anchors, values)
             count[0] += 1
-            result = original(prediction, timestep, sample, *args, **kwargs)
+            result = step(prediction, timestep, sample, *args, **kwargs)
             final[:] = [result[0]]
             return result
 
-        vars(scheduler)["step"] = step
-        try:
-            with self.skipping(lambda: count[0] in full_steps and count[0] not in known):
-                self.backend.generate(self.items, self.sampling)
-        finally:
-            del vars(scheduler)["step"]
+        skipped = self.skipping(lambda: count[0] in full_steps and count[0] not in known)
+        with stepping(self.backend.pipe.scheduler, around), skipped:
+            self.backend.generate(self.items, self.sampling)
         self.computed = dict(zip(anchors, values, strict=True))
         return final[0]
 
-    @contextlib.contextmanager
-    def skipping(self, needed: Callable[[], bool]) -> Iterator[None]:
+    def skipping(self, needed: Callable[[], bool]) -> AbstractContextManager[None]:
         """Calls of the model that are not needed give the result of the last one that was."""
         model = self.backend.transformer
         own = model.forward
@@ -173,15 +170,7 @@ class ClosedLoop:
                 self.last = own(*args, **kwargs)
             return self.last
 
-        before = vars(model).get("forward")
-        vars(model)["forward"] = forward
-        try:
-            yield
-        finally:
-            if before is None:
-                del vars(model)["forward"]
-            else:
-                vars(model)["forward"] = before
+        return replaced([(model, forward)])
 
     def part(self, chosen: Tensor) -> ClosedLoop:
         """The same with some of the items."""

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from experiments.backends.base import Backend, Item, sampling_of
+from experiments.calibration.around import Step, bind_hook, stepping
 from experiments.calibration.feature_taps import FeatureTaps, first_tensor, fused_from, watch_modules
 from experiments.config.run import Settings
 from experiments.errors import check
@@ -70,31 +71,18 @@ class HistoryObserver:
         """Inside, one generation is watched; `hooks` are removed at the end."""
         self.step, self._past = 0, {}
         self._calls.clear()
-        scheduler = self.backend.pipe.scheduler
-        original = scheduler.step
 
-        def step(*args: Any, **kwargs: Any) -> Any:
+        def around(step: Step, *args: Any, **kwargs: Any) -> Any:
             self.step += 1
             self._calls.clear()
-            return original(*args, **kwargs)
+            return step(*args, **kwargs)
 
-        vars(scheduler)["step"] = step
         try:
-            yield
+            with stepping(self.backend.pipe.scheduler, around):
+                yield
         finally:
-            del vars(scheduler)["step"]
             for hook in hooks:
                 hook.remove()
-
-    def bind_hook(self) -> Any:
-        """A hook by which the adapter learns the sizes of a call before its modules are seen."""
-        return self.backend.transformer.register_forward_pre_hook(
-            lambda _, args, kwargs: void(self.adapter.bind(args, kwargs)), with_kwargs=True
-        )
-
-
-def void(_: object) -> None:
-    """Drop a result."""
 
 
 def run(watcher: HistoryObserver, settings: Settings, items: list[Item], hooks: Callable[[], list[Any]]) -> None:
@@ -154,7 +142,7 @@ def smoothness(backend: Backend, settings: Settings, items: list[Item]) -> dict[
     def hooks() -> list[Any]:
         sink = watcher.sink
         return [
-            watcher.bind_hook(),
+            bind_hook(watcher.adapter, model),
             *attach_modules(watcher.adapter, modules, lambda s, v: sink(f"{kind_of(s)}/{s.layer}", v)),
         ]
 
@@ -229,7 +217,7 @@ def magnitudes(backend: Backend, settings: Settings, items: list[Item]) -> dict[
 
     def hooks() -> list[Any]:
         return [
-            watcher.bind_hook(),
+            bind_hook(watcher.adapter, backend.transformer),
             *attach_scope(watcher.adapter, "stack", blocks, lambda _, value: watcher.sink("stack", value)),
         ]
 

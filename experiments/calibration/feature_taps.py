@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
 
+from hicache.adapters.modules import replaced
 from hicache.generic import Tap, flatten
 from hicache.generic.blocks import flat_blocks
 from hicache.generic.gated import GatedTap
@@ -41,23 +42,14 @@ class FeatureTaps:
             self.keep(scope if len(features) == 1 else f"{index}.{scope}", feature)
         return result
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
+    def watching(self) -> AbstractContextManager[None]:
         """Inside, every call of the model is seen."""
-        slots, own = vars(self.model), self.model.forward
-        before = slots.get("forward")
+        own = self.model.forward
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             return self.see(functools.partial(own, *args, **kwargs))
 
-        slots["forward"] = forward
-        try:
-            yield
-        finally:
-            if before is None:
-                del slots["forward"]
-            else:
-                slots["forward"] = before
+        return replaced([(self.model, forward)])
 
 
 def tap_of(model: nn.Module, scope: str) -> Tap | GatedTap:

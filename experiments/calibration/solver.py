@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from experiments.calibration.around import Step, stepping
 from experiments.calibration.closed_loop import ClosedLoop, by_rows
 from experiments.calibration.newton_refinement import split
 from hicache.fitting.calibrated_plan import CalibratedPlan
@@ -58,11 +59,10 @@ class Solver:
         loop, full = self.loop, list(self.plan.full_steps)
         extra = {key: float(value) for key, value in zip(self.layout, by, strict=True)}
         loop.backend.prepare(loop.sampling)
-        scheduler, rule, count = loop.backend.pipe.scheduler, by_rows(self.plan.rows), [0]
-        original, anchors, values, states = scheduler.step, [], [], []
+        rule, count, anchors, values, states = by_rows(self.plan.rows), [0], [], [], []
         ends, final = {*(s - 1 for s in full[1:]), loop.sampling.num_steps - 1}, []
 
-        def step(prediction: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        def around(step: Step, prediction: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
             s = count[0]
             if s in full:
                 prediction = self.known[s] if len(anchors) < since else prediction
@@ -72,7 +72,7 @@ class Solver:
             else:
                 prediction = rule(s, sample, anchors, values)
             count[0] += 1
-            result = original(prediction, timestep, sample, *args, **kwargs)[0]
+            result = step(prediction, timestep, sample, *args, **kwargs)[0]
             if s in ends:
                 gap = len(anchors) - 1
                 for j in range(max(0, gap + 1 - self.memory), gap + 1):
@@ -81,13 +81,10 @@ class Solver:
             final[:] = [result]
             return (result,)
 
-        vars(scheduler)["step"] = step
         shifts = {s: extra.get(("tau", gap, gap), 0.0) for gap, s in enumerate(full)}
-        try:
-            with loop.skipping(lambda: count[0] in full[max(since, 0) :]), self.tell_times(count, shifts):
-                self.images = loop.backend.generate(loop.items, loop.sampling)
-        finally:
-            del vars(scheduler)["step"]
+        skipped = loop.skipping(lambda: count[0] in full[max(since, 0) :])
+        with stepping(loop.backend.pipe.scheduler, around), skipped, self.tell_times(count, shifts):
+            self.images = loop.backend.generate(loop.items, loop.sampling)
         if since < 0:
             self.known = dict(zip(anchors, values, strict=True))
         return final[0].cpu().float().flatten(1)

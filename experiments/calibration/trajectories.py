@@ -35,6 +35,7 @@ from experiments import stopping
 from experiments.artefacts.artefact import keys_of
 from experiments.backends import load_backend
 from experiments.backends.base import Backend, Item, sampling_of
+from experiments.calibration.around import Step, bind_hook, stepping
 from experiments.calibration.feature_taps import FeatureTaps
 from experiments.calibration.recordings import damages, ledger_of, load, nearest_folder, read_manifest, shard_name
 from experiments.cli import Exit
@@ -106,26 +107,23 @@ class TrajectoryRecorder:
         """Record inside; a generation at a time. Without `calls`, `features` are told what to see."""
         self.frames, self.step = {}, 0
         hooks, scheduler = self._hooks(), self.backend.pipe.scheduler
-        original = scheduler.step
 
-        def step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        def around(step: Step, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
             if self.step == 0:
                 self.scheduler = fresh(scheduler)
             for name, value in (("output", model_output), ("sample", sample)):
                 if name in self._sampler:
                     self._keep(name, value)
             self.step += 1
-            result = original(model_output, timestep, sample, *args, **kwargs)
+            result = step(model_output, timestep, sample, *args, **kwargs)
             self.final = result[0]
             return result
 
-        vars(scheduler)["step"] = step
         seen = self.features.watching() if self.features is not None and calls else contextlib.nullcontext()
         try:
-            with seen:
+            with stepping(scheduler, around), seen:
                 yield
         finally:
-            del vars(scheduler)["step"]
             for hook in hooks:
                 hook.remove()
 
@@ -135,10 +133,7 @@ class TrajectoryRecorder:
         if adapter is None:
             return []
         hooks = [hook for site in self._inner for hook in attach(adapter, site, self._keep)]
-        hooks.append(
-            model.register_forward_pre_hook(lambda _, args, kw: void(adapter.bind(args, kw)), with_kwargs=True)
-        )
-        return hooks
+        return [*hooks, bind_hook(adapter, model)]
 
     def _keep(self, site: str, value: Tensor) -> None:
         steps = self.frames.setdefault(site, [])
@@ -156,10 +151,6 @@ class TrajectoryRecorder:
         """`[items, T, ...]` of a site, whose frames are let go; an item's guided pair, or two calls, stand behind T."""
         pairs = torch.stack([torch.cat(calls).float() for calls in self.frames.pop(site)], dim=1)
         return pairs.reshape(-1, num_items, *pairs.shape[1:]).transpose(0, 1).movedim(2, 1).contiguous()
-
-
-def void(_: object) -> None:
-    """Drop a result; the adapter remembers the sizes of the call that it has bound."""
 
 
 def fresh(scheduler: Any) -> Any:

@@ -60,16 +60,16 @@ def compiled(block: nn.Module) -> bool:
 
 
 @contextmanager
-def replaced(forwards: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Generator[None]:
-    """Inside, each module has the forward given for it."""
+def replaced(methods: Sequence[tuple[object, Callable[..., Any]]], name: str = "forward") -> Generator[None]:
+    """Inside, each module has the forward given for it; each object the method `name`."""
     saved: list[tuple[dict[str, Any], dict[str, Any]]] = []
     try:
-        for module, forward in forwards:
-            slots = vars(module)
-            saved.append((slots, {"forward": slots["forward"]} if "forward" in slots else {}))
-            slots["forward"] = forward
+        for owner, method in methods:
+            slots = vars(owner)
+            saved.append((slots, {name: slots[name]} if name in slots else {}))
+            slots[name] = method
         yield
     finally:
         for slots, before in saved:
-            slots.pop("forward", None)
+            slots.pop(name, None)
             slots.update(before)

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from experiments.backends import load_backend
+from experiments.calibration.curves import HistoryObserver
 from experiments.calibration.trajectories import (
     Recording,
+    TrajectoryRecorder,
     generate,
     grams,
     load,
@@ -52,6 +54,27 @@ def test_nothing_is_left_on_the_model(settings):
     assert not any(block.attn1._forward_hooks for block in backend.transformer.transformer_blocks)
     after = backend.generate(items_of(settings)[:2], sampling(settings))
     assert all(torch.equal(a, b) for a, b in zip(before, after))
+
+
+@pytest.mark.parametrize("watcher", ["recorder", "observer"])
+def test_a_step_of_the_schedulers_own_is_made_and_stays(settings, watcher):
+    backend, calls = load_backend(settings.backend), []
+    backend.prepare(sampling(settings))
+    scheduler = backend.pipe.scheduler
+    before = scheduler.step
+
+    def own(*args, **kwargs):
+        calls.append(len(calls))
+        return before(*args, **kwargs)
+
+    scheduler.step = own
+    if watcher == "recorder":
+        watching = TrajectoryRecorder(backend, ["output"]).watching()
+    else:
+        watching = HistoryObserver(backend, 1, lambda *seen: None).watching([])
+    with watching:
+        backend.generate(items_of(settings)[:2], sampling(settings))
+    assert len(calls) == 8 and vars(scheduler)["step"] is own
 
 
 def sampling(settings):
