@@ -56,7 +56,7 @@ from experiments.artefacts.plans import path_of, save_plan
 from experiments.artefacts.stored_curves import curve_path, save_curves
 from experiments.backends import load_backend
 from experiments.backends.base import Backend, Item, sampling_of
-from experiments.calibration.closed_loop import ClosedLoop, is_one_step, probe, psnr, refit
+from experiments.calibration.closed_loop import ClosedLoop, is_one_step, probe, refit
 from experiments.calibration.curves import CURVES
 from experiments.calibration.first_weights import find_best_start
 from experiments.calibration.items import calibration_items
@@ -78,6 +78,7 @@ from hicache import sampler
 from hicache.fitting.calibrated_plan import CalibratedPlan, build_plan, formula_rows, total_error
 from hicache.fitting.gaussian import PREDICTIONS, Gains, gaussian_gram, log_spectrum
 from hicache.fitting.gaussian import carry as carry_of
+from hicache.fitting.newton import psnr
 from hicache.policy import Even, Late
 
 __all__ = ["Calibration", "Options", "calibrate", "gaussian", "make_plan", "measure", "schedule"]

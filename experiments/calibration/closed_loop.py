@@ -42,10 +42,11 @@ from experiments.config.run import Settings
 from hicache.adapters.modules import replaced
 from hicache.fitting.calibrated_plan import CalibratedPlan, StepWeights, solve
 from hicache.fitting.gaussian import Gains
+from hicache.fitting.newton import psnr
 from hicache.forecast.combine import combine
 from hicache.policy import Eased, Even, Late
 
-__all__ = ["ClosedLoop", "Rule", "by_rows", "is_one_step", "probe", "psnr", "refit"]
+__all__ = ["ClosedLoop", "Rule", "by_rows", "is_one_step", "probe", "refit"]
 
 MOVES = (2, 1, 3)
 """By how much the search moves a full step, in this order."""
@@ -89,11 +90,6 @@ def is_one_step(scheduler: Any, tolerance: float = 1e-3) -> bool:
         if not bool((sample - expected).abs().max() <= tolerance * expected.abs().max()):
             return False
     return True
-
-
-def psnr(errors: Tensor) -> float:
-    """Mean PSNR in dB of final samples from their mean square errors; values are meant to be from -1 to 1."""
-    return float((10 * (4 / errors.clamp(min=1e-12)).log10()).mean())
 
 
 def by_rows(rows: Mapping[int, StepWeights]) -> Rule:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hicache.typed import solve
 
-__all__ = ["TRIES", "Fit", "decibels", "gradient", "levenberg"]
+__all__ = ["TRIES", "Fit", "decibels", "gradient", "levenberg", "psnr"]
 
 TRIES = 6
 """Steps per measured jacobian."""
@@ -48,9 +48,14 @@ class Fit:
     runs: int
 
 
+def psnr(errors: Tensor) -> float:
+    """Mean PSNR in dB from the mean square error of each item; values are meant to be from -1 to 1."""
+    return float((10 * (4 / errors.clamp(min=LEAST)).log10()).mean())
+
+
 def decibels(residuals: Tensor) -> float:
-    """Mean PSNR in dB of residuals `[items, D]` of values from -1 to 1."""
-    return float((10 * (4 / residuals.double().square().mean(1).clamp(min=LEAST)).log10()).mean())
+    """`psnr` of residuals `[items, D]`."""
+    return psnr(residuals.double().square().mean(1))
 
 
 def gradient(residuals: Tensor, jacobian: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,6 @@ from experiments.artefacts.plans import load_plan, path_of, save_plan
 from experiments.artefacts.stored_curves import curve_path
 from experiments.backends import load_backend
 from experiments.calibration.calibrate import calibrate, main, make_plan, measure
-from experiments.calibration.closed_loop import psnr
 from experiments.calibration.options import Options
 from experiments.config.compose import compose
 from experiments.errors import ConfigError
@@ -29,6 +28,7 @@ from experiments.settings.resolve import resolve
 from experiments.settings.rows import missing
 from experiments.studies.contest import contenders, intervals_for
 from hicache.fitting.calibrated_plan import build_plan, place
+from hicache.fitting.newton import psnr
 
 QUICK = Options(items=4, trials=0)
 
