@@ -52,7 +52,7 @@ class Trial:
         settings: of a run with `policy=placed`.
         backend: the model.
         items: the calibration items.
-        runs: how many times the items were generated under the method.
+        runs: how many full steps were tried, on all of them.
     """
 
     settings: Settings
@@ -82,7 +82,7 @@ class Trial:
     def part(self, chosen: Tensor) -> Trial:
         """The same for the items at these places."""
         some = copy.copy(self)
-        some.items, some.plain = [self.items[i] for i in chosen.tolist()], self.plain[chosen]
+        some.items, some.plain, some.runs = [self.items[i] for i in chosen.tolist()], self.plain[chosen], 0
         return some
 
     def psnr(self, places: Places) -> Tensor:
@@ -105,27 +105,36 @@ def store_places(settings: Settings, options: Options) -> None:
     held = torch.arange(len(trial.items)) % HELD_OUT == HELD_OUT - 1
     held[-1] |= not bool(held.any())
     plain = [tuple(kind(budget=settings.budget).steps(steps)) for kind in (Even, Late, Eased)]
-    even, count, few = plain[0], len(trial.items), (~held).nonzero().flatten()[:SCREEN_ITEMS]
-    cost = options.trials * settings.budget / steps * (count + len(few))
-    say = f"at most {options.trials} candidates, {cost:.0f} full generations; {count} un-cached ones took {each:.1f} s"
-    print(f"{int((~held).sum())} items to search on, {int(held.sum())} to decide; {say}", flush=True)
-    screen = trial.part(few)
+    even, count = plain[0], len(trial.items)
+    seen, unseen = (trial.part(which.nonzero().flatten()) for which in (~held, held))
+    screen = seen.part(torch.arange(min(SCREEN_ITEMS, len(seen.items))))
+    searched, decided = len(seen.items), len(unseen.items)
+    cost = options.trials * (searched + len(screen.items)) + len(plain) * len(screen.items) + 2 * decided
+    say = f"at most {options.trials} candidates, {cost * settings.budget / steps:.0f} full generations"
+    print(
+        f"{searched} items to search on, {decided} to decide; {say}; {count} un-cached ones took {each:.1f} s",
+        flush=True,
+    )
     starts = find_starts(lambda places: float(screen.psnr(places).mean()), plain, steps, options.trials)
-    found = search(lambda places: float(trial.psnr(places)[~held].mean()), starts, steps, options.trials, MOVES)
-    (before, after) = (float(trial.psnr(places)[held].mean()) for places in (even, found))
+    found = search(lambda places: float(seen.psnr(places).mean()), starts, steps, options.trials, MOVES)
+    (before, after) = (float(unseen.psnr(places).mean()) for places in (even, found))
     kept = found if after > before else even
     said = "kept" if kept == found else "even steps are kept"
     print(f"  {list(found)}: {after:.2f} dB on held-out items, even steps {before:.2f} dB: {said}", flush=True)
     psnr = {"even": round(before, 3), "found": round(after, 3)}
     made = {"items": options.items, "calibration_seed": options.calibration_seed, "classes": options.classes}
+    parts = (screen, seen, unseen)
+    runs, generations = sum(part.runs for part in parts), sum(part.runs * len(part.items) for part in parts)
     facts = {
         "trials": options.trials,
-        "runs": trial.runs,
+        "runs": runs,
+        "generations": generations,
         "held_out_psnr": psnr,
         "revision": settings.backend.revision,
     }
     path = save_places(settings, kept, made | facts)
-    print(f"places: {path} ({trial.runs} runs of the items, {time.monotonic() - started:.1f} s)", flush=True)
+    said = f"{runs} runs, {generations} items generated, {time.monotonic() - started:.1f} s"
+    print(f"places: {path} ({said})", flush=True)
 
 
 def place_steps(own: dict[str, str], overrides: list[str]) -> None:

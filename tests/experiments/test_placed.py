@@ -1,14 +1,18 @@
 """Full steps placed in closed loop: the search, the file, and that a run computes them and no others."""
 
 import json
+import re
 
 import pytest
 import torch
 
 import hicache
 from experiments.artefacts.stored_places import maker, places_keys, places_path
+from experiments.backends import load_backend
 from experiments.calibration import places
 from experiments.calibration.calibrate import main
+from experiments.calibration.items import calibration_items
+from experiments.calibration.options import Options
 from experiments.calibration.search import search
 from experiments.config.compose import compose
 from experiments.errors import ConfigError
@@ -86,17 +90,52 @@ def test_what_is_found_is_what_runs(words, small, capsys):
     assert run_id(of) != before and execute(of).metrics["full_steps"] == [0, 1, 2]
 
 
+def names_of(count, *given):
+    return [item.name for item in calibration_items(settings(*given, "method=taylorseer"), Options(items=count))]
+
+
 def test_held_out_items_decide(words, monkeypatch, capsys):
     """Places that win on the items of the search and lose on the other are not kept."""
 
+    names = names_of(4, *words)
+
     def psnr(self, found):
-        won = torch.tensor(float(found[1]))
-        return torch.stack([won, won, -won, won])
+        won = [-found[1] if item.name == names[2] else found[1] for item in self.items]
+        return torch.tensor(won, dtype=torch.float64)
 
     monkeypatch.setattr(places.Trial, "psnr", psnr)
     main([*words, "method=taylorseer", "items=4"])
     assert "even steps are kept" in capsys.readouterr().out
     assert json.loads(places_path(settings(*words, "method=taylorseer")).read_text())["places"] == [0, 4, 7]
+
+
+def test_the_search_generates_its_own_items_and_all_are_counted(words, monkeypatch, capsys):
+    made, whole, names = [], places.Trial.media, names_of(7, *words)
+
+    def media(self, found):
+        if found is not None:
+            made.append([names.index(item.name) for item in self.items])
+        return whole(self, found)
+
+    monkeypatch.setattr(places.Trial, "media", media)
+    main([*words, "method=taylorseer", "items=7", "trials=8"])
+    assert made[-2:] == [[2, 5]] * 2, "those held out are run with even steps and with what was found"
+    screened = sum(each == [0, 1, 3, 4] for each in made)
+    assert 0 < screened <= 11 and made[:screened] == [[0, 1, 3, 4]] * screened
+    assert made[screened:-2] == [[0, 1, 3, 4, 6]] * 8
+    facts = json.loads(places_path(settings(*words, "method=taylorseer")).read_text())["made"]
+    assert (facts["runs"], facts["generations"]) == (len(made), sum(map(len, made)))
+    said = capsys.readouterr().out
+    assert f"{facts['runs']} runs, {facts['generations']} items generated" in said
+    assert facts["generations"] * 3 / 8 <= int(re.search(r"(\d+) full generations", said)[1])
+
+
+def test_an_item_has_the_same_score_among_others(words):
+    of = settings(*words, "method=taylorseer", "batch_size=3")
+    trial = places.Trial(settings=of, backend=load_backend(of.backend), items=calibration_items(of, Options(items=7)))
+    chosen = torch.tensor([1, 4, 5])
+    found = trial.part(chosen).psnr((0, 3, 5))
+    assert found.tolist() == pytest.approx(trial.psnr((0, 3, 5))[chosen].tolist(), abs=1e-3)
 
 
 def test_other_settings_are_refused_with_their_command(words, tiny):
