@@ -58,8 +58,11 @@ class CalibratedPlan:
         rows: the weights of the others.
         predicted_error: the minimised sum for least-squares weights (open loop), divided by that of reusing the last
             anchor at these full steps.
-        closed_loop_psnr: in dB, of the final samples of half of the calibration items under the plan, with weights that
-            were found on the other half; None where it was not measured.
+        closed_loop_psnr: in dB, of the final samples of some calibration items under the plan's full steps; None where
+            it was not measured. With `refine=loop` and `search` (scope output) these are every other item, under
+            weights found on the rest; the plan's own weights are of all items. With `refine=newton` these are every
+            fourth item, under the plan's own weights: they were fitted on the rest, but these items chose among those
+            visited, so it is optimistic. So it is where full steps were searched: the first 32 items judged them.
     """
 
     num_steps: int
