@@ -1,4 +1,4 @@
-"""The shape of the house: imports point down and never in a circle, wherever in a file they stand."""
+"""The shape of the house: imports point down and never in a circle, wherever in a file they stand; files are short."""
 
 from __future__ import annotations
 
@@ -157,6 +157,17 @@ def test_examples_import_what_exists():
             if isinstance(node, ast.ImportFrom) and node.module in modules():
                 missing = {alias.name for alias in node.names} - offered(node.module)
                 assert not missing, f"{path.name} imports {missing} of {node.module}"
+
+
+@pytest.mark.parametrize("package", [*PACKAGES, "tests"])
+def test_files_and_functions_are_short(package):
+    """Whole texts, docstrings included."""
+    for path in sorted((ROOT / package).rglob("*.py")):
+        text = path.read_text()
+        assert len(text.splitlines()) <= 400, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
+                assert node.end_lineno - node.lineno + 1 < 60, f"{path}: {node.name}"
 
 
 def test_few_files_lie_loose():
