@@ -81,7 +81,8 @@ class History(ABC):
             buffer = self._spare.pop()
             if buffer.shape == shape and buffer.dtype == dtype and buffer.device == device:
                 return buffer
-        return torch.empty(shape, dtype=dtype, device=device, pin_memory=pinned)
+        with torch.inference_mode(False):  # a buffer made in inference mode could not be written to outside of it
+            return torch.empty(shape, dtype=dtype, device=device, pin_memory=pinned)
 
     @abstractmethod
     def push(self, step: int, value: Tensor) -> None:

@@ -104,6 +104,19 @@ def test_observed_values_are_copied_and_memory_is_bounded(name):
     assert sizes.pop() <= (history.basis.anchors(history.order) + 1) * 8 * 4
 
 
+@pytest.mark.parametrize("history", ["snapshots", "differences"])
+def test_the_mode_of_autograd_may_change_at_any_anchor(history):
+    forecaster = hicache.forecaster("hicache_adaptive", order=1, warmup_steps=1, history=history)
+    found = []
+    for modes in ([torch.inference_mode, torch.no_grad] * 2, [torch.inference_mode] * 4, [torch.no_grad] * 4):
+        forecaster.reset()
+        for step, mode in enumerate(modes):
+            with mode():
+                forecaster.observe(step, torch.full((1, 2), float(step)))
+        found.append(forecaster.predict(6))
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
 def test_clean_numerics_beat_the_published_arithmetic_in_bf16():
     series, full = trajectory(), set(hicache.full_steps(50, 7, 3))
     exact = forecasts(hicache.forecaster("hicache", order=2, sigma=0.5), series, full)
