@@ -90,7 +90,7 @@ def rebuilt(setup: Setup, branch: Branch, call: Call) -> Tensor:
     """The hidden state after the last block, from the values of the newest anchor."""
     adapter, scope = setup.adapter, setup.method.scope
     if scope == "final_hidden":
-        return newest(branch, 0, call).to(setup.adapter.model.dtype)
+        return newest(branch, 0, call)
     hidden = adapter.embed(call)
     if scope != "modules":
         for index in range(len(setup.sites)):
@@ -112,7 +112,7 @@ def rebuilt(setup: Setup, branch: Branch, call: Call) -> Tensor:
 def newest(branch: Branch, index: int, call: Call) -> Tensor:
     """The newest value of a site of the scope, where the call's tensors are."""
     device = next(value.device for value in call.values() if isinstance(value, Tensor))
-    return branch.forecaster.amend(index).to(device)
+    return branch.forecaster.newest(index).to(device)
 
 
 def module_value(setup: Setup, branch: Branch, index: int, call: Call) -> Tensor:

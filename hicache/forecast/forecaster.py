@@ -132,6 +132,10 @@ class Forecaster:
         """The newest value of a site, to be changed in place: what a forecast starts from (the ladder's `D_0`)."""
         return self.history.newest[site]
 
+    def newest(self, site: int) -> Tensor:
+        """The newest value of a site, in the dtype of the observed ones."""
+        return self.amend(site).to(self._dtype)
+
     def gated_predict(
         self, step: int, base: Tensor, gates: Tensor, rows: slice | None = None, sites: slice | None = None
     ) -> Tensor:

@@ -80,10 +80,15 @@ class ModuleHistories:
                 self.forecasters[key].commit(step, buffer)
         self._open = {}
 
-    def newest(self, site: Site) -> Tensor:
+    def amend(self, site: Site) -> Tensor:
         """The newest value of a site, to be changed in place."""
         key, index = self.place[site]
         return self.forecasters[key].amend(index)
+
+    def newest(self, site: Site) -> Tensor:
+        """The newest value of a site, in the dtype of the observed ones."""
+        key, index = self.place[site]
+        return self.forecasters[key].newest(index)
 
     def add_to(self, hidden: Tensor, step: int, gates: dict[tuple[int, str], Tensor], image: slice) -> Tensor:
         """`hidden + sum over image sites of gate * forecast`: a step at which nothing runs.

@@ -207,7 +207,7 @@ class ModuleActions:
         """The forecast with the fresh rows in it."""
         assert self.patch is not None
         if self.patch.amend == "before":
-            self.patch.merge(site, self.histories.newest(site), rows, fresh)
+            self.patch.merge(site, self.histories.amend(site), rows, fresh)
             return self._forecast(site)
         value = self._forecast(site)
         self.patch.merge(site, value, rows, fresh)

@@ -93,6 +93,21 @@ def test_weights_stored_in_another_type(scope):
     assert (estimated - true).abs().max() <= 0.05 * true.abs().max()
 
 
+@pytest.mark.parametrize("knobs", [{"scope": scope} for scope in SCOPES] + [{"policy": "broadcast"}], ids=str)
+@pytest.mark.parametrize("name", ["flux", "dit"])
+def test_a_history_in_float32_of_a_model_in_bfloat16(name, knobs):
+    model = build(name, torch.bfloat16)
+    call = inputs(model, name)
+    found = []
+    for dtype in ("feature", "fp32"):
+        with hicache.cached(model, of_model("taylorseer", history_dtype=dtype, **knobs)) as cache:
+            cache.begin(10)
+            outputs, _ = denoise(model, call)
+            assert (cache.report.path, cache.report.reason) == ("fused", "")
+            found.append(torch.stack(outputs))
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("scope", ["modules", "stack", "span", "output"])
 def test_controlnet(scope):
     """Residuals that reach into the blocks are not lost and not added twice."""
