@@ -38,6 +38,7 @@ from experiments.runs.loggers import Logger, check_logger, make_logger, report_f
 from experiments.runs.metrics.evidence import Evidence
 from experiments.runs.metrics.measure import check_metrics, compute, has_metrics
 from experiments.runs.picture import draw_comparison
+from experiments.runs.plain_counts import count_plain, fewest_full_steps
 from experiments.runs.settled import say_difference, settle_batch_size
 from experiments.runs.timing import TIMES, has_times, timing
 from experiments.settings.compatibility import check_fit, check_method
@@ -355,11 +356,11 @@ def cost(backend: Backend, run: Run, records: list[dict[str, Any]], reference: O
     Where the full steps depend on the data, the total is the mean over the items.
     """
     settings = run.settings
-    counted = count_flops(backend, run, records[0]["full_steps"])
+    counted = count_flops(backend, run, fewest_full_steps(records))
     if settings.operators.name != "none":
         each = sparse_counts.count_sparse(backend, run, records)
     elif settings.guidance.name == "plain":
-        each = [dataclasses.replace(counted, full_steps=len(r["full_steps"])).total for r in records]
+        each = count_plain(backend, run, records, counted)
     else:
         each = count_guided(backend, run, records)
     total = statistics.mean(each) if len(set(each)) > 1 else each[0]
