@@ -135,13 +135,17 @@ def is_loadable(library: str, kind: str) -> bool:
 
 def incomplete_model(part: Path) -> str | None:
     """What a model's folder lacks; None if its safetensors are all there."""
-    for index in part.glob("*.safetensors.index.json"):
+    indices = sorted(part.glob("*.safetensors.index.json"))
+    for index in indices:
         listed = read_json(index).get("weight_map")
         named = isinstance(listed, dict) and all(isinstance(shard, str) for shard in listed.values())
         check(named, str(index), "must have a weight_map of names of files", listed)
-        shards = set(listed.values()) if isinstance(listed, dict) else set()
-        absent = sorted(shard for shard in shards if not (part / shard).is_file())
-        return f"no {absent[0]}" if absent else torn(part / shard for shard in sorted(shards))
+        shards = sorted(set(listed.values())) if isinstance(listed, dict) else []
+        absent = [shard for shard in shards if not (part / shard).is_file()]
+        if problem := f"no {absent[0]}" if absent else torn(part / shard for shard in shards):
+            return problem
+    if indices:
+        return None
     if found := sorted(part.glob("*.safetensors")):
         return torn(found)
     if any(part.glob("*.bin")):
