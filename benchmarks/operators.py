@@ -105,14 +105,14 @@ def main(argv: list[str]) -> None:
     }
     about = machine(config["device"])
     for name in str(config["providers"]).split(","):
+        operators = replace(base, provider=name)
         try:
-            kernels = kernels_of(name, torch.device(config["device"]), dtype)
+            kernels = kernels_of(operators, torch.device(config["device"]), dtype)
         except ValueError as error:
             print(error)
             continue
         for kind, distance in agreement(kernels, base, config["device"], dtype, small).items():
             about[f"{name} {kind} against the reference"] = f"{distance:.1e}"
-        operators = replace(base, provider=name)
         plans[f"Chipmunk ({name})"] = (hicache.method("none"), operators)
         plans[f"Chipmunk ({name}) + HiCache N={config['interval']}"] = (hermite, operators)
     rows = [{"method": label, **time_loop(model, call, config, chosen)} for label, chosen in plans.items()]

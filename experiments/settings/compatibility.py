@@ -103,7 +103,7 @@ def check_operators(settings: Settings, built: CacheMethod) -> None:
             check(size == 1, name, "must be 1 with operators.mlp (null leaves the MLPs dense)", size)
     check_tokens(chosen, config)
     try:
-        kernels_of(chosen.provider, device_of(config.device), DTYPES[str(config.dtype)])
+        kernels_of(chosen, device_of(config.device), DTYPES[str(config.dtype)])
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

@@ -52,7 +52,8 @@ class Operators:
         self._generation: object = None
         check_model(adapter)
         parameter = next(adapter.model.parameters())
-        self.kernels: Kernels = kernels_of(config.provider, parameter.device, parameter.dtype)
+        width = int(adapter.model.config.attention_head_dim)
+        self.kernels: Kernels = kernels_of(config, parameter.device, parameter.dtype, width)
         self._attentions: dict[tuple[int, str], AttentionState] = {}
         self._mlps: dict[tuple[int, str], MlpState] = {}
         self._patched: list[tuple[nn.Module, Callable[..., Any], Any]] = []

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from hicache.operators import Chipmunk, Operators
 from hicache.operators.kernels import Reference
 from hicache.operators.mlp import Layers
 from hicache.operators.order import permutation
+from hicache.operators.providers import kernels_of
 from tests.hicache.models import build, denoise, inputs
 from tests.hicache.test_operators_parts import SMALL, layers_of
 
@@ -288,11 +290,12 @@ def test_models_and_providers_that_cannot_are_refused(model, monkeypatch):
 
 KERNELS = """
 import torch, torch.nn.functional as F
+from hicache import Chipmunk
 from hicache.operators.kernels import Reference
 from hicache.operators.providers import kernels_of
 from hicache.operators.mlp import Layers
 torch.manual_seed(0)
-one, two = Reference(), kernels_of("triton", torch.device("cpu"), torch.float32)
+one, two = Reference(), kernels_of(Chipmunk(provider="triton"), torch.device("cpu"), torch.float32)
 assert two.name == "triton"
 q, k, v = torch.randn(3, 1, 2, 80, 32)
 columns = torch.rand(1, 2, 4, 80).topk(20, -1).indices.sort(-1).values
@@ -320,8 +323,6 @@ def test_the_triton_kernels_agree_with_the_reference():
 
 def test_the_original_kernels_are_given_what_they_read(monkeypatch):
     """A stand-in for the package, which takes the arguments of the published calls."""
-    from types import SimpleNamespace
-
     from hicache.operators import original
 
     def mlp(x, fc1w, fc1b, fc2w_T, indices, counts, sparse_act_T, cached_out, num_sms_scatter_add):
@@ -339,6 +340,9 @@ def test_the_original_kernels_are_given_what_they_read(monkeypatch):
     q, k, v = torch.randn(3, 1, 2, 48, 8)
     columns = torch.rand(1, 2, 3, 48).topk(12, -1).indices
     assert torch.equal(kernels.attention(q, k, v, columns, 16, None), Reference().attention(q, k, v, columns, 16, None))
+    with pytest.raises(ValueError, match=r"provider: chipmunk needs scores scaled by d\^-1/2 = 0.353553, got 0.5"):
+        kernels.attention(q, k, v, columns, 16, 0.5)
+    assert torch.equal(kernels.attention(q, k, v, columns, 16, 8**-0.5), kernels.attention(q, k, v, columns, 16, None))
     layers = layers_of()
     x, hidden, output = (torch.randn(16, n, dtype=torch.float64) for n in (24, 96, 24))
     units, found = torch.stack([torch.randperm(96), torch.randperm(96)]), []
@@ -346,6 +350,23 @@ def test_the_original_kernels_are_given_what_they_read(monkeypatch):
         found.append((hidden.clone(), output.clone()))
         one.mlp(x, layers, *found[-1], units, (8, 16), 8)
     assert all(torch.allclose(a, b) for a, b in zip(*found))
+
+
+def test_the_original_kernels_refuse_what_they_are_not_told(monkeypatch):
+    """Groups and heads of other sizes: they have arguments for none of them."""
+    monkeypatch.setitem(sys.modules, "chipmunk.ops", SimpleNamespace())
+    release, place = Chipmunk(provider="chipmunk"), (torch.device("cuda"), torch.bfloat16)
+    assert kernels_of(release, *place, 128).name == kernels_of(release, *place).name == "chipmunk"
+    kernels_of(replace(release, attention=None, query_group=96), *place, 64)
+    kernels_of(replace(release, mlp=None, token_group=64), *place, 128)
+    for changed, width, line in (
+        ({"query_group": 96}, 128, "operators.query_group: must be 192 with operators.provider=chipmunk, got 96"),
+        ({"token_group": 64}, 128, "operators.token_group: must be 128 with operators.provider=chipmunk, got 64"),
+        ({}, 64, "operators.provider: chipmunk needs heads of 128, got 64"),
+    ):
+        with pytest.raises(ValueError) as error:
+            kernels_of(replace(release, **changed), *place, width)
+        assert str(error.value) == line
 
 
 @pytest.mark.parametrize("module", [hicache.operators.chipmunk, hicache.operators.order])
