@@ -213,7 +213,10 @@ def hicache_forecast(state: State) -> Any:
 
 
 def dmd_update_snapshots(state: State, feature: Any, history: int = 5) -> None:
-    """Take the value of a computed step for `dmd` and `auto`."""
+    """Take the value of a computed step for `dmd` and `auto`.
+
+    As in the package, the state's own number of anchors goes first; `history` counts for a state that says none.
+    """
     state.setdefault("history", history)
     backends = ("auto",) if state["backend"] == "auto" else ("dmd",)
     for backend in backends:

@@ -26,9 +26,15 @@ def trajectory(noise, shape=(64,), dtype=torch.float32, seed=1):
     ]
 
 
-def flat_loop(package, backend, values, **options):
-    """A loop as a user of the package writes it."""
+def flat_loop(package, backend, values, given=None, own=True, **options):
+    """A loop as a user of the package writes it; `given` is the history of each call, by default the state's.
+
+    `own` is whether the state keeps its own.
+    """
     state = package.hicache_init(num_steps=STEPS, backend=backend, **options)
+    given = given or state["history"]
+    if not own:
+        del state["history"]
     forecast = {
         "hermite": package.hicache_forecast,
         "dmd": package.dmd_forecast_state,
@@ -41,7 +47,7 @@ def flat_loop(package, backend, values, **options):
         else:
             found.append(values[step])
             package.hicache_update_derivatives(state, values[step])
-            package.dmd_update_snapshots(state, values[step], state["history"])
+            package.dmd_update_snapshots(state, values[step], given)
         state["step"] += 1
     return found, state
 
@@ -92,6 +98,17 @@ def test_flat(backend, noise, options):
     if backend != "auto":
         assert counted["method_counts"] == {name: n for name, n in reference["method_counts"].items() if n}
         assert counted["fallbacks"] == reference["fallbacks"]
+
+
+def test_a_history_counts_for_a_state_that_has_none():
+    values = trajectory(1e-2)
+    five, eight = (flat_loop(ours, "dmd", values, interval=3, history=n)[0] for n in (5, 8))
+    assert max(map(distance, five, eight)) > 1e-3
+    for own, expected in ((True, five), (False, eight)):
+        options = {"interval": 3, "history": 5, "given": 8, "own": own}
+        found, reference = (flat_loop(package, "dmd", values, **options)[0] for package in (ours, theirs))
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        assert max(map(distance, found, reference)) < 1e-6
 
 
 @pytest.mark.parametrize("backend", ["hermite", "dmd"])
