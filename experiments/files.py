@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = [
     "ASSETS",
     "append_text",
-    "complete_lines",
     "ensure_writable",
     "lacks_space",
     "possible",
@@ -167,10 +166,3 @@ def ensure_writable(results: Path, key: str = "results") -> None:
         probe(results)
     except OSError as error:
         raise ConfigError(f"{key}: must be a writable folder, got {str(results)!r} ({error.strerror})") from error
-
-
-def complete_lines(path: Path) -> list[str]:
-    """Lines that end in a newline; what follows the last one is torn."""
-    if not path.is_file():
-        return []
-    return path.read_bytes().decode(errors="replace").split("\n")[:-1]
