@@ -97,9 +97,6 @@ class TeaCache(Policy):
     def plan(self, num_steps: int) -> None:
         """The plan depends on the data."""
 
-    def reset(self) -> None:
-        self.total = 0.0
-
 
 @dataclass(kw_only=True)
 class MagCache(Policy):
@@ -169,6 +166,7 @@ class MagCache(Policy):
         return nearest(step, num_steps, length) == index
 
     def reset(self) -> None:
+        """Begin to accumulate again, after a computed step."""
         self.ratio, self.error, self.skipped = 1.0, 0.0, 0
 
 

@@ -88,6 +88,3 @@ class Policy(ABC):
                 full.append(clock.step)
                 clock.anchors.append(clock.step)
         return full
-
-    def reset(self) -> None:  # noqa: B027
-        """Forget the last generation (nothing to forget unless a policy has state)."""

@@ -55,9 +55,6 @@ class Modulated(Policy):
         del clock
         return Action.COMPUTE if self.partly and site.layer == 0 else Action.ESTIMATE
 
-    def reset(self) -> None:
-        self.current, self.partly = 0, False
-
 
 @dataclass(kw_only=True)
 class Alternate(Policy):

@@ -79,6 +79,3 @@ class Probe(Policy):
             if twin.decide(clock) is Action.COMPUTE:
                 full.append(clock.step)
         return full
-
-    def reset(self) -> None:
-        self.streak = self.cached = 0
