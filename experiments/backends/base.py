@@ -71,6 +71,8 @@ class Backend(ABC):
     """What `method.solver` may be."""
     max_batch: ClassVar[int | None] = None
     """Most items per pipeline call, where the pipeline has a limit."""
+    doubled_by: ClassVar[str | None] = None
+    """Key of the configuration: the scale of a guidance that, above 1, makes two predictions of every item."""
 
     fixed_architecture: ClassVar[bool] = False
     """Whether the class says what the transformer is, and not a file beside its weights."""
@@ -107,9 +109,10 @@ class Backend(ABC):
     def generate(self, items: Sequence[Item], sampling: Sampling) -> list[Tensor]:
         """Media of the items, in one pipeline call."""
 
-    @abstractmethod
     def model_batch(self, num_items: int) -> int:
-        """Batch that the transformer sees for so many items (guidance may double it)."""
+        """Batch that the transformer sees for so many items."""
+        doubled = self.doubled_by is not None and getattr(self.config, self.doubled_by) > 1
+        return num_items * (2 if doubled else 1)
 
     def tracing(self, items: Sequence[Item], sampling: Sampling) -> AbstractContextManager[None]:
         """Inside, a generation of the items may be noted for `traced`."""

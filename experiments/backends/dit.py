@@ -28,6 +28,7 @@ class DiTBackend(PipelineBackend):
 
     transformer_class = "DiTTransformer2DModel"
     solvers = SOLVERS
+    doubled_by = "guidance"
     config: DiTConfig
 
     def __init__(self, config: BackendConfig) -> None:
@@ -76,9 +77,6 @@ class DiTBackend(PipelineBackend):
             "guidance_scale": self.config.guidance,
             "guided_channels": channels,
         }
-
-    def model_batch(self, num_items: int) -> int:
-        return num_items * (2 if self.config.guidance > 1 else 1)
 
 
 def embed_time(transformer: Any, kind: str) -> None:

@@ -24,6 +24,7 @@ class FluxBackend(PromptedBackend):
 
     transformer_class = "FluxTransformer2DModel"
     guided = True
+    doubled_by = "true_cfg"
     config: FluxConfig
 
     @classmethod
@@ -52,9 +53,6 @@ class FluxBackend(PromptedBackend):
         if config.true_cfg > 1:
             given |= {"true_cfg_scale": config.true_cfg, "negative_prompt": [config.negative_prompt] * len(items)}
         return given
-
-    def model_batch(self, num_items: int) -> int:
-        return num_items * (2 if self.config.true_cfg > 1 else 1)
 
     def shape(self) -> dict[str, int]:
         # The adapter counts 16 pixels per token side; a tiny VAE has fewer.

@@ -92,9 +92,6 @@ class PipelineBackend(Backend):
         )
         return list(output[0].float().cpu())
 
-    def model_batch(self, num_items: int) -> int:
-        return num_items
-
     @classmethod
     def save(cls, media_: Tensor, folder: Path, item: Item) -> list[Path]:
         return media.write_image(media_, folder, item.name, item.inputs["format"])

@@ -31,6 +31,7 @@ class QwenImageBackend(PromptedBackend):
     """Text to image."""
 
     transformer_class = "QwenImageTransformer2DModel"
+    doubled_by = "true_cfg"
     config: QwenConfig
 
     @classmethod
@@ -55,9 +56,6 @@ class QwenImageBackend(PromptedBackend):
         if config.true_cfg == 1:
             return {"true_cfg_scale": 1.0}
         return {"true_cfg_scale": config.true_cfg, "negative_prompt": [config.negative_prompt] * batch}
-
-    def model_batch(self, num_items: int) -> int:
-        return num_items * (2 if self.config.true_cfg > 1 else 1)
 
     def shape(self) -> dict[str, int]:
         # The adapter counts 16 pixels per token side; a tiny VAE has fewer.

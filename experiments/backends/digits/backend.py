@@ -37,6 +37,7 @@ class DigitsBackend(Backend):
     media: ClassVar[Literal["image", "video"]] = "image"
     side: ClassVar[int | None] = 16
     transformer_class = "DiTTransformer2DModel"
+    doubled_by = "guidance"
     config: DigitsConfig
 
     def __init__(self, config: BackendConfig) -> None:
@@ -93,9 +94,6 @@ class DigitsBackend(Backend):
             output_type="pt",
         )
         return list(output.images.float().cpu())
-
-    def model_batch(self, num_items: int) -> int:
-        return num_items * (2 if self.config.guidance > 1 else 1)
 
     @classmethod
     def save(cls, media: Tensor, folder: Path, item: Item) -> list[Path]:

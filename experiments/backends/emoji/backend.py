@@ -77,6 +77,7 @@ class EmojiBackend(Backend):
     media: ClassVar[Literal["image", "video"]] = "image"
     transformer_class = "FluxTransformer2DModel"
     solvers: ClassVar[tuple[str, ...]] = ()
+    doubled_by = "guidance"
     config: EmojiConfig
 
     def __init__(self, config: BackendConfig) -> None:
@@ -137,9 +138,6 @@ class EmojiBackend(Backend):
             output_type="pt",
         )
         return list(output.images.float().cpu())
-
-    def model_batch(self, num_items: int) -> int:
-        return num_items * (2 if self.config.guidance > 1 else 1)
 
     def shape(self) -> dict[str, int]:
         side = SIZE // 4 * PIXELS
