@@ -33,6 +33,7 @@ from experiments.files import ASSETS, sweep, write_text
 __all__ = [
     "SCOPES",
     "Artefact",
+    "Stamp",
     "artefacts",
     "check_keys",
     "check_output",
@@ -44,6 +45,7 @@ __all__ = [
     "read_stored",
     "store_json",
     "read_stored_json",
+    "stamp_of",
 ]
 
 

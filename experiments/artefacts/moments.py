@@ -20,7 +20,17 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from experiments.artefacts.artefact import SCOPES, Artefact, artefacts, command, digest_of, keys_of, prepare
+from experiments.artefacts.artefact import (
+    SCOPES,
+    Artefact,
+    Stamp,
+    artefacts,
+    command,
+    digest_of,
+    keys_of,
+    prepare,
+    stamp_of,
+)
 from experiments.config.run import Settings
 from experiments.files import write_tensors
 
@@ -71,10 +81,10 @@ def save_moments(path: Path, moments: Moments, keys: dict[str, Any], made: dict[
     write_tensors(path, tensors, facts)
 
 
-@functools.cache
-def read(path: Path, modified: int) -> tuple[Moments, dict[str, Any]]:
-    """A file's moments and keys; `modified` makes a changed file a new one."""
-    del modified
+@functools.lru_cache(maxsize=64)
+def read_at(path: Path, stamp: Stamp) -> tuple[Moments, dict[str, Any]]:
+    """The moments and keys of a file in one of its states."""
+    del stamp
     with safe_open(path, framework="pt") as file:
         tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         keys = json.loads(file.metadata()["keys"])
@@ -105,7 +115,7 @@ MOMENTS = Artefact(
     path=moments_path,
     keys=lambda settings: keys_of(settings) | {"scope": settings.scope},
     maker=maker,
-    read=lambda path: read(path, path.stat().st_mtime_ns),
+    read=lambda path: read_at(path, stamp_of(path)),
 )
 
 

@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+import os
 import re
 
 import pytest
+import torch
 
-from experiments.artefacts.moments import load_moments, moments_path
+from experiments.artefacts.artefact import digest_of
+from experiments.artefacts.moments import MOMENTS, Moments, load_moments, moments_path, save_moments
 from experiments.calibration.calibrate import main
 from experiments.config.compose import compose
 from experiments.errors import ConfigError
@@ -65,6 +68,17 @@ def test_only_what_is_auto_is_chosen():
     ordered = settings_of("method=taylorseer", "order=auto", "sigma=0.3")
     assert ordered.sigma == 0.3 and ordered.order in (1, 2, 3, 4)
     assert settings_of("method=fora", "sigma=auto").chosen == {}
+
+
+def test_moments_are_those_of_the_file_that_their_digest_is_of(tmp_path):
+    """A file that was put in place with the time of the old one is another file."""
+    path, keys = tmp_path / "moments.safetensors", {"scope": "output"}
+    for sites in (1, 2):
+        parts = {"gram": torch.ones(sites, 3, 3), "cost": torch.ones(3), "size": torch.ones(3), "carry": torch.eye(3)}
+        save_moments(path, Moments(**parts), keys, {})
+        os.utime(path, ns=(10**18, 10**18))
+        found, _ = MOMENTS.open(path)
+        assert len(found.gram) == sites and found.digest == digest_of(path)
 
 
 def test_time_takes_part():
