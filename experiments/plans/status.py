@@ -34,7 +34,7 @@ from experiments.errors import check
 from experiments.plans.manifest import Plan
 from experiments.runs.folder import is_held, read_status
 
-__all__ = ["RunState", "State", "main", "state_of", "states_of"]
+__all__ = ["RunState", "State", "main", "state_in", "state_of", "states_of"]
 
 SILENT_SECONDS = 900
 
@@ -62,9 +62,13 @@ class RunState:
 
 
 def state_of(results: Path, run: str) -> RunState:
-    """The state of a run, from the status files of its shards."""
+    """The state of a run of a results folder."""
     check(is_identity(run), "run", "must be the id of a run", run)
-    folder = f"{results}/runs/{run}"
+    return state_in(f"{results}/runs/{run}")
+
+
+def state_in(folder: str) -> RunState:
+    """The state of the run that lies in a folder, from the status files of its shards."""
     try:
         names = [name for name in os.listdir(folder) if name.startswith("status") and name.endswith(".json")]
     except (FileNotFoundError, NotADirectoryError):

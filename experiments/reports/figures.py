@@ -142,8 +142,8 @@ def tables_of(given: dict[str, str]) -> tuple[list[ResultTable], Path, Path]:
     if plan:
         opened = Plan.open(plan)
         return [build_plan(opened)], opened.results, opened.results / "figures"
-    tables, roots = build_runs(runs.split(","), results)
-    return tables, roots[0].parent, results / "figures"
+    tables, _ = build_runs(runs.split(","), results)
+    return tables, results, results / "figures"
 
 
 def draw(table: ResultTable, results: Path, stem: Path, asked: tuple[str, str | None, int, int]) -> list[Path]:

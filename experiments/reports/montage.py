@@ -39,33 +39,42 @@ FRAMES = 6
 Records = dict[str, dict[str, Any]]
 
 
-def runs_with_pictures(table: ResultTable, results: Path) -> dict[str, tuple[str, Records]]:
-    """Run -> label and records of the table's runs that have pictures, in its order; the reference first.
+class Pictured(NamedTuple):
+    """A run with pictures."""
+
+    label: str
+    folder: Path
+    records: Records
+
+    def still(self, item: str) -> Image.Image:
+        """The picture of an item."""
+        return read_still(self.folder / "media" / self.records[item]["files"][0])
+
+
+def runs_with_pictures(table: ResultTable, results: Path) -> dict[str, Pictured]:
+    """The table's runs that have pictures, by their ids, in its order; the reference first.
 
     Where no row is the reference, the one that all runs are compared with stands there.
     """
-    found: dict[str, tuple[str, Records]] = {}
+    found: dict[str, Pictured] = {}
+    rows = [row for row in table.rows if row.run]
     if not any(is_plain(identity_of(row)) for row in table.rows):
-        named = {
-            read_metrics(results / "runs" / row.run / "metrics.json").get("reference") for row in table.rows if row.run
-        }
-        if (
-            len(named) == 1
-            and (one := named.pop()) is not None
-            and (records := records_of(results / "runs" / str(one)))
-        ):
-            found[str(one)] = ("un-cached", records)
-    for row in sorted(table.rows, key=lambda row: not is_plain(identity_of(row))):
-        if row.run and (records := records_of(results / "runs" / row.run)):
-            found.setdefault(row.run, (row.label, records))
+        named = {str(reference_of(row.place(results))): row.place(results).parent for row in rows}
+        if len(named) == 1:
+            (one, runs), *_ = named.items()
+            if one != "None" and (records := records_of(runs / one)):
+                found[one] = Pictured("un-cached", runs / one, records)
+    for row in sorted(rows, key=lambda row: not is_plain(identity_of(row))):
+        if records := records_of(row.place(results)):
+            found.setdefault(row.run, Pictured(row.label, row.place(results), records))
     if len(found) > GRID_ROWS:
         print(f"{table.preset.name}: pictures of the first {GRID_ROWS} of {len(found)} runs")
     return dict(list(found.items())[:GRID_ROWS])
 
 
-def still(results: Path, run: str, record: Mapping[str, Any]) -> Image.Image:
-    """The picture of a record."""
-    return read_still(results / "runs" / run / "media" / record["files"][0])
+def reference_of(folder: Path) -> str | None:
+    """The run that one is compared with, once it is measured."""
+    return read_metrics(folder / "metrics.json").get("reference")
 
 
 def difference(a: Image.Image, b: Image.Image) -> np.ndarray:
@@ -120,14 +129,12 @@ def draw_grid(table: ResultTable, results: Path, count: int, stem: Path) -> list
     runs = runs_with_pictures(table, results)
     if not runs:
         return []
-    first = next(iter(runs))
-    titles = {name: str(record.get("title", "")) for name, record in runs[first][1].items()}
-    names = order_by_title(
-        {name: t for name, t in titles.items() if all(name in records for _, records in runs.values())}
-    )
+    first = next(iter(runs.values()))
+    titles = {name: str(record.get("title", "")) for name, record in first.records.items()}
+    names = order_by_title({name: t for name, t in titles.items() if all(name in r.records for r in runs.values())})
     if not (names := names[:count]):
         return []
-    bands = bands_of(table, results, runs, names)
+    bands = bands_of(table, runs, names)
     heads = [shorten(titles[name], 3) for name in names]
     with styled() as pyplot:
         figure = pyplot.figure()
@@ -135,22 +142,20 @@ def draw_grid(table: ResultTable, results: Path, count: int, stem: Path) -> list
         return [save(figure, stem.with_name(f"{stem.name}_grid.png"), bbox_inches="tight", pad_inches=0.03)]
 
 
-def bands_of(
-    table: ResultTable, results: Path, runs: Mapping[str, tuple[str, Records]], names: list[str]
-) -> list[Band]:
+def bands_of(table: ResultTable, runs: Mapping[str, Pictured], names: list[str]) -> list[Band]:
     """A row per run, and one for its differences from the first where that is its reference."""
     first = next(iter(runs))
-    compared = [run for run in runs if read_metrics(results / "runs" / run / "metrics.json").get("reference") == first]
-    stills = {run: [still(results, run, records[name]) for name in names] for run, (_, records) in runs.items()}
+    compared = [run for run, pictured in runs.items() if reference_of(pictured.folder) == first]
+    stills = {run: [pictured.still(name) for name in names] for run, pictured in runs.items()}
     apart = {run: [difference(*pair) for pair in zip(stills[run], stills[first], strict=True)] for run in compared}
     largest = max((float(np.quantile(values, BELOW_WHITE)) for of in apart.values() for values in of), default=1.0)
     gain = gain_of(largest)
     cells = {row.run: row.ours for row in table.rows}
     bands: list[Band] = []
-    for run, (label, _) in runs.items():
+    for run, (label, folder, _) in runs.items():
         bands.append(Band(label, costs_of(cells.get(run, {})), stills[run], []))
         if run in apart:
-            kept = values_of(results / "runs" / run, "psnr")
+            kept = values_of(folder, "psnr")
             numbers = [f"{kept[name]:.1f} dB" if name in kept else "" for name in names]
             images = [np.clip(gain * values, 0, 1) for values in apart[run]]
             bands.append(Band(f"|difference| ×{gain}", mean_of(cells[run], len(kept)), images, numbers))
@@ -206,13 +211,13 @@ def draw_contact_sheet(table: ResultTable, results: Path, stem: Path) -> list[Pa
     ranked = [row.run for row in table.rows if row.run in runs and not is_plain(identity_of(row))]
     if not ranked:
         return []
-    means = {run: values_of(results / "runs" / run, "psnr") for run in ranked}
+    means = {run: values_of(runs[run].folder, "psnr") for run in ranked}
     best = max(ranked, key=lambda run: mean(means[run]))
-    label, records = runs[best]
+    label, _, records = runs[best]
     names = list(records)[:SHEET]
     columns = min(10, len(names))
     rows = math.ceil(len(names) / columns)
-    stills = [still(results, best, records[name]) for name in names]
+    stills = [runs[best].still(name) for name in names]
     high = height_of_pictures(stills)
     title = f"{label}: {len(names)} of {len(records)} items, PSNR to the un-cached one"
     with styled() as pyplot:
@@ -241,13 +246,13 @@ def mean(values: Mapping[str, float]) -> float:
 def draw_frames(table: ResultTable, results: Path, stem: Path) -> list[Path]:
     """Of runs of videos: `FRAMES` frames of the first item that all have, a row per run."""
     runs = runs_with_pictures(table, results)
-    lists = [records for _, records in runs.values()]
+    lists = [pictured.records for pictured in runs.values()]
     shared = [name for name in (lists[0] if lists else {}) if all(name in records for records in lists)]
     if not shared or not lists[0][shared[0]]["files"][0].endswith(".mp4"):
         return []
     strips: list[tuple[str, list[Image.Image], list[int]]] = []
-    for run, (label, records) in runs.items():
-        video = read_frames(results / "runs" / run / "media" / records[shared[0]]["files"][0])
+    for label, folder, records in runs.values():
+        video = read_frames(folder / "media" / records[shared[0]]["files"][0])
         at = [round(i * (len(video) - 1) / (FRAMES - 1)) for i in range(FRAMES)]
         strips.append((label, [Image.fromarray(video[i]) for i in at], at))
     high = height_of_pictures(strips[0][1])

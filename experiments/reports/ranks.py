@@ -83,7 +83,7 @@ def standings(rows: list[Row], places: Iterable[int], name: str, direction: int,
     cells = {i: rows[i].ours[name] for i in places if name in rows[i].ours}
     means = {i: cell.value for i, cell in cells.items() if cell.value is not None}
     if any(cell.equal for cell in cells.values()):
-        values = {i: values_of(results / "runs" / rows[i].run, name) for i in means}
+        values = {i: values_of(rows[i].place(results), name) for i in means}
         if all(values.values()):
             means = {i: statistics.median(of.values()) for i, of in values.items()}
     found = {i: (direction * value, 0.0) for i, value in means.items()}
@@ -93,7 +93,7 @@ def standings(rows: list[Row], places: Iterable[int], name: str, direction: int,
 def rank(rows: list[Row], places: list[int], name: str, direction: int, results: Path) -> None:
     """Mark the best rows of a block and the second; those that cannot be told apart share a mark."""
     known = standings(rows, places, name, direction, results) if name != "wall_speedup" else {}
-    values = {i: values_of(results / "runs" / rows[i].run, name) for i in known}
+    values = {i: values_of(rows[i].place(results), name) for i in known}
     left = dict(known)
     for mark in (1, 2):
         chosen = leaders(left, {i: rows[i].ours[name] for i in left}, values, exact=name in EXACT)
@@ -135,7 +135,7 @@ def test(rows: list[Row], places: list[int], name: str, direction: int, baseline
         base = [i for i in base if (settings := rows[i].settings) is not None and settings.method.policy is None]
     if len(base) != 1:
         return
-    values = {i: values_of(results / "runs" / row.run, name) for i, row in known.items()}
+    values = {i: values_of(row.place(results), name) for i, row in known.items()}
     theirs = values.pop(base[0])
     paired = {str(i): differences(of, theirs) for i, of in values.items() if theirs and set(theirs) <= set(of)}
     if not paired:

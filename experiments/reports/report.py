@@ -151,7 +151,7 @@ SET = ("num_steps", "num_items", "seed")
 
 def has_item_values(results: Path, row: Row, name: str) -> bool:
     """Whether a run has a metric for each of its items."""
-    return bool(row.run) and (results / "runs" / row.run / "values" / f"{name}.json").is_file()
+    return bool(row.run) and (row.place(results) / "values" / f"{name}.json").is_file()
 
 
 LIMIT = 4.6e6

@@ -19,7 +19,7 @@ from experiments.config.run import Settings
 from experiments.errors import ConfigError, check, choose
 from experiments.plans.freeze import restore_settings
 from experiments.plans.manifest import Plan
-from experiments.plans.status import State, state_of
+from experiments.plans.status import State, state_in
 from experiments.runs.folder import is_number, read_metrics
 from experiments.runs.metrics.measure import UNSAID, paired_with_reference
 from experiments.settings.identity import run_id
@@ -34,6 +34,8 @@ __all__ = [
     "ResultTable",
     "build",
     "build_plan",
+    "cells_in",
+    "cells_of",
     "preset_of",
     "read_published",
     "rows_of",
@@ -77,6 +79,12 @@ class Row:
     preset: RowConfig | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
     """What a run without settings is: dotted key -> value, as its folder says."""
+    folder: Path | None = None
+    """Where the run lies, if that is not among the runs of the results."""
+
+    def place(self, results: Path) -> Path:
+        """Where the run lies."""
+        return self.folder or results / "runs" / self.run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,13 +190,17 @@ WHY = {
 
 
 def cells_of(results: Path, run: str, is_reference: bool, names: list[str]) -> dict[str, Cell]:
-    """The metrics of a run."""
-    path = results / "runs" / run / "metrics.json"
+    """The metrics of a run of a results folder."""
+    return cells_in(results / "runs" / run, is_reference, names)
+
+
+def cells_in(folder: Path, is_reference: bool, names: list[str]) -> dict[str, Cell]:
+    """The metrics of the run that lies in a folder."""
     try:
-        metrics = read_metrics(path)
+        metrics = read_metrics(folder / "metrics.json")
     except ConfigError:
         return {name: Cell(why="metrics.json cannot be read") for name in names}
-    why = WHY[state_of(results, run).state] if any(metrics.get(name) is None for name in names) else ""
+    why = WHY[state_in(str(folder)).state] if any(metrics.get(name) is None for name in names) else ""
     found: dict[str, Cell] = {}
     for name in names:
         value = metrics.get(name)

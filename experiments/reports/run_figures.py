@@ -101,10 +101,10 @@ def draw_full_steps(table: ResultTable, results: Path, stem: Path) -> list[Path]
     """A strip per run: which steps are computed in full, grey where only some items do."""
     strips: dict[str, list[float]] = {}
     for row in table.rows:
-        records = records_of(results / "runs" / row.run) if row.run else {}
+        records = records_of(row.place(results)) if row.run else {}
         plans = [record["full_steps"] for record in records.values() if record.get("full_steps")]
         if plans and row.label not in strips:
-            told = read_metrics(results / "runs" / row.run / "metrics.json").get("num_steps")
+            told = read_metrics(row.place(results) / "metrics.json").get("num_steps")
             steps = max(told if isinstance(told, int) else 0, 1 + max(step for plan in plans for step in plan))
             strips[row.label] = [sum(step in plan for plan in plans) / len(plans) for step in range(steps)]
     if not strips:
@@ -143,7 +143,7 @@ def draw_pairs(table: ResultTable, results: Path, quality: str, stem: Path) -> l
     values = {}
     for row in table.rows:
         usable = row.run and not is_plain(identity_of(row))
-        found = values_of(results / "runs" / row.run, quality) if usable else {}
+        found = values_of(row.place(results), quality) if usable else {}
         finite = {item: value for item, value in found.items() if math.isfinite(value)}
         if finite and row.label not in values:
             values[row.label] = (row, finite)

@@ -9,7 +9,7 @@ settings in which its runs differ. The same run in two places is one row.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from experiments.errors import check, choose
 from experiments.files import read_config, read_json
 from experiments.reports.columns import directions
 from experiments.reports.plot import STEPS, leaves
-from experiments.reports.result_table import COSTS, ResultTable, Row, cells_of
+from experiments.reports.result_table import COSTS, ResultTable, Row, cells_in
 from experiments.runs.folder import read_metrics
 from experiments.runs.style import SOLVERS
 
@@ -108,10 +108,9 @@ def table_of(found: Mapping[str, Path], said: Mapping[str, Mapping[str, Any]], s
     labels, rows = labels_of(said), []
     for name, folder in found.items():
         own = said[name]["method"]["name"] == "none" and not {"guidance", "operators"} & said[name].keys()
-        ours = cells_of(folder.parents[1], name, own, [*COSTS, *columns])
-        block = "reference" if own else ""
-        facts = dict(leaves(said[name]))
-        rows.append(Row(label=labels[name], run=name, settings=None, ours=ours, paper={}, block=block, identity=facts))
+        ours = cells_in(folder, own, [*COSTS, *columns])
+        more = {"block": "reference" if own else "", "identity": dict(leaves(said[name])), "folder": folder}
+        rows.append(Row(label=labels[name], run=name, settings=None, ours=ours, paper={}, **more))
     title = f"{len(rows)} runs: {group}" if len(rows) > 1 else f"{labels[rows[0].run]}: {group}"
     sort = next(
         (name for name in columns if any((f / "values" / f"{name}.json").is_file() for f in found.values())), None
@@ -136,6 +135,7 @@ SYMBOLS = {"interval": "N", "order": "m", "sigma": "σ", "num_steps": "steps of 
 def labels_of(said: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """A label per run: its method, and what else tells it from the others of its method."""
     flat = {name: complete(dict(leaves(identity))) for name, identity in said.items()}
+    every = {key for of in flat.values() for key in of}
     kinds: dict[str, list[str]] = {}
     for name, of in flat.items():
         kinds.setdefault(title_of(of), []).append(name)
@@ -146,9 +146,16 @@ def labels_of(said: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         shared = {key for key in SYMBOLS if len({repr(of[key]) for of in flat.values() if key in of}) > 1}
         for name in names:
             shown = [key for key in flat[name] if key in telling or key in shared]
-            details = [f"{SYMBOLS.get(key, key.rpartition('.')[2])}={short(flat[name][key])}" for key in shown]
+            details = [f"{SYMBOLS.get(key) or end_of(key, every)}={short(flat[name][key])}" for key in shown]
             found[name] = f"{title} ({', '.join(details)})" if details else title
     return {name: label if list(found.values()).count(label) == 1 else name for name, label in found.items()}
+
+
+def end_of(key: str, keys: Iterable[str]) -> str:
+    """The last parts of a dotted key, as many as tell it from the other keys."""
+    parts = key.split(".")
+    ends = (".".join(parts[start:]) for start in range(len(parts) - 1, 0, -1))
+    return next((end for end in ends if not any(f".{k}".endswith(f".{end}") for k in keys if k != key)), key)
 
 
 def complete(facts: dict[str, Any]) -> dict[str, Any]:

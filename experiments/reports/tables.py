@@ -65,10 +65,10 @@ def main(arguments: list[str]) -> None:
     if runs:
         check(not given, "argument", "must not stand beside runs=", sorted(given))
         check(embedded == "false" and columns == "all", "runs", "must stand alone, or with results=", runs)
-        tables, roots = build_runs(runs.split(","), results)
+        tables, _ = build_runs(runs.split(","), results)
         ensure_writable(results)
         for table in tables:
-            show(join_rows(add_ranks(table, roots[0].parent), extra), [results / "tables"])
+            show(join_rows(add_ranks(table, results), extra), [results / "tables"])
         return None
     folders = [results / "tables"] + ([Path("results/embedded")] if embedded == "true" else [])
     overrides = overrides_of(given)
