@@ -96,17 +96,13 @@ def join_rows(table: ResultTable, extra: str) -> ResultTable:
         return table
     path, names = Path(extra), list(table.rows[0].ours)
     check(path.is_file(), "rows", "must be a csv file", extra)
-    try:
-        lines = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"rows: must be a csv file in UTF-8, got {extra!r} ({error})") from error
-    heads = list(lines[0]) if lines else []
+    heads, lines = read_lines(path)
     known = ["method", "note", *(f"{name}{part}" for name in names for part in ("", "_low", "_high"))]
     unknown = [head for head in heads if head not in known]
-    check("method" in heads, "rows", f"must have a row and a column method ({extra})", heads)
+    check("method" in heads and bool(lines), "rows", f"must have a row and a column method ({extra})", heads)
     check(not unknown, "rows", f"must have columns of the table ({', '.join(known)})", unknown)
     rows = []
-    for number, line in enumerate(lines, 2):
+    for number, line in lines.items():
         cells = {}
         for name in names:
             value, low, high = (numeric(extra, number, line.get(f"{name}{part}")) for part in ("", "_low", "_high"))
@@ -115,6 +111,21 @@ def join_rows(table: ResultTable, extra: str) -> ResultTable:
         more = {"paper": paper, "block": "added", "note": line.get("note") or ""}
         rows.append(Row(label=line["method"], run="", settings=None, ours=cells, **more))
     return dataclasses.replace(table, rows=[*table.rows, *rows])
+
+
+def read_lines(path: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
+    """The heads of a csv file, and its rows by the number of their last line."""
+    found: dict[int, dict[str, str]] = {}
+    try:
+        reader = csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""))
+        heads = next(reader, [])
+        for values in filter(None, reader):
+            rule = f"must have {len(heads)} values, as it has columns, in line {reader.line_num} of {path}"
+            check(len(values) == len(heads), "rows", rule, values)
+            found[reader.line_num] = dict(zip(heads, values, strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"rows: must be a csv file in UTF-8, got {str(path)!r} ({error})") from error
+    return heads, found
 
 
 def numeric(path: str, number: int, text: str | None) -> float | None:

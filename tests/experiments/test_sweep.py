@@ -124,7 +124,13 @@ def test_rows_of_ones_own_join_the_table(sweep, tmp_path, capsys):
     mine.write_bytes("\ufeffmethod,psnr,psnr_low,psnr_high\r\nmy cache,31.5,31,32\r\n".encode())
     tables.main(["runs=digits-*", f"results={tmp_path}", f"rows={mine}"])
     assert "| my cache | (not given) |" in (out := capsys.readouterr().out) and "31.50 [31.00, 32.00]" in out
-    for text, line in (("a,psnr\n1,2", "column method"), ("method,foo\na,1", "foo"), ("method,psnr\na,x", "line 2")):
+    wrong = [("a,psnr\n1,2", "column method"), ("method,foo\na,1", "foo"), ("method,psnr\na,x", "line 2")]
+    wrong += [
+        ("psnr,psnr_low,method\n30\n", r"3 values.* line 2 of .*mine.csv, got \['30'\]"),
+        ("method,psnr\n", "a row"),
+    ]
+    wrong += [("method,psnr\n\na,1\nb,1,2\n", r"2 values.* line 4 of .*mine.csv, got \['b', '1', '2'\]")]
+    for text, line in wrong:
         mine.write_text(text)
         with pytest.raises(ConfigError, match=f"rows: must have .*{line}"):
             tables.main(["runs=digits-*", f"results={tmp_path}", f"rows={mine}"])
