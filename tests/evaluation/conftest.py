@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from evaluation.cli import main
+
 
 @pytest.fixture(autouse=True)
 def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -85,3 +87,18 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     CLIPModel(config).save_pretrained(folder)
     CLIPTokenizer(vocab=vocabulary, merges=[]).save_pretrained(folder)
     return folder
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], *parts: str) -> None:
+    """Exit code 2 and one line with every part."""
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, captured.err
+    assert captured.out == ""
+    for part in parts:
+        assert part in lines[0]
+
+
+def run_words(folders: tuple[Path, Path], *more: str) -> list[str]:
+    return [f"images={folders[0]}", f"reference={folders[1]}", "metrics=[psnr,ssim]", *more]
