@@ -10,7 +10,6 @@ batch size is that of the reference, and is kept (`experiments.runs.settled`). S
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import statistics
 import sys
