@@ -7,6 +7,7 @@ Nothing is computed here. A number comes from the metrics.json of the run that t
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from experiments.settings.rows import split_rows
 
 __all__ = [
     "COSTS",
+    "NOT_RUN",
     "PAPER",
     "Cell",
     "Row",
@@ -180,12 +182,13 @@ def build_plan(plan: Plan) -> ResultTable:
     return ResultTable(preset=config, rows=rows)
 
 
+NOT_RUN = "not run"
 WHY = {
     State.DONE: "not measured",
     State.FAILED: "run failed",
     State.RUNNING: "not finished",
     State.INTERRUPTED: "not finished",
-    State.WAITING: "not run",
+    State.WAITING: NOT_RUN,
 }
 
 
@@ -200,7 +203,7 @@ def cells_in(folder: Path, is_reference: bool, names: list[str]) -> dict[str, Ce
         metrics = read_metrics(folder / "metrics.json")
     except ConfigError:
         return {name: Cell(why="metrics.json cannot be read") for name in names}
-    why = WHY[state_in(str(folder)).state] if any(metrics.get(name) is None for name in names) else ""
+    why = why_missing(folder) if any(metrics.get(name) is None for name in names) else ""
     found: dict[str, Cell] = {}
     for name in names:
         value = metrics.get(name)
@@ -219,6 +222,21 @@ def cells_in(folder: Path, is_reference: bool, names: list[str]) -> dict[str, Ce
             level = None if low is None else value.get("level", UNSAID.level)
             found[name] = Cell(value=value["mean"], low=low, high=high, level=level, equal=equal)
     return found
+
+
+def why_missing(folder: Path) -> str:
+    """Why a run has not all numbers. Where only some of its shards are done, the others are named, if they are few."""
+    state = state_in(str(folder)).state
+    done: dict[int, set[int]] = {}
+    for path in folder.glob("status-*of*.json"):
+        if named := re.fullmatch(r"status-(\d{1,6})of(\d{1,6})", path.stem):
+            done.setdefault(int(named[2]), set()).add(int(named[1]))
+    if state is not State.WAITING or not done:
+        return WHY[state]
+    world = min(done, key=lambda world: world - len(done[world]))
+    left = [f"{rank}/{world}" for rank in range(world) if rank not in done[world]]
+    said = f"shard {' and '.join(left)}" if len(left) < 3 else f"{len(left)} of {world} shards"
+    return f"{said} {NOT_RUN}" if left else "not finished"
 
 
 def range_of(metrics: Mapping[str, Any], name: str) -> tuple[float | None, float | None]:

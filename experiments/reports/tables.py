@@ -23,6 +23,7 @@ import io
 import math
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 from rich.console import Console
@@ -35,7 +36,7 @@ from experiments.plans.manifest import Plan
 from experiments.reports.costs import build_costs, build_plan_costs
 from experiments.reports.ranks import add_ranks
 from experiments.reports.render import beside, to_csv, to_latex, to_markdown
-from experiments.reports.result_table import Cell, ResultTable, Row, build, build_plan, preset_of
+from experiments.reports.result_table import NOT_RUN, Cell, ResultTable, Row, build, build_plan, preset_of
 from experiments.reports.runs import build_runs
 
 __all__ = ["main", "overrides_of", "parse", "presets_of"]
@@ -141,13 +142,14 @@ def numeric(path: str, number: int, text: str | None) -> float | None:
 
 
 def how_to_run(table: ResultTable) -> str:
-    """Which command runs the rows that were never run, to be said behind something; nothing if all were."""
-    waiting = [row for row in table.rows if row.run and any(cell.why == "not run" for cell in row.ours.values())]
-    if not waiting:
-        return ""
+    """Which command runs the rows that were never run, or which shards, to be said behind something; nothing if all."""
+    missing = [{cell.why for cell in row.ours.values() if cell.why.endswith(NOT_RUN)} for row in table.rows if row.run]
     name = table.preset.name
     command = f"python run.py experiment={name}" if name in options("experiment") else "python -m experiments execute"
-    return f"; {len(waiting)} of {len(table.rows)} wait: {command}"
+    counts = Counter(why for reasons in missing for why in reasons)
+    return "".join(
+        f"; {count} of {len(table.rows)} wait: {command if why == NOT_RUN else why}" for why, count in counts.items()
+    )
 
 
 def show(table: ResultTable, folders: list[Path], suffix: str = "", columns: ResultTable | None = None) -> None:

@@ -60,6 +60,30 @@ def test_the_page_and_the_figures_rank_them_alike(roots, capsys):
     assert shown == [[1, 2, 0]] * 3
 
 
+@pytest.mark.parametrize(
+    ("shards", "why"),
+    [
+        (["1of2"], "shard 0/2 not run"),
+        (["0of4", "3of4"], "shard 1/4 and 2/4 not run"),
+        (["0of2", "2of9"], "shard 1/2 not run"),
+        (["2of9"], "8 of 9 shards not run"),
+        (["0of2", "1of2"], "not finished"),
+        ([], "not run"),
+    ],
+)
+def test_a_run_whose_other_shards_are_missing_says_which(roots, shards, why, capsys):
+    for run in (roots / "plain").iterdir():
+        (run / "metrics.json").unlink()
+        (run / "status.json").unlink()
+        for shard in shards:
+            write_json(run / f"status-{shard}.json", {"state": "shard done"})
+    tables.main([f"runs={roots / 'plain'}", f"results={roots / 'out'}"])
+    out = capsys.readouterr().out
+    assert out.count(f"({why})") == 9
+    waits = "python -m experiments execute" if why == "not run" else why
+    assert (f"3 of 3 wait: {waits}" in out) == why.endswith("not run")
+
+
 def test_labels_name_as_much_of_a_key_as_is_needed():
     """Both the guidance and the schedule of sigma have a name, and so has the method."""
     plain = {"method": {"name": "hicache", "warm": 1}, "backend": {"name": "digits"}}
