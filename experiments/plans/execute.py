@@ -27,7 +27,7 @@ from experiments.cli import Arguments, Exit
 from experiments.errors import ConfigError, check
 from experiments.files import ensure_writable
 from experiments.plans.manifest import Plan
-from experiments.plans.status import State, states_of, summary
+from experiments.plans.status import State, state_of, states_of, summary
 from experiments.plans.tasks import Task, tasks_of
 
 __all__ = ["main"]
@@ -67,12 +67,16 @@ def main(arguments: list[str]) -> int:
     tasks = tasks_of_element(plan, given.tasks, given.element) if given.tasks else tasks_of(plan, shards)
     executor = given.executor or ("local" if len(devices) > 1 and not given.tasks else "inline")
     if executor == "local":
-        return Local(plan, devices, shards, given.threads).run()
-    what = "--tasks" if given.tasks else "executor inline"
-    check(len(devices) == 1, "--devices", f"must name one device for {what}", given.devices)
-    if given.worker:
-        stopping.stop_with_parent()
-    return execute_inline(plan, tasks, devices[0], given.threads, wait=given.tasks is None)
+        code = Local(plan, devices, shards, given.threads).run()
+    else:
+        what = "--tasks" if given.tasks else "executor inline"
+        check(len(devices) == 1, "--devices", f"must name one device for {what}", given.devices)
+        if given.worker:
+            stopping.stop_with_parent()
+        code = execute_inline(plan, tasks, devices[0], given.threads, wait=given.tasks is None)
+    if code == 0 and not given.worker:
+        say_unmeasured(plan, tasks)
+    return code
 
 
 def check_arguments(given: argparse.Namespace) -> None:
@@ -150,6 +154,18 @@ def execute_inline(plan: Plan, tasks: list[Task], device: str, threads: int | No
     if worker.failed:
         print(f"to try failed rows again: python -m experiments retry {plan.folder}", file=sys.stderr, flush=True)
     return 1 if worker.failed or worker.left else 0
+
+
+def say_unmeasured(plan: Plan, tasks: list[Task]) -> None:
+    """A line where runs that were done before lack a metric of the plan: there was nothing to execute about them."""
+    from experiments.runs.runner import is_measured
+
+    rows = {task.row.run: task.row for task in tasks}.values()
+    done = [row for row in rows if state_of(plan.results, row.run).state is State.DONE]
+    lacking = [row.index for row in done if not is_measured(row.settings(plan.results), plan.run(row))]
+    if lacking:
+        said = f"{len(lacking)} rows lack metrics of the plan, such as row {lacking[0]}; to measure them"
+        print(f"{said}: python -m experiments collect {plan.folder}", file=sys.stderr, flush=True)
 
 
 @dataclass

@@ -88,6 +88,19 @@ def test_two_workers_two_executors_and_deaths_leave_the_bytes_of_one(small, quic
     assert len(names) == len(set(names)) == 48
 
 
+def test_metrics_that_finished_runs_lack_are_said(small, quick, capsys):
+    few = [*(word for word in small if not word.startswith("metrics=")), "num_items=2", "method=fora"]
+    assert main([str(planned(few, "metrics=none").folder), "--devices", "cpu"]) == 0
+    plan = planned(few, "metrics=none", "metrics.names=[psnr]")
+    line = (
+        f"1 rows lack metrics of the plan, such as row 1; to measure them: python -m experiments collect {plan.folder}"
+    )
+    assert line not in capsys.readouterr().err
+    assert main([str(plan.folder), "--devices", "cpu"]) == 0 and line in capsys.readouterr().err
+    runner.execute(plan.rows[1].settings(plan.results))
+    assert main([str(plan.folder), "--devices", "cpu"]) == 0 and line not in capsys.readouterr().err
+
+
 def test_a_failed_row_is_seen_skipped_and_retried(small, quick, tmp_path, monkeypatch, capsys):
     plan = planned(small, METHODS)
     original = runner.generate_batch
