@@ -20,6 +20,7 @@ from experiments.cli import Exit
 from experiments.config.compose import key
 from experiments.config.preset import PresetConfig
 from experiments.config.run import RunConfig, Settings
+from experiments.errors import check
 from experiments.files import write_json
 from experiments.reports.columns import directions, head_of
 from experiments.reports.montage import draw_grid
@@ -29,6 +30,7 @@ from experiments.reports.runs import METHOD_TITLES
 from experiments.reports.tables import show
 from experiments.runs.launch import runs_of
 from experiments.runs.metrics.evidence import finite_or_none
+from experiments.runs.metrics.measure import applicable
 from experiments.runs.runner import Outcome, execute
 from experiments.runs.summary import print_outcome
 from experiments.settings.describe import announcement, without_effect
@@ -66,7 +68,9 @@ class Sweep:
 
         Keys without effect are said here where the configuration stands `alone`; those of a sweep, by its ranking.
         """
+        self.objective = None
         runs = runs_of(config, overrides)
+        check_objective(runs[-1].settings)
         given = {key(word) for word in overrides} if alone else set[str]()
         for line in dict.fromkeys(without_effect(run.settings, given) for run in runs):
             if line is not None:
@@ -87,7 +91,7 @@ class Sweep:
         else:
             print_outcome(done)
         self.add(done, overrides)
-        if (name := run.settings.metrics.objective) is not None and done.metrics:
+        if (name := run.settings.metrics.objective) in done.metrics:
             self.objectives[run.id] = done.metrics[name]["mean"]
 
     def rank(self) -> None:
@@ -176,6 +180,13 @@ class Sweep:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "runs.json", {run: self.label(run) for run in self.settings})
         return folder
+
+
+def check_objective(settings: Settings) -> None:
+    """The run whose value a sweeper gets must have it."""
+    name = settings.metrics.objective
+    rule = "must be left open for the un-cached run, or be a metric that does not compare with it"
+    check(name is None or name in applicable(settings), "metrics.objective", rule, name)
 
 
 def assignments_of(overrides: list[str]) -> dict[str, str]:
