@@ -61,7 +61,7 @@ def start() -> None:
 
     set_up()
     words, sweep().pictures = expand_compare(sys.argv[1:])
-    check_words(words)
+    words = check_words(words)
     if any(word.startswith(("-", "hydra")) for word in words):
         sys.argv[1:] = words
         main()

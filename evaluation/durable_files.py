@@ -33,7 +33,7 @@ def partial_of(path: Path) -> Path:
 def probe(folder: Path) -> None:
     """Raise the `OSError` that would meet whoever writes into a folder, which may not be there yet; nothing is left."""
     existing = folder
-    while not existing.exists() and existing != existing.parent:
+    while not (existing.exists() or existing.is_symlink()) and existing != existing.parent:
         existing = existing.parent
     partial = partial_of(existing / "write-test")
     partial.touch()

@@ -50,6 +50,10 @@ def semantic(group: Any) -> dict[str, Any]:
     return kept
 
 
+MAX_SIGMA = 1000
+"""Far above the scales that forecasts gain from, and short enough for the name of a run."""
+
+
 @dataclass(kw_only=True)
 class Recommended:
     """What a backend recommends for the top-level keys left open."""
@@ -71,8 +75,8 @@ class Recommended:
             check(value == MISSING or value >= least, f"backend.recommended.{name}", rule, value)
         order = self.order
         check(order == MISSING or order >= 0, "backend.recommended.order", "must be an integer >= 0", order)
-        valid = self.sigma == MISSING or 0 < self.sigma < float("inf")
-        check(valid, "backend.recommended.sigma", "must be a finite number > 0", self.sigma)
+        valid = self.sigma == MISSING or 0 < self.sigma <= MAX_SIGMA
+        check(valid, "backend.recommended.sigma", f"must be a number > 0, at most {MAX_SIGMA}", self.sigma)
 
 
 @dataclass(kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from omegaconf import MISSING
@@ -23,6 +23,7 @@ __all__ = [
     "SpectrumConfig",
     "StepsConfig",
     "decibels_of",
+    "with_group",
 ]
 
 
@@ -73,7 +74,13 @@ class MethodConfig:
         try:
             return hicache.reads(self.name, self.policy, self.basis, self.patch)
         except ValueError as error:
-            raise ConfigError(str(error)) from error
+            raise ConfigError(with_group(str(error))) from error
+
+
+def with_group(said: str) -> str:
+    """What the library said of a key, with the key as the command line writes it; some stand at the top."""
+    inside = {f.name for f in fields(MethodConfig)} - {"name", "policy", "patch", "scope"}
+    return f"method.{said}" if said.partition(":")[0] in inside else said
 
 
 @dataclass(kw_only=True)

@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import MISSING
 
 import hicache
-from experiments.config.backend import BackendConfig, Recommended
+from experiments.config.backend import MAX_SIGMA, BackendConfig, Recommended
 from experiments.config.cluster import ClusterConfig
 from experiments.config.guidance import GuidanceConfig
 from experiments.config.logger import LoggerConfig
@@ -92,7 +92,8 @@ class RunConfig:
         if self.sigma not in (None, "auto"):
             real = isinstance(self.sigma, (int, float)) and not isinstance(self.sigma, bool)
             self.sigma = float(self.sigma) if real else self.sigma
-            check(real and 0 < self.sigma < float("inf"), "sigma", "must be auto or a finite number > 0", self.sigma)
+            rule = f"must be auto or a number > 0, at most {MAX_SIGMA}"
+            check(real and 0 < self.sigma <= MAX_SIGMA, "sigma", rule, self.sigma)
         for name, known in (("time", TIMES), ("policy", POLICIES), ("forecaster", BASES), ("patch", PATCHES)):
             if (value := getattr(self, name)) is not None:
                 choose(name, value, known)

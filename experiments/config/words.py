@@ -42,8 +42,10 @@ def expand_compare(words: Sequence[str]) -> tuple[list[str], bool]:
     return ["-m", f"method={','.join(names)}", *rest], True
 
 
-def check_words(words: Sequence[str]) -> None:
-    """Flags that are none, values that are none of their group, folders that cannot be, a sweeper without an aim.
+def check_words(words: Sequence[str]) -> list[str]:
+    """Refuse flags that are none, values that are none of their group, folders that cannot be, a search without an aim.
+
+    Returns the words with the flags last, because Hydra takes overrides only where they stand together.
 
     Raises:
         ConfigError: naming the word.
@@ -51,14 +53,15 @@ def check_words(words: Sequence[str]) -> None:
     searching = any(word.startswith("hydra/sweeper=") and not word.endswith("=basic") for word in words)
     named = any(word.startswith("metrics.objective=") for word in words)
     check(named or not searching, "metrics.objective", "must name the metric that the sweeper optimises", None)
-    rest = list(words)
+    rest, overrides, flags = list(words), list[str](), list[str]()
     while rest:
         word = rest.pop(0)
         if word.startswith("-"):
+            flags.append(word)
             flag, equals, value = word.partition("=")
             check(flag in FLAGS, "argument", "must be key=value, or one of those in --hydra-help", word)
             if FLAGS[flag] and not equals and rest and "=" not in rest[0]:
-                value = rest.pop(0)
+                flags.append(value := rest.pop(0))
             if flag in ("-cd", "--config-dir"):
                 check(Path(value).is_dir(), flag, "must be a folder", value)
             continue
@@ -66,3 +69,5 @@ def check_words(words: Sequence[str]) -> None:
         if key in FOLDERS and value and "$" not in value:
             ensure_writable(Path(value.strip("'\"")), key)
         check_override(word)
+        overrides.append(word)
+    return [*overrides, *flags]

@@ -14,7 +14,7 @@ from experiments.backends.pipeline_backend import PipelineBackend
 from experiments.backends.weights import DTYPES, locate
 from experiments.config.backend import FluxConfig
 from experiments.config.guidance import AdaptiveGuidanceConfig
-from experiments.config.method import StepsConfig
+from experiments.config.method import StepsConfig, with_group
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check, choose
 from experiments.settings.library_method import operators_of
@@ -66,7 +66,7 @@ def check_pair(chosen: CacheMethod, kind: str | None, backend: str) -> None:
     try:
         check_mixing(chosen)
     except ValueError as error:
-        raise ConfigError(f"{error} ({pair})") from error
+        raise ConfigError(with_group(f"{error} ({pair})")) from error
 
 
 def check_guidance(settings: Settings, kind: str | None) -> None:
@@ -162,4 +162,4 @@ def check_fit(run: Run) -> None:
         described = None if operators is None else dataclasses.replace(operators, provider="reference")
         hicache.enable(model, untimed, guidance, described).disable()
     except ValueError as error:
-        raise ConfigError(f"{error} (backend {config.name} with method {built.name})") from error
+        raise ConfigError(with_group(f"{error} (backend {config.name} with method {built.name})")) from error

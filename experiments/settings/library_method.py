@@ -11,7 +11,7 @@ from experiments.artefacts.plans import load_plan
 from experiments.artefacts.stored_curves import curve_options
 from experiments.artefacts.stored_places import is_placed, load_places
 from experiments.config.guidance import AdaptiveGuidanceConfig, GuidanceConfig
-from experiments.config.method import AdaptiveConfig, CalibratedConfig, L2cConfig, LesaConfig
+from experiments.config.method import AdaptiveConfig, CalibratedConfig, L2cConfig, LesaConfig, with_group
 from experiments.config.operators import ChipmunkConfig
 from experiments.config.run import Settings
 from experiments.config.sigma_schedule import AdaptiveScheduleConfig, SigmaScheduleConfig
@@ -75,7 +75,7 @@ def method_of(settings: Settings) -> CacheMethod:
     try:
         return hicache.method(config.name, **knobs)
     except ValueError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(with_group(str(error))) from error
 
 
 def options(values: Any, schema: type[SigmaScheduleConfig] | type[GuidanceConfig]) -> dict[str, Any]:

@@ -308,7 +308,7 @@ def test_bin_files_are_converted_to_the_same_values(saved, tmp_path):
         "backend=qwen_image_edit backend.size=tiny backend.prompts=images.txt": "backend.prompts: must have an image per line",
         "backend=dit backend.size=tiny backend.classes=[3,1000]": "backend.classes: must be from 0 to 999, got 1000",
         "backend=flux backend.size=tiny metrics.names=[class_accuracy]": "metrics.names: must fit backend flux",
-        "backend=flux backend.size=tiny method=fbcache method.front=99": "front: front . back must be below the 5 blocks, got 99",
+        "backend=flux backend.size=tiny method=fbcache method.front=99": "method.front: front . back must be below the 5 blocks, got 99",
         "backend=flux backend.size=tiny metrics.names=[fid]": "metrics.reference: must be a folder of real images",
     }.items(),
 )

@@ -10,6 +10,7 @@ import hicache
 from experiments.backends import ALIASES
 from experiments.config.backend import Recommended
 from experiments.config.compose import CONF, compose, compose_untyped, merge_values, options
+from experiments.config.words import check_words
 from experiments.errors import ConfigError
 from experiments.settings.library_method import method_of
 from experiments.settings.resolve import resolve
@@ -83,9 +84,10 @@ WRONG = {
     "sigm=1": "sigm: must be a known key .*did you mean sigma",
     "metod=fora": "metod: must be a known key .*did you mean method",
     "method.stepz=3": "method.stepz: must be a known key",
-    "sigma=-1": "sigma: must be .* > 0, got -1.0",
-    "sigma=inf": "sigma: must be auto or a finite number > 0, got inf",
-    "sigma=abc": "sigma: must be auto or a finite number > 0, got 'abc'",
+    "sigma=-1": "sigma: must be .* > 0, .*got -1.0",
+    "sigma=inf": "sigma: must be auto or a number > 0, at most 1000, got inf",
+    "sigma=1e300": "sigma: must be auto or a number > 0, at most 1000, got 1e.300",
+    "sigma=abc": "sigma: must be auto or a number > 0, at most 1000, got 'abc'",
     "order=9": "order: must be auto or an integer from 0 to 6, got 9",
     "order=-1": "order: must be auto or an integer from 0 to 6, got -1",
     "order=2.5": "order: must be auto or an integer from 0 to 6, got 2.5",
@@ -99,7 +101,7 @@ WRONG = {
     "seed=null": "seed: must have a value, got null",
     "shard=3/2": "shard: must be rank/world .*got '3/2'",
     "scope=modul": "scope: must be one of .*did you mean 'modules'",
-    "method.basis=hermit": "basis: must be one of .*did you mean 'hermite'",
+    "method.basis=hermit": "method.basis: must be one of .*did you mean 'hermite'",
     "backend.guidance=0.5": "backend.guidance: must be >= 1 .*got 0.5",
     "backend.solver=euler": "backend.solver: must be one of .*got 'euler'",
     "backend.path=/nowhere": "backend.path: must be a folder with .*got '/nowhere'",
@@ -111,21 +113,23 @@ WRONG = {
     "policy=probe": "scope: must be span for backend digits with method hicache",
     "policy=even budget=9": "budget: must be at most num_steps=8, got 9",
     "policy=even budget=0": "budget: must be an integer >= 1, got 0",
-    "policy=even method.gate=true": "gate: must be left open for policy even, which has no warm-up",
+    "policy=even method.gate=true": "method.gate: must be left open for policy even, which has no warm-up",
     "budget=4": "budget: must be left open for policy interval .policy=even, late, eased or placed and method=calibrated read it., got 4",
     "method=teacache budget=4": "budget: must be left open for policy teacache",
     "policy=mask method.mask=[0,99]": "method.mask: must stay below num_steps=8, got 99",
+    "policy=mask method.mask=[1,2]": "method.mask: must be increasing steps that start with 0, got .1, 2.",
+    "method=none metrics.names=[psnr] metrics.objective=psnr": "metrics.objective: must be left open for the un-cached run",
     "forecaster=hermit": "forecaster: must be one of .*did you mean hermite",
     "patch=token": "patch: must be one of clusters, none, tokens, got 'token'",
-    "patch=clusters forecaster=dmd": "history: must be differences for a patch that amends before the forecast",
-    "method=toca method.patch_options={fraction:abc}": "patch_options: fraction must be of type float.*got 'abc'",
-    "method=toca method.patch_options={tile:2.5}": "patch_options: tile: must be an integer >= 1, got 2.5",
-    "method=toca method.patch_options=3": "patch_options: must be names and values, got 3",
-    "method=speca method.policy_options={base:abc}": "policy_options: base must be of type float .*got 'abc'",
+    "patch=clusters forecaster=dmd": "method.history: must be differences for a patch that amends before the forecast",
+    "method=toca method.patch_options={fraction:abc}": "method.patch_options: fraction must be of type float.*got 'abc'",
+    "method=toca method.patch_options={tile:2.5}": "method.patch_options: tile: must be an integer >= 1, got 2.5",
+    "method=toca method.patch_options=3": "method.patch_options: must be names and values, got 3",
+    "method=speca method.policy_options={base:abc}": "method.policy_options: base must be of type float .*got 'abc'",
     "method=hicache policy=kinds": "policy: must come with method.policy_options={table: ...}",
     "method=delta_dit method.front=1": "method.front: must be left open without scope=span, got 1",
     "method=pab patch=tokens": "patch: must cover a module that policy Broadcast decides about, got 'tokens'",
-    "method=teacache method.policy_options={per:sample}": "policy_options: must be one of threshold, .*got 'per'",
+    "method=teacache method.policy_options={per:sample}": "method.policy_options: must be one of threshold, .*got 'per'",
     "time=hours": "time: must be one of .*got 'hours'",
     "time=log_snr forecaster=lesa": "time: must be index for basis lesa",
     "guidance=adaptiv": "guidance: must be one of .*did you mean adaptive",
@@ -155,6 +159,19 @@ def test_results_that_is_a_file_is_refused(run_py, small, tmp_path, capfd):
     (tmp_path / "results").write_text("")
     assert run_py(*small) == 2
     assert "results: must be a writable folder" in capfd.readouterr().err
+
+
+def test_results_that_lead_nowhere_are_refused(run_py, small, tmp_path, capfd):
+    (tmp_path / "results").symlink_to(tmp_path / "nowhere")
+    assert run_py(*small) == 2
+    said = capfd.readouterr().err
+    assert "results: must be a writable folder" in said and said.count("\n") == 1
+
+
+def test_flags_may_stand_anywhere():
+    words = ["num_items=4", "-m", "method=hicache", "--cfg", "job", "sigma=0.5,0.7", "--info"]
+    found = ["num_items=4", "method=hicache", "sigma=0.5,0.7", "-m", "--cfg", "job", "--info"]
+    assert check_words(words) == found == check_words(found)
 
 
 def test_schemas_stay_out_of_the_groups():
