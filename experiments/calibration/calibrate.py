@@ -292,7 +292,7 @@ def by_formula(
 def calibrate(settings: Settings, options: Options, budgets: Sequence[int], quality: float | None = None) -> list[Path]:
     """Make a plan file per budget, or one of the fewest full steps that have `quality` dB."""
     rule = "must be left out for more than one budget, which are a file each"
-    check(options.output is None or len(budgets) == 1, "output", rule, options.output)
+    check(options.output is None or len(budgets) <= 1, "output", rule, options.output)
     started = time.monotonic()
     backend = load_backend(settings.backend)
     options, scope = settle(settings, options, backend), settings.scope
@@ -381,15 +381,16 @@ def main(arguments: Sequence[str]) -> None:
     quality = decibels_of("quality", own["quality"]) if "quality" in own else None
     for aim, other in (("budget", "quality"), ("budget", "full_steps"), ("quality", "full_steps")):
         check(not {aim, other} <= own.keys(), aim, f"must be left out beside {other}", own.get(aim))
+    usual = [] if quality is not None else [str(len(options.places) or 8)]
     try:
-        budgets = [int(text) for text in own.get("budget", str(len(options.places) or 8)).split(",")]
+        budgets = [int(text) for text in (own["budget"].split(",") if "budget" in own else usual)]
     except ValueError:
         raise ConfigError(f"budget: must be integers, as in 6,8,10, got {own['budget']!r}") from None
     last, steps = max(options.places, default=0), settings.num_steps
     check(last < steps, "full_steps", f"must be below the {steps} steps", options.full_steps)
     for budget in budgets:
         check(1 <= budget <= settings.num_steps, "budget", f"must be from 1 to {settings.num_steps}", budget)
-    calibrate(settings, options, [] if quality is not None else budgets, quality)
+    calibrate(settings, options, budgets, quality)
 
 
 if __name__ == "__main__":

@@ -186,6 +186,14 @@ def test_a_quality_is_reached_with_the_fewest_full_steps(small, tiny, monkeypatc
     assert "quality=20dB" in str(refused.value)
 
 
+def test_a_quality_asks_for_no_budget(small, tmp_path):
+    """Of six steps, fewer than the usual budget of a plan."""
+    path = tmp_path / "plan.json"
+    six = ["num_steps=6" if word.startswith("num_steps=") else word for word in small]
+    main([*six, "items=4", "trials=0", "quality=20dB", f"output={path}"])
+    assert 1 <= len(json.loads(path.read_text())["plan"]["full_steps"]) <= 6
+
+
 def test_a_quality_is_part_of_the_identity_only_where_it_is_given(small):
     plain = canonical(resolve(compose([*small, "method=calibrated"])))
     assert "quality" not in plain["method"]
