@@ -47,6 +47,7 @@ TESTS = ("tests/hicache", "tests/evaluation/test_statistics.py")
 WHOLE_MODELS = (
     "operators", "operators_cached", "deepcache", "generic_matrix", "generic_structure", "inf_dit", "identity_all",
     "memory", "properties", "pipelines_clock", "changed_models", "guidance", "hot_path", "cost", "time",
+    "loop_lengths",
 )  # fmt: skip
 """Test files that take no part: minutes of models of every class, for other parts of the library."""
 ELSEWHERE = {

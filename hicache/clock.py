@@ -12,7 +12,11 @@ Some pipelines copy their scheduler and let the copies make the steps, one for e
 forcing). A copy that is made during a generation tells the clock of its original what it does (`Heir`). Where the
 original makes no step, a step is over when the model is called after copies have stepped. Copies may begin one after
 the other, as frames that wait for those before them (the clock is `split`): then a step is a round of the pipeline's
-loop, of which there are more than timesteps, and the pipeline must say how many (`lengthen`).
+loop, of which there are more than timesteps, and the pipeline must say how many.
+
+A loop need not make all timesteps: less noise leaves out the first ones, an early end the last. How many it makes, and
+which is the first, is known when the model is first called (`measure`). A scheduler that is not told where a loop
+begins must be asked once in a generation which timestep that is.
 """
 
 from __future__ import annotations
@@ -22,6 +26,11 @@ import threading
 import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from hicache.typed import tolist
 
 __all__ = ["Listener", "SamplerClock", "follow", "unfollow", "unwatch", "watch"]
 
@@ -163,6 +172,8 @@ class SamplerClock:
         step: calls of `scheduler.step` since the generation began.
         num_steps: steps that were announced.
         begin_index: the first of them among the scheduler's timesteps.
+        turn: the step at which another model takes over; 0: none does, or the pipeline does not say.
+        measured: whether that is what the loop makes, and not what the scheduler has.
         active: whether a generation is under way.
         counts: whether the scheduler has a `step` that is counted.
         thread: the thread that announced it; calls from others are none of its own.
@@ -177,14 +188,16 @@ class SamplerClock:
         self.scheduler = weakref.ref(scheduler)
         self.listeners: list[Listener] = []
         self.step = 0
-        self.num_steps = 0
-        self.begin_index = 0
+        self.num_steps = self.begin_index = self.turn = 0
+        self.measured = False
         self.active = False
         self.thread = 0
         self.own = self.due = self.split = self.copied = self.lengthened = False
+        self._first: Any = None
         self._around: dict[str, Around] = {
             "set_timesteps": self._set_timesteps,
             "set_begin_index": self._set_begin_index,
+            "scale_model_input": self._scale_model_input,
             "step": self._step,
         }
         self.counts = {name: watch(scheduler, name, around) for name, around in self._around.items()}["step"]
@@ -213,14 +226,30 @@ class SamplerClock:
         """Whether a call of this thread belongs to the generation under way."""
         return self.present and self.step < self.num_steps
 
+    @property
+    def end(self) -> int:
+        """The first step that the model which is called now does not make."""
+        return self.turn if self.step < self.turn else self.num_steps
+
+    @property
+    def passed(self) -> bool:
+        """Whether the loop has made the steps that its pipeline spoke of, which are not all that the scheduler has."""
+        return self.step >= self.num_steps < len(getattr(self.scheduler(), "timesteps", ())) - self.begin_index
+
     def start(self, begin_index: int = 0) -> None:
         """A generation begins with timestep `begin_index`."""
         timesteps = getattr(self.scheduler(), "timesteps", ())
-        self.step, self.begin_index, self.num_steps = 0, begin_index, len(timesteps) - begin_index
+        self.step = self.turn = 0
         self.active, self.thread = True, threading.get_ident()
-        self.own = self.due = self.split = self.copied = self.lengthened = False
+        self.own = self.due = self.split = self.copied = self.lengthened = self.measured = False
+        self._first = None
+        self._announce(begin_index, len(timesteps) - begin_index)
+
+    def _announce(self, begin_index: int, num_steps: int) -> None:
+        """Tell of so many steps from timestep `begin_index` on."""
+        self.begin_index, self.num_steps = begin_index, num_steps
         for listener in list(self.listeners):
-            listener.announce(self.num_steps, self)
+            listener.announce(num_steps, self)
 
     def stop(self) -> None:
         """The generation is over."""
@@ -242,12 +271,41 @@ class SamplerClock:
             self.start()
             self.copied = True
 
-    def lengthen(self, rounds: int) -> None:
-        """Before the first step of a generation that copies make: its loop has so many rounds."""
-        if self.copied and not (self.own or self.due or self.step) and rounds > self.num_steps:
-            self.num_steps, self.lengthened = rounds, True
-            for listener in list(self.listeners):
-                listener.announce(rounds, self)
+    def measure(self, rounds: int | None = None, boundary: float | None = None) -> None:
+        """Before the first step: which timesteps the loop makes. It is announced again if they are not all of them.
+
+        Args:
+            rounds: of the loop, if the pipeline says; more than timesteps where copies make the steps.
+            boundary: the timestep below which another model is called.
+        """
+        if self.measured or self.step or self.due:
+            return
+        self.measured = True
+        timesteps = torch.as_tensor(getattr(self.scheduler(), "timesteps", ()))
+        begin = self._begin(timesteps, rounds)
+        rest = len(timesteps) - begin
+        num_steps = rest if rounds is None or (rounds > rest and not self.copied) else rounds
+        self.lengthened = num_steps > rest
+        if (begin, num_steps) != (self.begin_index, self.num_steps):
+            self._announce(begin, num_steps)
+        if boundary is not None and not self.lengthened:
+            self.turn = sum(t >= boundary for t in tolist(timesteps[begin : begin + num_steps]))
+
+    def _begin(self, timesteps: Tensor, rounds: int | None) -> int:
+        """Which timestep is the first of the loop: as the scheduler says, or as it was asked for.
+
+        Where it was asked for none, or for one that occurs twice, the loop leaves out the first timesteps.
+        """
+        for name in ("begin_index", "step_index"):
+            known: object = getattr(self.scheduler(), name, None)
+            if isinstance(known, int):
+                return known
+        left_out = 0 if rounds is None else max(len(timesteps) - rounds, 0)
+        if self._first is None or rounds == len(timesteps):
+            return left_out
+        first = float(torch.as_tensor(self._first).flatten()[0])
+        places = [place for place, t in enumerate(tolist(timesteps)) if t == first]
+        return left_out if left_out in places or not places else places[0]
 
     def settle(self) -> None:
         """Before a call of the model: a step that copies have made is over."""
@@ -270,6 +328,12 @@ class SamplerClock:
         result = call(*args, **kwargs)
         self.start(int(getattr(self.scheduler(), "begin_index", 0) or 0))
         return result
+
+    def _scale_model_input(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The model's input at a timestep; of the loop's first one nothing is read yet, which would make a GPU wait."""
+        if self._first is None and self.present:
+            self._first = args[1] if len(args) > 1 else kwargs.get("timestep")
+        return call(*args, **kwargs)
 
     def _step(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = call(*args, **kwargs)

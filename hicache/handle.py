@@ -129,6 +129,7 @@ class Handle:
         self._reports: dict[str, Report] = {}
         self.enabled = False
         self._clock: SamplerClock | None = None
+        self._calling = False
         try:
             for name, model in models.items():
                 self._attached[name] = Attached(self, model, timed, errors)
@@ -212,7 +213,7 @@ class Handle:
             attached.take()
         self._follow()
         if self.pipe is not None:
-            watch(self.pipe, "maybe_free_model_hooks", self._freed)
+            watch(self.pipe, "__call__", self._called)
 
     def suspend(self) -> None:
         """Leave models and pipeline."""
@@ -225,7 +226,7 @@ class Handle:
             unfollow(self._clock, self)
             self._clock = None
         if self.pipe is not None:
-            unwatch(self.pipe, "maybe_free_model_hooks", self._freed)
+            unwatch(self.pipe, "__call__", self._called)
 
     def disable(self) -> None:
         """Restore models and pipeline exactly and drop all histories. A second call does nothing."""
@@ -239,22 +240,39 @@ class Handle:
         """Before a call of a model: follow the pipeline's scheduler, if it was exchanged.
 
         Raises:
-            PlanError: if copies of it make steps that have no common count, or none that the method can do without.
+            PlanError: if copies of it make steps that have no common count, or none that the method can do without, or
+                the pipeline's loop is longer than it said.
         """
-        scheduler = getattr(self.pipe, "scheduler", None)
-        if scheduler is not None and (self._clock is None or self._clock.scheduler() is not scheduler):
+        if self._exchanged():
             self._follow()
-            timesteps = getattr(scheduler, "timesteps", None)
+            timesteps = getattr(getattr(self.pipe, "scheduler", None), "timesteps", None)
             if self._clock is not None and timesteps is not None and len(timesteps):
                 self._clock.start()
         if self._clock is None or not self._clock.present:
             return
         self._clock.settle()
-        rounds = getattr(self.pipe, "num_timesteps", None)
-        if isinstance(rounds, int):
-            self._clock.lengthen(rounds)
+        if not self._clock.measured:
+            self._clock.measure(*self._said())
+        if self._calling and self._clock.passed:
+            said = f"{type(self.pipe).__name__} says in num_timesteps"
+            raise PlanError(f"scheduler: must make the {self._clock.num_steps} steps that {said}, got more")
         for attached in self._attached.values():
             check_rounds(self._clock, attached.executor)
+
+    def _said(self) -> tuple[int | None, float | None]:
+        """What the pipeline says of its loop, while it is called: rounds, and from which timestep on models change."""
+        if not self._calling:
+            return None, None
+        pipe: Any = self.pipe
+        rounds: object = getattr(pipe, "num_timesteps", None)
+        ratio = getattr(getattr(pipe, "config", None), "boundary_ratio", None)
+        boundary = None if ratio is None else ratio * pipe.scheduler.config.num_train_timesteps
+        return rounds if isinstance(rounds, int) else None, boundary
+
+    def _exchanged(self) -> bool:
+        """Whether the pipeline has another scheduler than the one that is followed."""
+        scheduler = getattr(self.pipe, "scheduler", None)
+        return scheduler is not None and (self._clock is None or self._clock.scheduler() is not scheduler)
 
     def _follow(self) -> None:
         """Let the pipeline's scheduler give the steps."""
@@ -272,14 +290,22 @@ class Handle:
             attached.dispatcher.renew()
             attached.executor.begin(num_steps, clock)
 
-    def _freed(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The pipeline is done with its models: the generation is over."""
+    def _called(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The pipeline makes a generation, which is over afterwards, also when it was broken off."""
+        if self._exchanged():
+            self._follow()
+        self._calling = True
         try:
-            if self._clock is not None and self._clock.active:
-                self._clock.stop()
-                self.finish()
-        finally:
             result = call(*args, **kwargs)
+        except BaseException:
+            if self._clock is not None:
+                self._clock.stop()
+            raise
+        finally:
+            self._calling = False
+        if self._clock is not None and self._clock.active:
+            self._clock.stop()
+            self.finish()
         return result
 
     def _timed(self, method: CacheMethod) -> CacheMethod:
