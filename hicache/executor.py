@@ -181,13 +181,11 @@ class Executor:
     def session(self) -> Session:
         """The loop that this thread is in."""
         thread = threading.get_ident()
-        for clock in self.clocks:
-            if clock.drives and (thread, id(clock)) in self._sessions:
-                self._last = self._sessions[thread, id(clock)]
-                return self._last
-        if (thread, None) not in self._sessions:
+        driven = [(thread, id(clock)) for clock in self.clocks if clock.drives]
+        key = next((key for key in driven if key in self._sessions), (thread, None))
+        if key not in self._sessions:
             self.begin(None)
-        self._last = self._sessions[thread, None]
+        self._last = self._sessions[key]
         return self._last
 
     def advance(self) -> None:
@@ -274,11 +272,13 @@ class Executor:
         return None if timestep is None else float(torch.as_tensor(timestep).flatten()[0]) / scale
 
     def _new_branch(self, place: Place) -> Branch:
-        method, session, first = self.method, self._last, place.step or 0
-        clock, total = session.clock, session.generation.num_steps
+        method, session, clock, first = self.method, self._last, self._last.clock, place.step or 0
+        total = session.generation.num_steps if clock is None else clock.end
         if clock is not None and self.separate and clock.stages == 2 and total is not None:
             total = total // 2 if place.branch.endswith("'") else (total + 1) // 2
         num_steps = None if total is None else total - first
+        if not session.generation.branches and not self.separate:
+            session.generation.report.num_steps = num_steps
         memory = self._idle.pop(place.branch, None) or self._new_memory()
         memory.reset(num_steps, first + (0 if clock is None else clock.begin_index))
         policy, patch = copy.deepcopy(method.policy), copy.deepcopy(method.patch)

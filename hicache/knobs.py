@@ -32,7 +32,8 @@ class Knobs:
     Attributes:
         scope: where values are cached, a key of `SCOPES`.
         interval: N, distance of full steps after the warm-up.
-        budget: K, number of full steps, for policies that are given one (`even`, `late`, `placed`).
+        budget: K, number of full steps, for policies that are given one (`even`, `late`, `placed`); of each model,
+            where several follow on one another.
         order: m, highest derivative of the forecast, 0 to 6.
         sigma: contraction factor (base value of the schedule), > 0.
         warmup_steps: w, leading full steps; the ladder of differences starts at step w - 1.

@@ -261,8 +261,10 @@ def generate_batch(backend: Backend, given: Settings | Run, batch: list[Item]) -
         report = cache.report if cache is not None else None
         full = list(range(backend.num_steps(batch, sampling))) if cache is None else full_steps_of(cache)
     planned = backend.num_steps(batch, sampling)
-    if report is not None and report.num_steps != planned:
-        raise hicache.PlanError(f"the model was called for {report.num_steps} steps, planned were {planned}")
+    if cache is not None:
+        called = sum(each.num_steps or 0 for each in cache.reports.values() if each.branches)
+        if called != planned:
+            raise hicache.PlanError(f"the model was called for {called} steps, planned were {planned}")
     if not all(bool(torch.isfinite(m).all()) for m in media):
         raise FloatingPointError("the generated media are not finite")
     facts = {"batch_size": len(batch), "batch_seconds": seconds, "full_steps": full}

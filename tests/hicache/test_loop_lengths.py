@@ -9,7 +9,7 @@ import hicache
 from experiments.backends.tiny.build import build
 from hicache.sampler import clock_of
 
-from .pipelines import PICTURE, flux, method, quiet, run
+from .pipelines import PICTURE, flux, method, quiet, run, wan
 
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 SPREAD = hicache.method("fora", policy="even", budget=3, scope="output")
@@ -113,6 +113,20 @@ def test_another_scheduler_while_enabled(pipe):
             run(image, 12, image=PICTURE, strength=0.5)
             assert (cache.report.num_steps, cache.report.full_steps) == (6, [0, 3, 5])
             image.scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(image.scheduler.config)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "full"),
+    [(method(), [0, 1, 4]), (method("taylorseer", policy="even", budget=4), [0, 2, 3, 5])],
+)
+def test_two_transformers_have_plans_of_their_own_steps(chosen, full):
+    """The boundary of the pipeline says how many they are; the budget is that of each."""
+    pipe = wan()
+    with hicache.cached(pipe, chosen) as cache:
+        run(pipe, 12)
+        for report in cache.reports.values():
+            assert (report.num_steps, report.executed) == (6, 6)
+            assert report.branches == {"cond": full, "uncond": full}
 
 
 def test_an_own_loop_after_a_call(sdxl):
