@@ -133,7 +133,7 @@ def test_a_row_that_no_longer_means_the_same_is_refused(small):
         (["method=glob(*)"], "method: must list its values, got 'method=glob"),
         (["method"], "override: must read key=value, got 'method'"),
         (["experiment=digits_tabel"], "experiment: must be one of .*did you mean digits_table"),
-        (["sigma=0"], "sigma: must be auto or a finite number > 0, got 0"),
+        (["sigma=0"], "sigma: must be auto or a number > 0, at most 1000, got 0"),
         (
             ["backend=flux", "method=toca", "scope=stack", "policy=mask", "method.mask=[0,99]"],
             "method.mask: must stay below num_steps=50",
