@@ -18,6 +18,7 @@ from torch import nn
 
 from hicache.executor import Executor
 from hicache.proof import sharing
+from hicache.session import failing
 from hicache.typed import never_compiled, own_call
 
 __all__ = ["Dispatcher", "dispatcher_of", "is_compiled", "unwrapped"]
@@ -102,7 +103,7 @@ class Dispatcher:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         own = self.before or own_call(self.model)
         check_shared(self.model, self.executor)
-        with self.executor.lock:
+        with self.executor.lock, failing(self.executor.session):
             self.owner.prepare()
             if self.whole:
                 return self.executor.call(own, args, kwargs)

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_flatten
 
 __all__ = ["binder", "device_of", "signature_of", "timestep_of"]
 
-TIMESTEPS = ("timestep", "timesteps", "t", "time", "sigma", "noise_level")
+TIMESTEPS = ("timestep", "timesteps", "time_step", "step", "t", "time", "sigma", "noise_level", "noise_labels")
 """What models call the argument that says how noisy their input is."""
 
 

@@ -15,6 +15,8 @@ announced begins a new generation where its timestep turns back, whichever direc
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -25,7 +27,7 @@ from hicache.clock import SamplerClock
 from hicache.generation import Generation
 from hicache.generation_report import PlanError
 
-__all__ = ["Place", "Session"]
+__all__ = ["Place", "Session", "failing"]
 
 ADVICE = (
     "name the branches of two-call guidance with `with handle.branch(name)`, or call handle.begin(num_steps) before "
@@ -63,11 +65,13 @@ class Session:
         clock: of the sampler that drives it.
         stepped: whether `handle.step()` was called.
         separate: whether the stages of a two-stage solver are branches of their own.
+        failed: whether a call of it raised an error; in a counted loop that nobody announced the next begins anew.
     """
 
     generation: Generation
     clock: SamplerClock | None = None
     separate: bool = False
+    failed: bool = False
     stepped: bool = False
     announced: bool = False
     step: int = 0
@@ -102,6 +106,8 @@ class Session:
         """
         if self.stepped:
             return self.place(name)
+        if self.failed and not self.announced:
+            return None
         past = self._timesteps.get(name)
         if timestep is None or (past is not None and self.announced and past.calls > 1):
             if past is not None:
@@ -125,6 +131,18 @@ class Session:
         past.last, past.calls = now, past.calls + 1
         past.direction = past.direction or turn
         return Place(name, None)
+
+
+@contextmanager
+def failing(session: Callable[[], Session]) -> Generator[None]:
+    """A call of a loop, whose session is told if an error other than a `PlanError` leaves it."""
+    try:
+        yield
+    except PlanError:
+        raise
+    except BaseException:
+        session().failed = True
+        raise
 
 
 def middle(timestep: Tensor | float) -> float:

@@ -276,3 +276,32 @@ def test_unknown_models_and_scopes(dit_pipeline):
         hicache.enable(torch.nn.Linear(2, 2), make("hicache"))
     with pytest.raises(ValueError, match="target: must be a module or have one of"):
         hicache.enable(object(), make("hicache"))
+
+
+class Stepped(torch.nn.Module):
+    """A model without an adapter, whose position in the loop is a plain number."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks, self.fails = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(4)), False
+
+    def forward(self, x, step):
+        if self.fails:
+            raise RuntimeError("out of memory")
+        for block in self.blocks:
+            x = x + block(x) * step / 100
+        return x
+
+
+@torch.no_grad()
+def test_a_call_that_failed_is_tried_again():
+    model, x = Stepped(), torch.ones(1, 3, 8)
+    with hicache.cached(model, hicache.method("fora", interval=3, warmup_steps=1, scope="output")) as cache:
+        for _ in range(2):
+            model.fails = True
+            with pytest.raises(RuntimeError, match="out of memory"):
+                model(x, 60)
+            model.fails = False
+            for step in (60, 50, 40, 30, 20):
+                model(x, step)
+            assert (cache.report.full_steps, cache.report.estimated_steps) == ([0, 3], [1, 2, 4])
