@@ -88,8 +88,12 @@ def clock_of(scheduler: Any, name: str) -> list[float]:
     """The growing times of a scheduler's steps in the variable `name` of `clocks`.
 
     Raises:
-        ValueError: if two steps have the same time, as with solvers that call the model twice, or none.
+        ValueError: if the scheduler has no noise levels, or if two steps have the same time, as with solvers that call
+            the model twice, or none.
     """
+    if not (hasattr(scheduler, "alphas_cumprod") or hasattr(scheduler, "sigmas")):
+        kind = type(scheduler).__name__
+        raise ValueError(f"time: must be index for {kind}, which has no levels of noise, got {name!r}")
     alpha, sigma, _ = levels(scheduler)
     found = clocks(alpha, sigma)[name]
     if any(not b > a for a, b in itertools.pairwise(found)):

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, IPNDMScheduler
 
 import hicache
 from hicache.forecast import BASES
@@ -113,6 +113,14 @@ def test_a_sampler_that_repeats_a_time_is_refused():
     scheduler.timesteps = torch.tensor([900, 600, 600, 300])
     with pytest.raises(ValueError, match="time: must grow from step to step, got log_snr"):
         clock_of(scheduler, "log_snr")
+
+
+@pytest.mark.parametrize("name", ["sigma", "log_snr"])
+def test_a_sampler_without_levels_of_noise_is_refused(name):
+    scheduler = IPNDMScheduler()
+    scheduler.set_timesteps(5)
+    with pytest.raises(ValueError, match=f"time: must be index for IPNDMScheduler, .*, got '{name}'"):
+        clock_of(scheduler, name)
 
 
 def forecaster(name, clock, **knobs):
