@@ -99,5 +99,11 @@ def forecaster(name: str, **knobs: Any) -> Forecaster:
     >>> f.observe(0, torch.tensor([0.0])); f.observe(1, torch.tensor([1.0]))
     >>> f.predict(4)
     tensor([4.])
+
+    Raises:
+        ValueError: for a time that is not the index of the step, which nobody gives.
     """
-    return method(name, **knobs).build_forecaster()
+    chosen = method(name, **knobs)
+    if chosen.knobs.time != "index":
+        raise ValueError(f"time: must be index for a forecaster on its own, got {chosen.knobs.time!r}")
+    return chosen.build_forecaster()

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -160,10 +161,12 @@ class Loop:
             for the weights of HiCache++, which are one set for a whole batch.
         last_steps: how many steps at the end are computed whatever the policy says.
         guidance: when `guided` leaves out the unconditional prediction; None: never.
-        times: the time of every step, in which the forecast extrapolates; None: the step itself.
+        times: the growing time of every step, in which the forecast extrapolates (of noise levels, which fall, their
+            negatives); None: the step itself.
 
     Raises:
-        ValueError: for a method that decides within the model, which a loop does not see.
+        ValueError: for a method that decides within the model, which a loop does not see, and for times that do not
+            grow, or are missing where the method extrapolates in another time than the step.
     """
 
     def __init__(
@@ -182,6 +185,10 @@ class Loop:
             raise ValueError(f"policy: must decide by the step alone in a loop, got {type(policy).__name__}")
         if last_steps < 0 or (last_steps and num_steps is None):
             raise ValueError(f"last_steps: must be 0 without num_steps, else an integer >= 0, got {last_steps}")
+        if times is not None:
+            check_times(times, num_steps)
+        elif chosen.knobs.time != "index":
+            raise ValueError(f"time: must be index in a loop without times, got {chosen.knobs.time!r}")
         self.method = chosen if times is None else dataclasses.replace(chosen, clock=lambda: times)
         self.num_steps = num_steps
         self.batch = batch
@@ -295,6 +302,14 @@ class Loop:
         if self.gap is not None:
             self.gap.observe(step, mapped(lambda a, b: a.float() - b.float(), c, u))
         self.aligned = self.aligned or alignment(c, u, self.batch) >= self.guidance.threshold
+
+
+def check_times(times: Sequence[float], num_steps: int | None) -> None:
+    """Raise a `ValueError` for times of steps that do not grow, or are too few."""
+    if any(not b > a for a, b in itertools.pairwise(times)):
+        raise ValueError(f"times: must grow from step to step, got {[round(float(t), 3) for t in times]}")
+    if num_steps is not None and len(times) < num_steps:
+        raise ValueError(f"times: must be one for each of the {num_steps} steps, got {len(times)}")
 
 
 def mapped(rule: Callable[[Tensor, Tensor], Tensor], a: Any, b: Any) -> Any:

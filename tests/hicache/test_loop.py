@@ -261,6 +261,25 @@ def test_what_does_not_fit_is_refused_in_one_line():
         Loop("fora")(0.5, lambda: at(0))
 
 
+@pytest.mark.parametrize(
+    ("knobs", "times", "message"),
+    [
+        ({"time": "log_snr"}, None, "time: must be index in a loop without times, got 'log_snr'"),
+        ({}, [3.0, 2.0, 1.0], r"times: must grow from step to step, got \[3.0, 2.0, 1.0\]"),
+        ({}, [1.0, 2.0, 2.0], "times: must grow from step to step"),
+        ({}, [1.0, 2.0], "times: must be one for each of the 3 steps, got 2"),
+    ],
+)
+def test_times_that_are_refused(knobs, times, message):
+    with pytest.raises(ValueError, match=message):
+        Loop(hicache.method("taylorseer", **knobs), num_steps=3, times=times)
+
+
+def test_a_forecaster_on_its_own_knows_no_time_but_the_index():
+    with pytest.raises(ValueError, match="time: must be index for a forecaster on its own, got 'sigma'"):
+        hicache.forecaster("taylorseer", time="sigma")
+
+
 def test_times_of_the_steps():
     times = [float(i**2) for i in range(STEPS)]
     loop = Loop(hicache.method("taylorseer", interval=3, order=1, warmup_steps=2), times=times)
