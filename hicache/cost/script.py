@@ -81,10 +81,10 @@ def rehearse(branch: Branch, step: int, num_steps: int | None) -> Branch:
 
 
 def any_step(knobs: Knobs) -> Knobs:
-    """The same knobs, with a table of weights without its rows: those know the steps of their plan only."""
+    """The same knobs, with a table of weights without its rows, which know the steps of their plan only."""
     if knobs.basis != "table":
         return knobs
-    return replace(knobs, basis_options={k: v for k, v in knobs.basis_options.items() if k != "rows"})
+    return replace(knobs, basis_options={k: v for k, v in knobs.basis_options.items() if k == "memory"})
 
 
 def count(executor: Executor, example: dict[str, Any]) -> float:

@@ -79,7 +79,7 @@ class CalibratedPlan:
 
     def knobs(self) -> dict[str, Any]:
         """What `hicache.method("calibrated", ...)` is to be given."""
-        options = {"rows": self.rows, "memory": self.memory}
+        options = {"rows": self.rows, "memory": self.memory, "num_steps": self.num_steps}
         return {"scope": self.scope, "policy": "mask", "mask": list(self.full_steps), "basis_options": options}
 
     def as_data(self) -> dict[str, Any]:

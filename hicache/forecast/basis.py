@@ -69,6 +69,9 @@ class Basis(ABC):
         """Whether times must be step indices."""
         return False
 
+    def check_run(self, num_steps: int) -> None:  # noqa: B027
+        """Raise a `ValueError` if the weights are not for a run of so many steps."""
+
 
 @functools.lru_cache(maxsize=256)
 def ladder(times: tuple[float, ...], order: int) -> list[list[float]]:

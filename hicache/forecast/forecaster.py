@@ -163,7 +163,13 @@ class Forecaster:
         return reduce(base, gates, weights, frames)
 
     def reset(self, num_steps: int | None = None, offset: int = 0) -> None:
-        """Forget all anchors; a run of `num_steps` may follow, whose first one is step `offset` of the clock."""
+        """Forget all anchors; a run of `num_steps` may follow, whose first one is step `offset` of the clock.
+
+        Raises:
+            ValueError: if the weights are not for a run of so many steps.
+        """
+        if num_steps is not None:
+            self.history.basis.check_run(num_steps)
         self.history.reset()
         self.history.clock = None if self.clock is None else self.clock()[offset:]
         self.sigma.reset()

@@ -3,8 +3,8 @@ r"""A table of weights: for every estimated step, the weights that a calibration
     F^(s) = sum_j w_{s,j} F(a_j),        a_1 < ... < a_m the anchors that the weights of step s were found for.
 
 A row holds one weight per anchor, or one per anchor and site. The weights mean nothing for other anchors, so a
-forecast from others, or for a step without a row, is refused. The empty table knows no weights and reuses the last
-anchor.
+forecast from others, for a step without a row, or in a run of another length is refused. The empty table knows no
+weights and reuses the last anchor.
 """
 
 from __future__ import annotations
@@ -49,10 +49,12 @@ class Table(Basis):
     Attributes:
         rows: how each estimated step is made.
         memory: how many past anchors are kept.
+        num_steps: steps of the runs that the rows are for; None: of any.
     """
 
     rows: Mapping[int, StepWeights] = field(default_factory=dict[int, StepWeights])
     memory: int = 1
+    num_steps: int | None = None
 
     def __post_init__(self) -> None:
         longest = max((len(row.anchors) for row in self.rows.values()), default=1)
@@ -63,6 +65,10 @@ class Table(Basis):
 
     def counts_steps(self) -> bool:
         return True
+
+    def check_run(self, num_steps: int) -> None:
+        if self.num_steps not in (None, num_steps):
+            raise ValueError(f"num_steps: must be {self.num_steps}, for which the plan was made, got {num_steps}")
 
     def weights(
         self, times: Sequence[float], target: float, order: int, sigma: Scalar = 1.0, gram: Tensor | None = None

@@ -95,6 +95,19 @@ def test_every_site_has_its_weights_and_the_executor_uses_them(dit_pipeline):
     assert hicache.cost.measure(dit_pipeline.transformer, method, T, batch=4).full_steps == 4
 
 
+@pytest.mark.parametrize("steps", [T - 2, T + 2])
+def test_a_run_of_another_length_than_the_plan_s_is_refused_before_it_computes(dit_pipeline, steps):
+    plan = build_plan(random_gram(sites=6, steps=T)[0], torch.ones(T), "modules", budget=4)
+    message = f"num_steps: must be {T}, for which the plan was made, got {steps}"
+    with hicache.cached(dit_pipeline, hicache.method("calibrated", **plan.knobs())) as cache:
+        with pytest.raises(ValueError, match=message):
+            dit_pipeline(class_labels=[1], num_inference_steps=steps, output_type="np")
+        assert cache.report.full_steps == []
+    loop = hicache.Loop(hicache.method("calibrated", **plan.knobs()), num_steps=steps)
+    with pytest.raises(ValueError, match=message):
+        loop(0, lambda: torch.zeros(1, 2))
+
+
 def test_a_plan_survives_its_file():
     gram, _ = random_gram(sites=3)
     plan = build_plan(gram, torch.ones(T), "stack", budget=5, memory=3)
