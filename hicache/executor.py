@@ -252,7 +252,7 @@ class Executor:
         clock = branch.clock
         step = clock.step + 1 if place.step is None else place.step - branch.first
         branch.late = bool(branch.steps) and step > clock.step + 1
-        clock.step, clock.timestep = step, self._read_timestep(call)
+        clock.step, clock.timestep = step, self._read_timestep(branch, call)
         branch.steps.append(step)
         if clock.num_steps is not None and step >= clock.num_steps:
             raise PlanError(
@@ -265,11 +265,10 @@ class Executor:
         found = timestep_of(call) if self.adapter is None else self.adapter.timestep(call)
         return None if isinstance(found, Tensor) and found.is_meta else found
 
-    def _read_timestep(self, call: Call) -> float | None:
+    def _read_timestep(self, branch: Branch, call: Call) -> float | None:
         """The share of noise, for policies that ask for it; reading it makes a GPU wait."""
         timestep = self._timestep(call) if self.method.policy.timed else None
-        scale = 1000.0 if self.adapter is None else self.adapter.timestep_range
-        return None if timestep is None else float(torch.as_tensor(timestep).flatten()[0]) / scale
+        return None if timestep is None else branch.noise_at(float(torch.as_tensor(timestep).max()))
 
     def _new_branch(self, place: Place) -> Branch:
         method, session, clock, first = self.method, self._last, self._last.clock, place.step or 0

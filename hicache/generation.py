@@ -75,6 +75,7 @@ class Branch:
 
     Attributes:
         first: the sampler's step at its first call, where its own clock begins.
+        first_timestep: that at its first call, where the policy asks how much is noise.
         fused: whether estimated steps leave out the model's own forward.
         proven: whether that was settled.
         why: why they are not fused.
@@ -91,6 +92,7 @@ class Branch:
     policy: Policy
     patch: Patch | None
     first: int = 0
+    first_timestep: float | None = None
     fused: bool = True
     proven: bool = False
     why: str = ""
@@ -115,6 +117,21 @@ class Branch:
     def bytes(self) -> int:
         """Memory of all that is kept between calls."""
         return self.memory.bytes + bytes_of((self.watched, self.patch))
+
+    def noise_at(self, timestep: float) -> float:
+        """The share of noise at a timestep, 1 for pure noise.
+
+        Timesteps fall from 1 or from 1000, or grow to it, which shows from the first one.
+
+        Raises:
+            ValueError: for a timestep that says no share, such as the logarithm of a noise level.
+        """
+        first = self.first_timestep = timestep if self.first_timestep is None else self.first_timestep
+        share = timestep if max(first, timestep) < 2 else timestep / 1000
+        if not 0 <= share < 1.001:
+            rule = "must be from 0 to 1, or to 1000, for a policy that asks how much is noise"
+            raise ValueError(f"timestep: {rule}, got {timestep:.4g}")
+        return share if timestep <= first else 1 - share
 
     def forget(self) -> None:
         """Drop what was kept of calls of another form."""

@@ -27,15 +27,15 @@ __all__ = ["VERSION", "canonical", "depends_on_batch", "run_id", "slug"]
 
 VERSION = 1
 
-EDITIONS: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
-    ("policy", "verify"): (2, ()),
-    ("policy", "broadcast"): (2, ()),
-    ("policy", "kinds"): (2, ()),
-    ("policy", "magcache"): (2, ("hunyuan_video", "qwen_image", "qwen_image_edit")),
-    ("patch", "tokens"): (2, ("digits", "dit")),
-    ("patch", "clusters"): (2, ("digits", "dit")),
+EDITIONS: dict[tuple[str, str], dict[str, int]] = {
+    ("policy", "verify"): {"": 2},
+    ("policy", "broadcast"): {"": 2, "diffusers": 3},
+    ("policy", "kinds"): {"": 2},
+    ("policy", "magcache"): {"hunyuan_video": 2, "qwen_image": 2, "qwen_image_edit": 2},
+    ("patch", "tokens"): {"digits": 2, "dit": 2},
+    ("patch", "clusters"): {"digits": 2, "dit": 2},
 }
-"""Parts whose results changed after runs were made with them: the edition now, and where (empty = everywhere)."""
+"""Parts whose results changed after runs were made with them: the edition now by backend ("" = the others)."""
 
 
 def editions(settings: Settings) -> dict[str, int]:
@@ -43,8 +43,9 @@ def editions(settings: Settings) -> dict[str, int]:
     method, backend = settings.method, settings.backend.name
     fixed = hicache.METHODS[method.name].fixed
     parts = [(part, getattr(method, part) or fixed.get(part)) for part in ("policy", "patch")]
-    found = {name: EDITIONS[part, name] for part, name in parts if name and (part, name) in EDITIONS}
-    return {name: edition for name, (edition, where) in found.items() if not where or backend in where}
+    found = {name: EDITIONS.get((part, name), {}) for part, name in parts if name}
+    now = {name: by.get(backend, by.get("", 1)) for name, by in found.items()}
+    return {name: edition for name, edition in now.items() if edition > 1}
 
 
 def canonical(settings: Settings) -> dict[str, Any]:

@@ -57,8 +57,6 @@ class Adapter(ABC):
 
     patchable: ClassVar[bool] = True
     """Whether the modules can be run on some tokens only."""
-    timestep_range: ClassVar[float] = 1000.0
-    """What the model calls the timestep of pure noise."""
     guidance: ClassVar[str] = "none"
     """How the conditional and the unconditional prediction are made: by two `calls`, in one doubled `batch`; `none` =
     the model has no unconditional one."""

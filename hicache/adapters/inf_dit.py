@@ -39,7 +39,6 @@ class InfDiTAdapter(Adapter):
     family = "inf_dit"
     output_channel = -3
     patchable = False
-    timestep_range = 1.0
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)

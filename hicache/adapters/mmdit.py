@@ -146,7 +146,6 @@ class FluxAdapter(StreamsAdapter):
     """`FluxTransformer2DModel`: 19 double and 38 single blocks; text first; blocks return (text, image)."""
 
     family = "flux"
-    timestep_range = 1.0
     image_index = 1
 
     def embed(self, call: Call) -> Tensor:
@@ -239,7 +238,6 @@ class QwenImageAdapter(StreamsAdapter):
 
     family = "qwen_image"
     guidance = "calls"
-    timestep_range = 1.0
     image_index = 1
     mlp_name = "img_mlp"
     text_mlp_name = "txt_mlp"

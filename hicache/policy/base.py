@@ -17,8 +17,8 @@ class Clock:
     """Where a branch is within its generation.
 
     `step` counts the calls of one branch, 0..T-1, growing while noise falls (a second-order solver calls
-    twice per solver step: both are steps). `timestep` is the share of the training timesteps
-    that the model was given, 1 for pure noise, where it is known. `change` is the
+    twice per solver step: both are steps). `timestep` is the share of noise that the timestep says which the
+    model was given, 1 for pure noise, where it is known. `change` is the
     relative change of what a policy watches, None while there is nothing to compare with. `error` is how
     wrong the forecasts verified at the last step were, None if there were none.
     """

@@ -16,6 +16,7 @@ from hicache.fitting.gaussian import carry
 from hicache.forecast.module_histories import ModuleHistories
 from hicache.forecast.pade import Pade
 from hicache.forecast.scale import Adaptive
+from hicache.generation import Branch
 from hicache.generation_report import Report
 from hicache.patch import TokenPatch
 from hicache.policy import Clock, Stages
@@ -130,6 +131,28 @@ def test_pab_s_window_is_without_its_ends(timestep, action):
     policy = Broadcast(range=4, low=0.1, high=0.8)
     assert policy.decide(Clock(step=3, num_steps=10, timestep=timestep, anchors=[0])) is action
     assert policy.decide(Clock(step=4, num_steps=10, timestep=0.5, anchors=[3])) is Action.COMPUTE
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "shares"),
+    [
+        ([1000.0, 750.0, 1.0], [1.0, 0.75, 0.001]),
+        ([1.0, 0.75, 0.125], [1.0, 0.75, 0.125]),
+        ([0.5, 0.25], [0.5, 0.25]),
+        ([0.0, 0.25, 1.0], [0.0, 0.75, 0.0]),
+        ([0.0, 250.0, 999.0], [0.0, 0.75, 0.001]),
+    ],
+)
+def test_the_share_of_noise_of_timesteps_of_all_kinds(timesteps, shares):
+    branch = Branch(Clock(), None, Broadcast(), None)
+    assert [branch.noise_at(t) for t in timesteps] == pytest.approx(shares)
+
+
+@pytest.mark.parametrize("timesteps", [[1.096], [0.4, 0.1, -0.2], [1095.0]])
+def test_timesteps_that_are_logarithms_say_no_share_of_noise(timesteps):
+    branch = Branch(Clock(), None, Broadcast(), None)
+    with pytest.raises(ValueError, match=f"timestep: must be from 0 to 1, or to 1000, .*, got {timesteps[-1]:g}"):
+        [branch.noise_at(t) for t in timesteps]
 
 
 def test_pade_reuses_where_the_denominator_is_small():

@@ -1,6 +1,7 @@
 """The clock: what pipelines and own loops do at their steps, whatever they tell the model."""
 
 import copy
+import functools
 import threading
 
 import pytest
@@ -15,6 +16,7 @@ from diffusers import (
 from PIL import Image
 
 import hicache
+from experiments.backends.tiny.build import RECIPES, build
 
 from .pipelines import PICTURE, flux, method, quiet, run, skyreels, wan
 
@@ -137,6 +139,23 @@ def test_two_transformers_share_the_steps():
         assert first.executed + second.executed == 8
         assert first.path == "tapped"
     assert torch.equal(run(pipe), plain)
+
+
+PICTURES = ["StableDiffusion3Pipeline", "ChromaPipeline", "Flux2Pipeline", "ZImagePipeline"]
+
+
+@pytest.mark.parametrize("name", [*PICTURES, "wan"])
+def test_attention_is_broadcast_at_the_noise_levels_of_the_window(name):
+    """Whether a model is told 1000 to 0, 1 to 0 or 0 to 1, of the whole or token by token."""
+    if name == "wan":
+        pipe, call = wan(models=1), functools.partial(run, steps=12)
+    else:
+        pipe, shared = quiet(build(name)), {**RECIPES[name].call, "prompt": "a cat", "num_inference_steps": 12}
+        call = functools.partial(type(pipe).__call__, **shared)
+    with hicache.cached(pipe, "pab") as cache:
+        call(pipe)
+        share = [float(t) / 1000 for t in pipe.scheduler.timesteps]
+        assert cache.report.mixed_steps == [s for s, level in enumerate(share) if s % 2 and 0.1 < level < 0.8] != []
 
 
 def test_per_token_timesteps():
