@@ -55,7 +55,8 @@ class Knobs:
             which saves memory and costs time (what it gains is not measured).
         patch: `none`, `tokens` (ToCa) or `clusters` (ClusCa): which rows are recomputed inside an estimate.
         patch_options: parameters of the patch (`fraction`, `select`, `clusters`, `gamma`, `amend`, ...).
-        front: blocks before the span of scope `span`, always run.
+        front: blocks before the span of scope `span`, always run; for a policy that probes, of those behind a model's
+            refiners and controls, which run as well.
         back: blocks after it, always run.
         depth: where scope `deep` splits a U-Net: so many of its layers on the way up run beside the last one.
     """

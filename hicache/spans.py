@@ -6,7 +6,7 @@ from hicache.methods import CacheMethod
 from hicache.policy import Alternate
 from hicache.tree import Site
 
-__all__ = ["check_mixing", "spans_of"]
+__all__ = ["check_mixing", "check_probe", "spans_of"]
 
 
 def check_mixing(method: CacheMethod) -> None:
@@ -28,6 +28,18 @@ def check_mixing(method: CacheMethod) -> None:
         raise ValueError(f"scope: must be modules for a patch with policy {name}, got {method.scope!r}")
 
 
+def check_probe(method: CacheMethod) -> None:
+    """Refuse a policy that probes the blocks before a span where there are none.
+
+    Raises:
+        ValueError: naming the scope, or the blocks in front, that it needs.
+    """
+    if method.policy.probe and method.scope != "span":
+        raise ValueError(f"scope: must be span for a policy that probes the blocks before it, got {method.scope!r}")
+    if method.policy.probe and method.knobs.front < 1:
+        raise ValueError(f"front: must be >= 1 for a policy that probes, got {method.knobs.front}")
+
+
 def spans_of(method: CacheMethod, blocks: int) -> list[tuple[int, int]]:
     """The ranges of blocks that the method's scope caches as a whole.
 
@@ -37,8 +49,6 @@ def spans_of(method: CacheMethod, blocks: int) -> list[tuple[int, int]]:
     front, back = method.knobs.front, method.knobs.back
     if method.scope == "span" and front + back >= blocks:
         raise ValueError(f"front: front + back must be below the {blocks} blocks, got {front} + {back}")
-    if method.scope == "span" and method.policy.probe and front < 1:
-        raise ValueError(f"front: must be >= 1 for a policy that probes, got {front}")
     return (
         [(blocks - blocks // 2, blocks), (0, blocks // 2)] if method.scope == "front_back" else [(front, blocks - back)]
     )

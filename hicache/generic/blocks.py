@@ -15,6 +15,7 @@ and a result that continues none is forecast as it is wherever it arises.
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from hicache.generic.declared import row_of
 
-__all__ = ["Binder", "Streams", "block_lists", "flat_blocks", "handed_over", "registered", "resolve"]
+__all__ = ["Binder", "Streams", "block_lists", "flat_blocks", "handed_over", "leading", "registered", "resolve"]
 
 NAMED = re.compile(r"(^|_)(blocks|layers)$")
 OTHER = re.compile(
@@ -53,6 +54,12 @@ def flat_blocks(model: nn.Module) -> list[nn.Module]:
         longest = max(map(len, lists), default=0)
         return [blocks[i] for i in range(longest) for blocks in lists if i < len(blocks)]
     return [block for blocks in lists for block in blocks]
+
+
+def leading(model: nn.Module) -> int:
+    """How many blocks of declared lists run before the stack: refiners of single inputs, controls."""
+    lists = block_lists(model)
+    return sum(len(lists[name]) for name in itertools.takewhile(OTHER.search, lists))
 
 
 def registered(block: nn.Module) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hicache.generic.blocks import Binder, Passed, Streams, block_lists, flat_blocks, handed_over, resolve
+from hicache.generic.blocks import Binder, Passed, Streams, block_lists, flat_blocks, handed_over, leading, resolve
 from hicache.generic.layout import BlockCall, Layout, TapError, outline
 from hicache.generic.leaves import Form, flatten, unflatten
 from hicache.generic.stubs import Run, stubbed
@@ -28,7 +28,7 @@ class BlocksTap:
     def __init__(self, model: nn.Module, scope: str, front: int = 0, back: int = 0, nested: bool = False) -> None:
         self.model = model
         self.scope = scope
-        self.blocks = flat_blocks(model)
+        self.blocks, self.leading = flat_blocks(model), leading(model)
         self.binders = [Binder(block, nested) for block in self.blocks]
         self.known: dict[type, Streams] = {}
         self.spans = spans(scope, len(self.blocks), front, back)
@@ -222,7 +222,10 @@ class Player:
 
 
 class Decider:
-    """Lets the blocks before the span run, asks, and goes on as a recorder or as a player."""
+    """Lets the blocks before the span run, asks, and goes on as a recorder or as a player.
+
+    It asks how far the hidden state was moved by the stack, without the refiners that run before it.
+    """
 
     def __init__(
         self, tap: BlocksTap, choose: Callable[[Tensor], Sequence[Tensor] | None], layout: Layout | None
@@ -237,7 +240,7 @@ class Decider:
 
     def __call__(self, index: int, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         inside = self.tap.part(index) is not None
-        if not self.asked:
+        if not self.asked and index >= self.tap.leading:
             hidden = main(self.tap.binders[index](args, kwargs))
             self.entry = hidden if self.entry is None else self.entry
             if inside:
@@ -249,9 +252,8 @@ class Decider:
         self.asked = True
         assert self.entry is not None
         if hidden.shape != self.entry.shape:
-            raise TapError(
-                f"span: blocks before it must keep the shape {list(self.entry.shape)}, got {list(hidden.shape)}"
-            )
+            rule = f"must be of blocks that keep the shape {list(self.entry.shape)} for a policy that probes them"
+            raise TapError(f"front: {rule}, got {list(hidden.shape)}")
         with torch.no_grad():
             features = self.choose(hidden.detach() - self.entry.detach())
         if features is None:

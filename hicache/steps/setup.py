@@ -19,7 +19,7 @@ from hicache.generation_report import PlanError
 from hicache.methods import CacheMethod
 from hicache.patch import Patch
 from hicache.policy import Policy
-from hicache.spans import check_mixing, spans_of
+from hicache.spans import check_mixing, check_probe, spans_of
 from hicache.tree import Site
 
 __all__ = ["Anchor", "Observers", "Setup", "tracked"]
@@ -132,8 +132,7 @@ class Setup:
             known = ", ".join(adapter.scopes)
             raise ValueError(f"scope: {type(adapter.model).__name__} has {known}, got {method.scope!r}")
         self.spans = spans_of(method, len(adapter.blocks()))
-        if method.policy.probe and method.scope != "span":
-            raise ValueError(f"scope: must be span for a policy that probes the blocks before it, got {method.scope!r}")
+        check_probe(method)
         check_mixing(method)
         if method.patch is not None and not adapter.patchable:
             raise ValueError(f"method: must not patch tokens of {type(adapter.model).__name__}, got {method.name!r}")

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from hicache.generation import Branch
 from hicache.generation_report import PlanError
 from hicache.generic import Tap, TapError
-from hicache.generic.blocks import flat_blocks
+from hicache.generic.blocks import flat_blocks, leading
 from hicache.generic.gated import Features, GatedTap
 from hicache.generic.layout import Layout
 from hicache.generic.leaves import flatten
 from hicache.methods import CacheMethod
 from hicache.proof import agreed, in_all_processes
+from hicache.spans import check_probe
 from hicache.tree import Action
 
 __all__ = ["TappedSteps", "channel_of"]
@@ -45,6 +46,9 @@ class TappedSteps:
     def __init__(self, model: nn.Module, method: CacheMethod) -> None:
         knobs = method.knobs
         span = {"front": knobs.front, "back": knobs.back} if method.scope == "span" else {}
+        if method.policy.probe:
+            check_probe(method)
+            span["front"] += leading(model)
         self.tap = Tap(model, method.scope, **span, depth=knobs.depth if method.scope == "deep" else 0)
         self.gated = GatedTap(model) if method.scope == "modules" and GatedTap.has(model) else None
         self.dtype = knobs.history_dtype

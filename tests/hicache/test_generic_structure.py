@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from torch import nn
 
 import hicache
 from hicache.generic import Tap, TapError, scopes_of
-from hicache.generic.blocks import flat_blocks
+from hicache.generic.blocks import block_lists, flat_blocks
 from hicache.generic.modules_tap import ModulesTap
 from hicache.steps.tapped_modules import TappedModules
 from tests.hicache.denoisers import build, inputs_of
@@ -216,6 +217,36 @@ def test_a_text_result_is_no_feature():
 def test_a_span_leaves_a_block():
     with pytest.raises(ValueError, match="front: front [+] back must be from 0 to below the 5 blocks"):
         Tap(Own(), "span", front=3, back=2)
+
+
+@pytest.mark.parametrize("name", ["ZImageTransformer2DModel", "Lumina2Transformer2DModel", "WanVACETransformer3DModel"])
+def test_the_probe_is_of_the_stack_behind_refiners_and_controls(name):
+    """The front is the first block of the stack, which runs with all before it at every step."""
+    model = build(name)
+    lists, counts = block_lists(model), []
+    stack = list(lists.values())[-1]
+    ahead = [block for blocks in list(lists.values())[:-1] for block in blocks]
+    for i, block in enumerate([*ahead, *stack]):
+        block.register_forward_hook(lambda m, x, o, i=i: counts.append(i))
+    entered, behind = [], []
+    for block, found in zip(stack[:2], (entered, behind)):
+        block.register_forward_pre_hook(lambda m, a, k, f=found: f.append((*a, *k.values())[0]), with_kwargs=True)
+    options = {"threshold": math.inf, "max_continuous": 1}
+    with hicache.cached(model, hicache.method("fbcache", policy_options=options)) as cache, torch.no_grad():
+        cache.begin(4)
+        for step in range(4):
+            model(**inputs_of(name, step))
+            cache.step()
+        assert cache.report.full_steps == [0, 2]
+        (branch,) = cache.executor.generation.branches.values()
+        torch.testing.assert_close(branch.watched, behind[1] - entered[2])
+    front = len(ahead) + 1
+    assert [counts.count(i) for i in range(front + len(stack) - 1)] == [*[4] * front, *[2] * (len(stack) - 1)]
+
+
+def test_a_tapped_probe_needs_a_block_in_front():
+    with pytest.raises(ValueError, match="front: must be >= 1 for a policy that probes, got 0"):
+        hicache.enable(build("SD3Transformer2DModel"), hicache.method("fbcache", front=0))
 
 
 @pytest.mark.parametrize("name", ["ZImageTransformer2DModel", "Lumina2Transformer2DModel"])
