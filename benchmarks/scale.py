@@ -29,7 +29,7 @@ from benchmarks.common import arguments, at_least, machine, markdown, publish
 from experiments.cli import Exit
 from experiments.plans.manifest import Plan, PlanRow
 from experiments.runs.folder import RunFolder
-from experiments.runs.runner import describe
+from experiments.runs.settled import describe
 from experiments.settings.prepare import prepare
 
 __all__ = ["main"]
