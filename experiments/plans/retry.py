@@ -15,7 +15,7 @@ from experiments.cli import Arguments, Exit
 from experiments.errors import ConfigError
 from experiments.plans.manifest import Plan, PlanRow
 from experiments.plans.status import State, state_of
-from experiments.runs.folder import read_status
+from experiments.runs.status_file import read_status
 
 __all__ = ["main", "retry"]
 

@@ -32,7 +32,8 @@ from evaluation.records import is_identity
 from experiments.cli import Arguments, Exit
 from experiments.errors import check
 from experiments.plans.manifest import Plan
-from experiments.runs.folder import is_held, read_status
+from experiments.runs.folder import is_held
+from experiments.runs.status_file import read_status
 
 __all__ = ["RunState", "State", "main", "state_in", "state_of", "states_of"]
 

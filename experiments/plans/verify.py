@@ -23,7 +23,8 @@ from experiments.cli import Arguments, Exit
 from experiments.errors import ConfigError, check
 from experiments.files import read_config, read_json
 from experiments.plans.manifest import Plan, plan_name
-from experiments.runs.folder import REQUIRED, RunFolder, is_status, read_values
+from experiments.runs.folder import REQUIRED, RunFolder, read_values
+from experiments.runs.status_file import is_status
 
 __all__ = ["main", "problems_of_run"]
 

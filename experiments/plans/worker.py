@@ -22,8 +22,9 @@ from experiments.plans.manifest import Plan
 from experiments.plans.status import State, state_of
 from experiments.plans.tasks import Task
 from experiments.runs import runner
-from experiments.runs.folder import RunFolder, read_status
+from experiments.runs.folder import RunFolder
 from experiments.runs.runner import RunError
+from experiments.runs.status_file import read_status
 from experiments.settings.prepare import prepare
 
 __all__ = ["DiskFull", "Worker"]

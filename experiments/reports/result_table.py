@@ -21,8 +21,9 @@ from experiments.errors import ConfigError, check, choose
 from experiments.plans.freeze import restore_settings
 from experiments.plans.manifest import Plan
 from experiments.plans.status import State, state_in
-from experiments.runs.folder import is_number, read_metrics
+from experiments.runs.folder import read_metrics
 from experiments.runs.metrics.measure import UNSAID, paired_with_reference
+from experiments.runs.status_file import is_number
 from experiments.settings.identity import run_id
 from experiments.settings.resolve import resolve
 from experiments.settings.rows import split_rows

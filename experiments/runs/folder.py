@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import math
 import os
 import socket
 import sys
@@ -38,14 +37,13 @@ from experiments import stopping
 from experiments.config.shard import Shard
 from experiments.errors import ConfigError, check
 from experiments.files import append_text, read_config, read_json, sweep, write_json, write_new, write_text
+from experiments.runs.status_file import is_number, read_status
 
 __all__ = [
     "REQUIRED",
     "RunFolder",
     "is_held",
-    "is_number",
     "read_metrics",
-    "read_status",
     "read_values",
 ]
 
@@ -54,40 +52,8 @@ POLL_SECONDS = 0.5
 
 PROBE_PAUSES = (0.01, 0.03)
 
-
-STATES = ("running", "stopped", "failed", "shard done", "done")
-
 REQUIRED = ("item", "files", "full_steps", "cache_bytes")
 """Keys of a record without which a run cannot be finished."""
-
-
-def read_status(path: Path | str) -> dict[str, Any]:
-    """A status file. One that was torn or altered says "interrupted": any executor continues the run."""
-    try:
-        found = read_json(path)
-    except ConfigError:
-        return {"state": "interrupted"}
-    return found if is_status(found) else {"state": "interrupted"}
-
-
-def is_status(found: dict[str, Any]) -> bool:
-    """Whether every key that is read has a value of its kind."""
-
-    def count(value: object) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
-
-    def text(value: object) -> bool:
-        return isinstance(value, str)
-
-    rules = {"started": is_number, "heartbeat": is_number, "pid": count, "items": count, "total": count}
-    rules |= {"host": text, "job": text, "reason": text}
-    fits = all(found.get(key) is None or holds(found[key]) for key, holds in rules.items())
-    return found.get("state") in STATES and fits
-
-
-def is_number(value: object) -> bool:
-    """A finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 SUMMARY = (
