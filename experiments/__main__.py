@@ -37,6 +37,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "study ceiling": ("studies.ceiling", "calibrated plans against a fitted solver"),
     "study curves": ("studies.curves_study", "methods with calibrated curves"),
     "study inside": ("studies.inside_study", "a plan inside the model and every forecaster on its full steps"),
+    "study margins": ("studies.margins", "calibrated plans against forecasters, by what schedules these may have"),
     "study learned": ("studies.learned_study", "the learned methods"),
     "study places": ("studies.places_study", "where full steps belong, for every forecaster"),
     "study places-transfer": ("studies.places_transfer", "searched places at other forecasters, scopes and models"),

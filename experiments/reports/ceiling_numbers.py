@@ -8,7 +8,17 @@ import pandas as pd
 
 from experiments.reports.page_text import EMBEDDED, span, table, worded
 
-__all__ = ["best_of_foca", "distance", "inside", "margins", "one_item", "own_places", "refinement", "seeds"]
+__all__ = [
+    "best_of_foca",
+    "distance",
+    "inside",
+    "margins",
+    "margins_by_schedules",
+    "one_item",
+    "own_places",
+    "refinement",
+    "seeds",
+]
 
 OURS = ("calibrated", "calibrated, 1 item", "calibrated, refined", "fitted solver")
 
@@ -84,6 +94,24 @@ def margins(backend: str) -> str:
     """How far the refined plan is above the best published method: the least and the most over full steps."""
     rows = limit(backend)
     return span(rows[(rows["method"] == "calibrated, refined") & (rows["setting"] == "")]["gain"])
+
+
+def margins_by_schedules() -> str:
+    """How far the refined plan is above the best published method, by the schedules that this one may have."""
+    rows, lines = pd.read_csv(EMBEDDED / "margins.csv", keep_default_na=False), []
+    for _, members in rows.groupby(["model", "full steps"]):
+        backend, budget = members.iloc[0]["model"], members.iloc[0]["full steps"]
+        every = limit(str(backend))
+        every = every[(every["full steps"] == budget) & (every["method"] == "calibrated, refined")]
+        row: Any = every[every["setting"] == ""].iloc[0]
+        cells = [f"{row['PSNR (dB)']:.1f}"]
+        for _, other in members.iterrows():
+            best = f"{other['best published']} {other['PSNR (dB)']:.1f} ({other['setting']})"
+            cells.append(f"{other['gain']:.1f} [{other['gain low']:.1f}, {other['gain high']:.1f}]: {best}")
+        cells.append(f"{row['gain']:.1f} [{row['gain low']:.1f}, {row['gain high']:.1f}]")
+        lines.append([str(backend), str(budget), *cells])
+    heads = ["model", "full steps", "refined", "over intervals", "over intervals and even", "over all schedules"]
+    return table(heads, lines)
 
 
 def inside() -> str:

@@ -21,6 +21,7 @@ from experiments.reports.ceiling_numbers import (
     distance,
     inside,
     margins,
+    margins_by_schedules,
     one_item,
     own_places,
     refinement,
@@ -346,6 +347,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "own_places": own_places,
     "margins_digits": lambda: margins("digits"),
     "margins_emoji": lambda: margins("emoji"),
+    "margins_by_schedules": margins_by_schedules,
     "places": places,
     "transfers": transfers,
 }

@@ -16,9 +16,9 @@ from experiments.calibration.solver import NUDGES, Solver, fit_solver
 from experiments.config.compose import compose
 from experiments.errors import ConfigError
 from experiments.settings.resolve import resolve
-from experiments.studies import ceiling, inside_study
+from experiments.studies import ceiling, inside_study, margins
 from experiments.studies.contest import contenders, hold_contest
-from experiments.studies.study_report import join_stored
+from experiments.studies.study_report import join_stored, read_rows
 from hicache.fitting.calibrated_plan import build_plan
 
 FULL = [0, 2, 5]
@@ -139,3 +139,21 @@ def test_inside_the_model_all_are_on_the_plan_s_full_steps(small, tmp_path, monk
     assert join_stored(tmp_path / "inside", inside_study.COLUMNS, [others[0]], slice(0, 2)) == [others[0]]
     with pytest.raises(ConfigError, match="scope: must be inside the model, got 'output'"):
         inside_study.main([*small, "scope=output"])
+
+
+@pytest.mark.slow
+def test_more_schedules_to_choose_from_never_lower_what_the_plan_is_compared_with(small, tmp_path, monkeypatch):
+    plan = tmp_path / "plan.json"
+    calibrate([*small, "budget=3", "refine=loop", "items=4", f"output={plan}"])
+    monkeypatch.setattr(margins, "PATH", tmp_path / "margins")
+    monkeypatch.setattr(
+        margins, "contenders", lambda *given: [e for e in contenders(*given) if e.title in ("FoCa", "FORA")]
+    )
+    margins.main([*small, f"method.plan={plan}", "budgets=3", "study_items=10"])
+    first, second = read_rows(tmp_path / "margins", margins.COLUMNS)
+    assert (first[2], second[2]) == ("intervals", "intervals or even") and "N=" in first[4]
+    assert float(second[5]) >= float(first[5]) and first[6] == second[6]
+    assert all(float(row[7]) == pytest.approx(float(row[6]) - float(row[5]), abs=0.02) for row in (first, second))
+    entries = list(contenders(resolve(compose([*small, "method=calibrated"])), 3))
+    places = {tuple(e.setting.split(", ")[-2:])[0] for e in entries if margins.is_even(e)}
+    assert places == {"even"} and not any(margins.is_even(e) and margins.is_interval(e) for e in entries)
