@@ -55,7 +55,7 @@ def is_even(entry: Contender) -> bool:
 
 
 def study(bench: Bench, budget: int) -> list[list[str]]:
-    """The rows of a number of full steps."""
+    """The rows of a number of full steps; none of intervals where no interval has as many."""
     settings = bench.settings
     wanted = dataclasses.replace(settings, method=dataclasses.replace(settings.method, budget=budget))
     plan = bench.decibels(hicache.method("calibrated", **load_plan(wanted).knobs()))
@@ -63,6 +63,8 @@ def study(bench: Bench, budget: int) -> list[list[str]]:
     intervals = hold_contest(bench, filter(is_interval, entries))
     both = intervals + hold_contest(bench, filter(is_even, entries))
     for name, winners in (("intervals", intervals), ("intervals or even", both)):
+        if not winners:
+            continue
         best = max(winners, key=lambda winner: float(winner.values.mean()))
         gain = bootstrap_mean((plan - best.values).tolist(), 0.95, 2000, 0)
         numbers = (float(best.values.mean()), float(plan.mean()), *gain)
