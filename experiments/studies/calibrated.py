@@ -56,11 +56,11 @@ def compare(bench: Bench, plans: dict[int, CalibratedPlan], name: str, title: st
 
 
 def refine_plan(settings: Settings, options: Options, budget: int) -> tuple[CalibratedPlan, float]:
-    """A plan and the seconds that its calibration took."""
-    started = time.monotonic()
+    """A plan and the CPU seconds that its calibration took."""
+    started = time.process_time()
     backend = load_backend(settings.backend)
     found = gaussian(settings, backend) if options.data == "gaussian" else measure(settings, options, backend)
-    return make_plan(settings, options, found, budget, backend), time.monotonic() - started
+    return make_plan(settings, options, found, budget, backend), time.process_time() - started
 
 
 def study_robustness(settings: Settings, bench: Bench, budget: int, trials: int) -> None:
@@ -128,7 +128,7 @@ FREE_NOTE = (
 
 NOTE = (
     "PSNR against the un-cached result of the same noise, mean over unseen items with its 95 % bootstrap interval; "
-    "in brackets the seconds of the calibration on a shared two-core machine. `none` is the open-loop plan, `loop` has "
+    "in brackets the CPU seconds of the calibration. `none` is the open-loop plan, `loop` has "
     "its weights found under the plan, `search` its full steps too."
 )
 
