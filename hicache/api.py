@@ -73,7 +73,8 @@ def cached(
 
     What was enabled before is so again afterwards, and what was enabled inside of the block is not.
     """
-    outer = owners(denoisers(target).values())
+    models = list(denoisers(target).values())
+    outer = owners(models)
     for handle in outer:
         handle.suspend()
     try:
@@ -81,8 +82,9 @@ def cached(
         try:
             yield handle
         finally:
-            disable(target)
             handle.disable()
+            for inner in owners(models):
+                inner.disable()
     finally:
         for handle in outer:
             handle.resume()

@@ -127,7 +127,7 @@ class Branch:
             ValueError: for a timestep that says no share, such as the logarithm of a noise level.
         """
         first = self.first_timestep = timestep if self.first_timestep is None else self.first_timestep
-        share = timestep if max(first, timestep) < 2 else timestep / 1000
+        share = timestep if (timestep <= 1.001 if timestep > first else first < 2) else timestep / 1000
         if not 0 <= share < 1.001:
             rule = "must be from 0 to 1, or to 1000, for a policy that asks how much is noise"
             raise ValueError(f"timestep: {rule}, got {timestep:.4g}")

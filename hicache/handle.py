@@ -214,6 +214,7 @@ class Handle:
         self._follow()
         if self.pipe is not None:
             watch(self.pipe, "__call__", self._called)
+            watch(self.pipe, "maybe_free_model_hooks", self._freed)
 
     def suspend(self) -> None:
         """Leave models and pipeline."""
@@ -227,6 +228,7 @@ class Handle:
             self._clock = None
         if self.pipe is not None:
             unwatch(self.pipe, "__call__", self._called)
+            unwatch(self.pipe, "maybe_free_model_hooks", self._freed)
 
     def disable(self) -> None:
         """Restore models and pipeline exactly and drop all histories. A second call does nothing."""
@@ -303,10 +305,23 @@ class Handle:
             raise
         finally:
             self._calling = False
+        self._end()
+        return result
+
+    def _freed(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A pipeline that is driven by another method than its call is done with its models."""
+        try:
+            if not self._calling:
+                self._end()
+        finally:
+            result = call(*args, **kwargs)
+        return result
+
+    def _end(self) -> None:
+        """The generation is over."""
         if self._clock is not None and self._clock.active:
             self._clock.stop()
             self.finish()
-        return result
 
     def _timed(self, method: CacheMethod) -> CacheMethod:
         """The method with the clock that its time variable needs."""

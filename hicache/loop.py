@@ -80,15 +80,20 @@ class LoopBranch:
         """Where the values are."""
         return self.frames.groups[0][1] if self.frames.groups else torch.device("cpu")
 
+    @property
+    def present(self) -> bool:
+        """Whether it belongs to the generation under way, and not to one before it."""
+        return self.loop.branches.get(self.clock.branch) is self
+
     def decide(self, step: int) -> bool:
         """Move to a step and say whether it is to be computed."""
         loop, clock = self.loop, self.clock
         if isinstance(step, bool) or not hasattr(step, "__index__") or step < 0:
             raise ValueError(f"step: must be an integer >= 0, got {step!r}")
         step = int(step)
-        if step == 0 and (clock.step > 0 or (clock.step == 0 and loop.num_steps == 1)):
-            if loop.branches.get(clock.branch) is self:  # else another branch has begun this generation
-                loop.reset(loop.num_steps)
+        if step == 0 and (clock.step > 0 or (clock.step == 0 and loop.num_steps == 1)) and self.present:
+            loop.reset(loop.num_steps)
+        if not self.present:
             return loop.branch(clock.branch).adopt(self).decide(step)
         if step <= clock.step:
             raise ValueError(

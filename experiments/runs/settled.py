@@ -11,7 +11,7 @@ import dataclasses
 import sys
 from typing import Any
 
-from experiments.errors import check
+from experiments.errors import ConfigError, check
 from experiments.files import read_config
 from experiments.runs.folder import RunFolder
 from experiments.settings.identity import canonical, depends_on_batch
@@ -47,11 +47,15 @@ def stored_size(folder: RunFolder) -> int | None:
 
 
 def settle_batch_size(run: Run, folder: RunFolder, reference: RunFolder | None) -> int:
-    """The size of the run's batches, written down where it was not; says so if it is not the one that was asked for."""
+    """The size of the run's batches, written down where it was not; says so if it is not the one that was asked for.
+
+    A new run has that of its reference, unless it asks for a smaller one: its histories may need the memory.
+    """
     asked, started = run.settings.batch_size, stored_size(folder)
     if started is None:
         bound = reference if not depends_on_batch(run.settings) else None
-        folder.settle(describe(run, stored_size(bound) if bound else None))
+        theirs = stored_size(bound) if bound else None
+        folder.settle(describe(run, None if theirs is None or asked < theirs else theirs))
     size = stored_size(folder) or asked
     if size != asked:
         whose = "its reference was" if started is None else "it was"
@@ -61,7 +65,10 @@ def settle_batch_size(run: Run, folder: RunFolder, reference: RunFolder | None) 
 
 def say_difference(folder: RunFolder, reference: RunFolder) -> None:
     """A line where a run and its reference have batches of two sizes."""
-    mine, theirs = stored_size(folder), stored_size(reference)
+    try:
+        mine, theirs = stored_size(folder), stored_size(reference)
+    except ConfigError:
+        return  # what continues such a run says so
     if mine and theirs and mine != theirs:
         said = f"batches of {mine}, of its reference {theirs}: this alone changes the last bits of what is compared"
         print(f"{folder.id}: {said}", file=sys.stderr, flush=True)

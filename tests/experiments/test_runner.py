@@ -217,6 +217,14 @@ def test_a_new_run_has_the_batches_of_its_reference(small, count, capsys):
     assert said == [f"{folder_of(of).id}: batches of 2, as its reference was started with, not of 3"]
 
 
+def test_a_new_run_may_have_smaller_batches_than_its_reference(small, count, capsys):
+    execute(settings(*small, "num_items=3", "method=none", "batch_size=2"))
+    of = settings(*small, "num_items=3", "batch_size=1")
+    execute(of)
+    assert count == [2, 1, 1, 1, 1]
+    assert f"{folder_of(of).id}: batches of 1, of its reference 2: " in capsys.readouterr().err
+
+
 def test_a_method_that_decides_for_a_batch_keeps_its_own(small, count, capsys):
     execute(settings(*small, "num_items=3", "method=none", "batch_size=2"))
     of = settings(*small, "num_items=3", "method=teacache")

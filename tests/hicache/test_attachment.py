@@ -153,3 +153,13 @@ def test_what_does_not_fit_leaves_what_was_enabled(pipe):
         with pytest.raises(ValueError, match="scope: .* got 'deep'"):
             hicache.enable(pipe, method("fora", scope="deep"))
         assert first.enabled and torch.equal(run(pipe), ours)
+
+
+def test_a_pipeline_may_lose_its_model_inside_of_a_block():
+    """As those do that free memory before decoding: what the block raises is what comes out of it."""
+    pipe = flux()
+    model = pipe.transformer
+    with pytest.raises(MemoryError, match="decode"), hicache.cached(pipe, method()) as cache:
+        pipe.transformer = None
+        raise MemoryError("decode")
+    assert not cache.enabled and "_compiled_call_impl" not in vars(model)

@@ -141,6 +141,7 @@ def test_pab_s_window_is_without_its_ends(timestep, action):
         ([0.5, 0.25], [0.5, 0.25]),
         ([0.0, 0.25, 1.0], [0.0, 0.75, 0.0]),
         ([0.0, 250.0, 999.0], [0.0, 0.75, 0.001]),
+        ([0.0, 1.5625, 1000.0], [0.0, 0.9984375, 0.0]),
     ],
 )
 def test_the_share_of_noise_of_timesteps_of_all_kinds(timesteps, shares):

@@ -165,6 +165,19 @@ def test_held_branches_begin_a_second_generation_together():
         assert list(loop.branches) == ["a", "b"] and loop.report.branches == {"a": full, "b": full}
 
 
+def test_held_branches_may_join_a_generation_late():
+    loop = Loop(hicache.method("taylorseer", interval=4, order=1, warmup_steps=2), num_steps=STEPS)
+    first, late = loop.branch("a"), loop.branch("b")
+    for _ in range(2):
+        for i in range(STEPS):
+            first(i, lambda i=i: at(i))
+            if i >= 5:
+                late(i, lambda i=i: at(i))
+        assert loop.report.branches["b"][0] == 5 and list(loop.branches) == ["a", "b"]
+    loop.reset()
+    assert torch.equal(first(0, lambda: at(0)), at(0)) and loop.report.branches == {"a": [0]}
+
+
 def test_generations_of_a_single_step():
     loop = Loop("taylorseer", num_steps=1)
     for i in range(3):
