@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from experiments import stopping
 from experiments.backends.base import Backend
 from experiments.settings.cost import count_flops
 from experiments.settings.prepare import Run
@@ -31,6 +32,7 @@ def count_plain(backend: Backend, run: Run, records: Sequence[dict[str, Any]], c
         if by_number:
             known[plan] = dataclasses.replace(counted, full_steps=len(plan)).total
         elif plan not in known:
+            stopping.check()
             known[plan] = count_flops(backend, run, list(plan)).total
     return [known[tuple(record["full_steps"])] for record in records]
 
