@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from evaluation.statistics import bootstrap_mean
 from experiments.backends import load_backend
 from experiments.backends.base import Item, Sampling, sampling_of
 from experiments.config.run import Settings
+from experiments.runs.runner import items_of
 from hicache import CacheMethod
 from hicache.fitting.calibrated_plan import CalibratedPlan
 
@@ -31,6 +33,11 @@ class Bench:
         self.settings, self.items = settings, items
         self.backend = load_backend(settings.backend)
         self.reference = self.images(None, sampling_of(settings))
+
+    @classmethod
+    def of(cls, settings: Settings, count: int) -> Bench:
+        """With so many of the run's own items."""
+        return cls(settings, items_of(dataclasses.replace(settings, num_items=count)))
 
     def first(self, count: int) -> Bench:
         """The same with the first `count` items."""

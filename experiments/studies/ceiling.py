@@ -38,7 +38,6 @@ from experiments.cli import Exit
 from experiments.config.compose import compose
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
-from experiments.runs.runner import items_of
 from experiments.runs.style import COLUMN, end_labels, save, styled
 from experiments.settings.resolve import resolve
 from experiments.studies.bench import FOLDER, SAME, Bench
@@ -265,7 +264,7 @@ def main(arguments: Sequence[str]) -> None:
     for budget in budgets:
         check(2 <= budget < settings.num_steps, "budgets", f"must be from 2 to {settings.num_steps - 1}", budget)
     options = Options(items=items, trials=trials)
-    bench = Bench(settings, items_of(dataclasses.replace(settings, num_items=count)))
+    bench = Bench.of(settings, count)
     study(settings, bench, budgets, ceilings, options, seeds, own.get("anew", ""))
 
 

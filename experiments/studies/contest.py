@@ -50,9 +50,10 @@ ROUNDS = ((3, 6), (12, 2))
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Contender:
-    """A method at one setting."""
+    """A method at one setting, of which `schedule` says where its full steps are."""
 
     title: str
+    schedule: str
     setting: str
     method: CacheMethod
 
@@ -103,10 +104,10 @@ def contenders(settings: Settings, budget: int) -> Iterator[Contender]:
         for where, schedule in schedules(settings.num_steps, budget):
             setting = ", ".join(filter(None, (own, where, scope)))
             made = hicache.method(name, scope=scope, **schedule, **knobs)
-            yield Contender(title=hicache.METHODS[name].title, setting=setting, method=made)
+            yield Contender(title=hicache.METHODS[name].title, schedule=where, setting=setting, method=made)
         if (placed := find_placed(settings, name, scope, budget, knobs)) is not None:
             setting = ", ".join(filter(None, (own, "placed", scope)))
-            yield Contender(title=hicache.METHODS[name].title, setting=setting, method=placed)
+            yield Contender(title=hicache.METHODS[name].title, schedule="placed", setting=setting, method=placed)
 
 
 def find_placed(settings: Settings, name: str, scope: str, budget: int, knobs: Mapping[str, Any]) -> CacheMethod | None:

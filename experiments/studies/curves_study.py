@@ -9,7 +9,6 @@ itself, and a curve of ones).
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -23,7 +22,7 @@ from experiments.cli import Exit
 from experiments.config.compose import compose
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
-from experiments.runs.runner import generate_batch, items_of
+from experiments.runs.runner import generate_batch
 from experiments.settings.cost import count_flops
 from experiments.settings.library_method import method_of
 from experiments.settings.resolve import resolve
@@ -94,7 +93,7 @@ def main(arguments: Sequence[str]) -> None:
         raise ConfigError(f"study_items: must be an integer, got {own['study_items']!r}") from None
     check(count >= 10, "study_items", "must be an integer >= 10", count)
     base = resolve(compose(["method=none", *overrides]))
-    bench = Bench(base, items_of(dataclasses.replace(base, num_items=count)))
+    bench = Bench.of(base, count)
     note, rows = NOTE.format(count, sampling_of(base).num_steps), []
     for label, chosen in contenders():
         rows.append(measure_row(bench, resolve(compose([*chosen, *overrides])), label))

@@ -10,7 +10,6 @@ at its best setting, paired item by item.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 
@@ -21,7 +20,6 @@ from experiments.calibration.trajectories import split_arguments
 from experiments.cli import Exit
 from experiments.config.compose import compose
 from experiments.errors import ConfigError, check
-from experiments.runs.runner import items_of
 from experiments.settings.resolve import resolve
 from experiments.studies.bench import FOLDER, Bench
 from experiments.studies.contest import Contender, forecasters, hold_contest
@@ -62,10 +60,15 @@ def main(arguments: Sequence[str]) -> None:
     full = list(plan.full_steps)
     shared = {"scope": settings.scope, "policy": "mask", "mask": full}
     entries = [
-        Contender(title=hicache.METHODS[name].title, setting=setting, method=hicache.method(name, **shared, **knobs))
+        Contender(
+            title=hicache.METHODS[name].title,
+            schedule="plan",
+            setting=setting,
+            method=hicache.method(name, **shared, **knobs),
+        )
         for name, setting, knobs in forecasters()
     ]
-    bench = Bench(settings, items_of(dataclasses.replace(settings, num_items=count)))
+    bench = Bench.of(settings, count)
     ours = bench.decibels(hicache.method("calibrated", **plan.knobs()))
     spread = [f"{value:.2f}" for value in bootstrap_mean(ours.tolist(), 0.95, 2000, 0)]
     place = [settings.backend.name, settings.scope, " ".join(map(str, full))]

@@ -26,7 +26,6 @@ from experiments.config.run import Settings
 from experiments.errors import ConfigError, check, choose
 from experiments.learning.predictor_options import L2cOptions, LesaOptions
 from experiments.learning.train_predictor import train_predictor
-from experiments.runs.runner import items_of
 from experiments.settings.cost import count_flops
 from experiments.settings.library_method import method_of
 from experiments.settings.resolve import resolve
@@ -208,7 +207,7 @@ def main(arguments: Sequence[str]) -> None:
         raise ConfigError(f"study_items: must be an integer ({error})") from None
     check(count >= 10, "study_items", "must be an integer >= 10", count)
     settings = resolve(compose(["method=lesa", *overrides]))
-    bench = Bench(settings, items_of(dataclasses.replace(settings, num_items=count)))
+    bench = Bench.of(settings, count)
     if "lesa" in parts:
         study_lesa(settings, bench)
     if "ablation" in parts:

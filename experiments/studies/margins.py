@@ -23,7 +23,6 @@ from experiments.calibration.trajectories import split_arguments
 from experiments.cli import Exit
 from experiments.config.compose import compose
 from experiments.errors import ConfigError, check
-from experiments.runs.runner import items_of
 from experiments.settings.resolve import resolve
 from experiments.studies.bench import FOLDER, Bench
 from experiments.studies.contest import Contender, contenders, hold_contest
@@ -44,14 +43,8 @@ NOTE = (
 
 
 def is_interval(entry: Contender) -> bool:
-    """Whether the schedule is an interval after a warm-up."""
-    return "N=" in entry.setting
-
-
-def is_even(entry: Contender) -> bool:
-    """Whether full steps are spread evenly to the last step."""
-    places = entry.setting.split(", ")
-    return "even" in places and not any(word.startswith("tail") for word in places)
+    """Whether its full steps are at an interval after a warm-up."""
+    return entry.schedule.startswith("N=")
 
 
 def study(bench: Bench, budget: int) -> list[list[str]]:
@@ -60,8 +53,8 @@ def study(bench: Bench, budget: int) -> list[list[str]]:
     wanted = dataclasses.replace(settings, method=dataclasses.replace(settings.method, budget=budget))
     plan = bench.decibels(hicache.method("calibrated", **load_plan(wanted).knobs()))
     entries, rows = list(contenders(settings, budget)), list[list[str]]()
-    intervals = hold_contest(bench, filter(is_interval, entries))
-    both = intervals + hold_contest(bench, filter(is_even, entries))
+    intervals = hold_contest(bench, [each for each in entries if is_interval(each)])
+    both = intervals + hold_contest(bench, [each for each in entries if each.schedule == "even"])
     for name, winners in (("intervals", intervals), ("intervals or even", both)):
         if not winners:
             continue
@@ -86,7 +79,7 @@ def main(arguments: Sequence[str]) -> None:
     settings = resolve(compose(["method=calibrated", *overrides]))
     for budget in budgets:
         check(2 <= budget < settings.num_steps, "budgets", f"must be from 2 to {settings.num_steps - 1}", budget)
-    bench = Bench(settings, items_of(dataclasses.replace(settings, num_items=count)))
+    bench = Bench.of(settings, count)
     for budget in budgets:
         rows = join_stored(PATH, COLUMNS, study(bench, budget), slice(0, 2))
         rows.sort(key=lambda row: (row[0], int(row[1])))

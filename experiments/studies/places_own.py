@@ -12,7 +12,6 @@ are kept in `results/embedded/places_own.{csv,md}`.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 
@@ -28,7 +27,6 @@ from experiments.cli import Exit
 from experiments.config.compose import compose
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
-from experiments.runs.runner import items_of
 from experiments.settings.resolve import resolve
 from experiments.studies.bench import FOLDER, Bench
 from experiments.studies.places_study import FORECASTERS
@@ -92,7 +90,7 @@ def main(arguments: Sequence[str]) -> None:
     check(trials >= 2, "trials", "must be an integer >= 2", trials)
     settings = resolve(compose(["method=hicache", *overrides]))
     check(2 <= budget <= settings.num_steps, "budget", f"must be from 2 to the {settings.num_steps} steps", budget)
-    bench = Bench(settings, items_of(dataclasses.replace(settings, num_items=count)))
+    bench = Bench.of(settings, count)
     rows = study(settings, bench, budget, trials)
     rows = sorted(join_stored(PATH, COLUMNS, rows, slice(0, 2)), key=lambda row: (row[0], int(row[1])))
     write_rows(PATH, "Full steps of each item's own", NOTE.format(count, trials), COLUMNS, rows)

@@ -32,7 +32,6 @@ from experiments.cli import Exit
 from experiments.config.compose import compose
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
-from experiments.runs.runner import items_of
 from experiments.runs.style import COLUMN, save, styled
 from experiments.settings.resolve import resolve
 from experiments.studies.bench import FOLDER, Bench
@@ -96,7 +95,7 @@ def cases(settings: Settings, budgets: Sequence[int]) -> Iterator[Case]:
 def study(settings: Settings, found: Sequence[Case], count: int) -> list[list[str]]:
     """Measure rows of a model and write them as they come."""
     settings = dataclasses.replace(settings, batch_size=min(count, settings.batch_size))
-    bench = Bench(settings, items_of(dataclasses.replace(settings, num_items=count)))
+    bench = Bench.of(settings, count)
     name = settings.backend.name
     rows: list[list[str]] = []
     path = FOLDER / f"places_{name}"

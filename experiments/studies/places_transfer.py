@@ -10,7 +10,6 @@ Lines of other models are kept in `results/embedded/places_transfer.{csv,md}`.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,6 @@ from experiments.config.compose import compose
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
 from experiments.files import ASSETS
-from experiments.runs.runner import items_of
 from experiments.settings.resolve import resolve
 from experiments.studies.bench import FOLDER, Bench
 from experiments.studies.places_study import FORECASTERS
@@ -95,7 +93,7 @@ def main(arguments: Sequence[str]) -> None:
     sources = dict(find_sources(settings.num_steps, budget))
     rule = f"must be one that places of {settings.num_steps} steps are stored for"
     check(bool(sources), "budget", rule, budget)
-    bench = Bench(settings, items_of(dataclasses.replace(settings, num_items=count)))
+    bench = Bench.of(settings, count)
     rows = sorted(join_stored(PATH, COLUMNS, study(settings, bench, sources), slice(0, 1)), key=lambda row: row[0])
     write_rows(PATH, "Searched places at other forecasters, scopes and models", NOTE.format(count), COLUMNS, rows)
     print(f"written: {PATH}.csv")

@@ -19,7 +19,6 @@ from experiments.cli import Exit
 from experiments.config.compose import compose
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check, choose
-from experiments.runs.runner import items_of
 from experiments.settings.automatic import automatic
 from experiments.settings.library_method import method_of
 from experiments.settings.resolve import resolve
@@ -116,7 +115,7 @@ def main(arguments: Sequence[str]) -> None:
         raise ConfigError(f"study_items: must be an integer, got {own['study_items']!r}") from None
     check(count >= 10, "study_items", "must be an integer >= 10", count)
     settings = resolve(compose(["method=hicache", *overrides]))
-    bench = Bench(settings, items_of(dataclasses.replace(settings, num_items=count)))
+    bench = Bench.of(settings, count)
     if "sigma" in parts:
         study_sigma(settings, bench)
     if "time" in parts:

@@ -26,7 +26,6 @@ from experiments.cli import Exit
 from experiments.config.compose import compose
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check, choose
-from experiments.runs.runner import items_of
 from experiments.settings.resolve import resolve
 from experiments.studies.bench import FOLDER, Bench
 from experiments.studies.contest import intervals_for
@@ -83,7 +82,7 @@ def study_steps(settings: Settings, count: int) -> list[StudyRow]:
     found = measure(settings, options, backend)
     for steps in STEPS:
         other = dataclasses.replace(settings, num_steps=steps)
-        bench = Bench(other, items_of(dataclasses.replace(other, num_items=count)))
+        bench = Bench.of(other, count)
         here = map_calibration(found, settings, other)
         plan = make_plan(other, options, here, BUDGET, backend)
         lines.append(StudyRow.of("mapped from 50 steps", BUDGET, f"{steps} steps, open loop", bench.plan_psnr(plan)))
@@ -103,7 +102,7 @@ def study_size(settings: Settings, count: int) -> list[StudyRow]:
     try:
         for size in (trained, *SIZES):
             backend.pipe.transformer.register_to_config(sample_size=size)
-            bench = Bench(settings, items_of(dataclasses.replace(settings, num_items=count)))
+            bench = Bench.of(settings, count)
             label = f"{size} x {size}"
             lines.append(StudyRow.of(f"calibrated at {trained}", BUDGET, label, bench.plan_psnr(shipped)))
             options = Options(refine="loop")
