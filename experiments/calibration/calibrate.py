@@ -24,7 +24,7 @@
     tokens    rows of tokens, a seeded choice, that inner products inside the model are of (96)
     basis     with data=gaussian: the weights of a basis (newton, taylor, hermite, ...) of this `order` and `sigma`
               instead of least-squares ones, in the time variable `time` (index, sigma, log_snr)
-    full_steps  instead of a budget: these full steps, as in full_steps=0+8+19+25+33+40+46+49, whose weights are found;
+    full_steps  instead of a budget: these full steps, as in full_steps=0+11+21+29+33+41+46+49, whose weights are found;
               nothing is searched, so a few items will do
     output    the file; by default the shipped place for the backend
     quality   instead of a budget: the fewest full steps with so many dB on held-out items, as in quality=40dB
