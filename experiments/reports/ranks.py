@@ -3,6 +3,7 @@
 Ranks are over the rows of a block that have a number; un-cached rows take no part. Best are the row with the best
 number and all that the items do not tell from it (Friedman's test, then Wilcoxon's, Holm's correction; of a statistic
 of whole sets: those whose intervals meet the best one's, or that have none); where that is every row, there is no best.
+Rows of a block whose items, steps or models differ are ranked and tested apart, each with its like.
 Numbers from shapes are exact. Wall-clock has no rank: nobody knows its error. The test is Wilcoxon's signed-rank
 test on the values per item, paired with the baseline's, corrected over the rows of the block (Holm).
 
@@ -22,12 +23,14 @@ from pathlib import Path
 
 import hicache
 from evaluation.statistics import tied_with_best, wilcoxon_holm
+from experiments.config.backend import semantic
+from experiments.config.run import Settings
 from experiments.errors import ConfigError, choose
 from experiments.reports.columns import EXACT, directions
 from experiments.reports.result_table import Cell, ResultTable, Row
 from experiments.runs.folder import read_values
 
-__all__ = ["differences", "in_order", "add_ranks", "values_of"]
+__all__ = ["add_ranks", "differences", "grouped", "in_order", "values_of"]
 
 
 def add_ranks(table: ResultTable, results: Path) -> ResultTable:
@@ -49,8 +52,7 @@ def in_order(rows: list[Row], column: str | None, results: Path) -> list[Row]:
         return rows
     direction = (known := directions())[choose("preset.sort", column, known)]
     ordered: list[Row] = []
-    for block in dict.fromkeys(row.block for row in rows):
-        mine = [row for row in rows if row.block == block]
+    for mine in ([rows[i] for i in places] for places in grouped(rows).values()):
         places = standings(mine, range(len(mine)), column, direction, results)
         known = sorted(places, key=lambda i: places[i], reverse=True)
         ordered += [mine[i] for i in (*known, *(i for i in range(len(mine)) if i not in places))]
@@ -59,11 +61,30 @@ def in_order(rows: list[Row], column: str | None, results: Path) -> list[Row]:
 
 def blocks(rows: list[Row]) -> Iterator[list[int]]:
     """Positions of the rows of each block, without un-cached ones."""
-    found: dict[str, list[int]] = {}
+    for places in grouped(rows).values():
+        yield [i for i in places if (settings := rows[i].settings) is None or not settings.plain]
+
+
+def grouped(rows: list[Row]) -> dict[tuple[str, str], list[int]]:
+    """Positions of the rows of each block that may be compared: of the same items, steps and model.
+
+    Rows without settings, whose runs were grouped before or cannot be run, are with the first of their block.
+    """
+    first: dict[str, str] = {}
+    for row in rows:
+        if row.settings is not None:
+            first.setdefault(row.block, conditions(row.settings, row.block))
+    found: dict[tuple[str, str], list[int]] = {}
     for index, row in enumerate(rows):
-        if row.settings is None or not row.settings.plain:
-            found.setdefault(row.block, []).append(index)
-    yield from found.values()
+        own = first.get(row.block, "") if row.settings is None else conditions(row.settings, row.block)
+        found.setdefault((row.block, own), []).append(index)
+    return found
+
+
+def conditions(settings: Settings, block: str) -> str:
+    """What runs must share for their items to pair. A block that has a name may hold several models on purpose."""
+    model = "" if block else semantic(settings.backend)
+    return repr((settings.seed, settings.num_items, settings.num_steps, model))
 
 
 def set_cell(rows: list[Row], index: int, name: str, **changes: object) -> None:

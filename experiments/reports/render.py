@@ -11,7 +11,9 @@ from rich.markup import escape as escape_markup
 from rich.table import Table
 
 import hicache
+from experiments.config.run import Settings
 from experiments.reports.columns import decimals_of, head_of, number_text
+from experiments.reports.ranks import grouped
 from experiments.reports.result_table import Cell, ResultTable, Row
 from experiments.runs.metrics.evidence import percent
 
@@ -133,7 +135,7 @@ def beside(table: ResultTable) -> Table:
     """For a terminal: a column per run and a line per number, the best in bold."""
     lines = lines_of(table, SHOWN)
     first = table.settings
-    title = "" if first is None else f"{first.backend.name}, {first.num_items} items, seed {first.seed}"
+    title = "" if first is None else f"{first.backend.name}, {sampled(table)}"
     levels = table.levels
     level = f" ({percent(levels[0])} intervals)" if len(levels) == 1 else ""
     made = Table(title=title + level, caption=UNTIMED if is_untimed(table) else None)
@@ -153,12 +155,12 @@ def facts(table: ResultTable) -> list[str]:
     if first is not None:
         scopes = dict.fromkeys(row.settings.scope for row in table.rows if row.settings is not None)
         named = ", ".join([first.scope, *(f"{scope} in some rows" for scope in scopes if scope != first.scope)])
-        said.append(f"Backend {first.backend.name}, {first.num_steps} steps, scope {named}")
+        backend, steps = (common(table, key) for key in (lambda s: s.backend.name, lambda s: s.num_steps))
+        said.append(f"Backend {backend}, {steps} steps, scope {named}")
         if any({"flops_t", "flops_g"} & set(row.ours) for row in table.rows):
             said[-1] += "; FLOPs of one item, from shapes."
         else:
-            sampled = f"{first.num_items} items, seed {first.seed}"
-            said[-1] += f", {sampled}.{brackets(table)}"
+            said[-1] += f", {sampled(table)}.{brackets(table)}"
     elif table.levels:
         said.append(brackets(table).strip())
     walls = [row.ours["wall_speedup"] for row in table.rows if "wall_speedup" in row.ours]
@@ -173,6 +175,8 @@ def facts(table: ResultTable) -> list[str]:
     cells = [cell for row in table.rows for cell in row.ours.values()]
     if any(cell.rank for cell in cells):
         said.append("Bold: best of its block and what cannot be told from it; underlined: the next, likewise.")
+        if len(grouped(table.rows)) > len({row.block for row in table.rows}):
+            said[-1] += " Rows of other items, steps or models are ranked apart."
     if any(cell.equal for cell in cells):
         said.append(
             "equal: items equal to the reference, whose infinite value is no part of the mean; rows beside such items "
@@ -190,6 +194,17 @@ def facts(table: ResultTable) -> list[str]:
     if absent and len(absent) < len(table.rows):
         said.append(f"{len(absent)} rows cannot be run by this version: {', '.join(absent)}.")
     return "\n\n".join(said).split("\n")
+
+
+def common(table: ResultTable, value: Callable[[Settings], object]) -> str:
+    """What the first row has, and in parentheses what others have: `50`, or `50 (20 in some rows)`."""
+    first, *others = dict.fromkeys(value(row.settings) for row in table.rows if row.settings is not None)
+    return f"{first} ({', '.join(map(str, others))} in some rows)" if others else str(first)
+
+
+def sampled(table: ResultTable) -> str:
+    """How many items the rows have, and their seed."""
+    return f"{common(table, lambda s: s.num_items)} items, seed {common(table, lambda s: s.seed)}"
 
 
 def brackets(table: ResultTable) -> str:

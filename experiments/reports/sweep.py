@@ -2,18 +2,20 @@
 
 Rows are labelled by the method and by the swept keys alone. Where a metric is kept per item, the column beside it has
 the paired difference to the best row, the mean over items of `value - best` with its bootstrap interval, Wilcoxon's p
-after Holm's correction, and the effect size r (matched-pairs rank-biserial correlation, in [-1, 1]). The table
-lies in results/sweeps/<digits>, with the list of its runs; the digits are a hash of them, so the same sweep is one
-folder.
+after Holm's correction, and the effect size r (matched-pairs rank-biserial correlation, in [-1, 1]). Runs of other
+seeds, numbers of items or steps, or models are ranked and compared among themselves. The table lies in
+results/sweeps/<digits>, with the list of its runs; the digits are a hash of them, so the same sweep is one folder.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from evaluation.statistics import wilcoxon_holm
 from experiments.cli import Exit
@@ -24,7 +26,7 @@ from experiments.errors import check
 from experiments.files import write_json
 from experiments.reports.columns import directions, head_of
 from experiments.reports.montage import draw_grid
-from experiments.reports.ranks import add_ranks, differences, values_of
+from experiments.reports.ranks import add_ranks, differences, grouped, values_of
 from experiments.reports.result_table import COSTS, Cell, ResultTable, Row, cells_of
 from experiments.reports.runs import METHOD_TITLES
 from experiments.reports.tables import show
@@ -166,8 +168,15 @@ class Sweep:
     def row(self, results: Path, run: str, settings: Settings, metrics: list[str]) -> Row:
         """One run."""
         ours = cells_of(results, run, settings.plain, [*COSTS, *metrics])
-        label, block = ("un-cached", "reference") if run in self.references else (self.label(run), "")
+        label, block = (self.uncached(settings), "reference") if run in self.references else (self.label(run), "")
         return Row(label=label, run=run, settings=settings, ours=ours, paper={}, block=block)
+
+    def uncached(self, reference: Settings) -> str:
+        """The label of an un-cached run, by what tells it from others of the sweep."""
+        facts = [settings_said(settings) for settings in self.references.values()]
+        own = settings_said(reference)
+        details = [f"{key}={value}" for key, value in own.items() if any(of[key] != value for of in facts)]
+        return f"un-cached ({', '.join(details)})" if details else "un-cached"
 
     def folder(self, results: Path) -> Path:
         """Where the table lies."""
@@ -180,6 +189,12 @@ class Sweep:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "runs.json", {run: self.label(run) for run in self.settings})
         return folder
+
+
+def settings_said(settings: Settings) -> dict[str, Any]:
+    """What tells un-cached runs apart, in most sweeps."""
+    keys = ("seed", "num_items", "num_steps")
+    return {"backend": settings.backend.name} | {key: getattr(settings, key) for key in keys}
 
 
 def check_objective(settings: Settings) -> None:
@@ -202,36 +217,46 @@ def varied_keys(jobs: list[list[str]]) -> list[str]:
 
 
 def with_differences(table: ResultTable, name: str, results: Path) -> ResultTable:
-    """The table with columns of paired differences to the best row of the main block, their p and effect size."""
-    mine = [row for row in table.rows if row.block == "" and row.run]
-    values = {row.run: values_of(results / "runs" / row.run, name) for row in mine}
-    best = next((values[row.run] for row in mine if values[row.run]), None)
-    if best is None or len(mine) < 2:
-        return table
+    """The table with columns of paired differences to the best row with the same items, their p and effect size."""
+    values = {row.run: values_of(results / "runs" / row.run, name) for row in table.rows if row.run}
     head = f"{head_of(name).rstrip(' ↑↓')} − best"
-    comparable = {row.run: of for row in mine if (of := values[row.run]) and set(of) == set(best) and of != best}
-    shifts = {run: differences(of, best) for run, of in comparable.items()}
-    tests = wilcoxon_holm({**shifts, "best": [0.0] * len(best)}, "best") if shifts else {}
-    rows = []
-    for row in table.rows:
-        why = reason(row, values, best)
-        cells = {head: beside(row, shifts[row.run]) if row.run in shifts else Cell(why=why)}
-        test = tests.get(row.run)
-        cells["p (Holm)"] = Cell(why=why) if test is None else Cell(value=test.p_holm)
-        cells["effect r"] = Cell(why=why) if test is None else Cell(value=test.effect)
-        rows.append(dataclasses.replace(row, ours={**row.ours, **cells}))
-    return dataclasses.replace(table, rows=rows)
+    rows, compared = list(table.rows), False
+    for places in grouped(rows).values():
+        mine = [rows[i] for i in places if rows[i].block == "" and rows[i].run]
+        best = next((values[row.run] for row in mine if values[row.run]), {})
+        compared |= len(mine) > 1 and bool(best)
+        shifts = {row.run: differences(of, best) for row in mine if differs(of := values[row.run], best)}
+        tests = wilcoxon_holm({**shifts, "best": [0.0] * len(best)}, "best") if shifts else {}
+        for i in places:
+            row, why = rows[i], reason(rows[i], len(mine), values.get(rows[i].run, {}), best)
+            test = tests.get(row.run)
+            cells = {head: Cell(why=why) if test is None else beside(row, values[row.run], best)}
+            cells["p (Holm)"] = Cell(why=why) if test is None else Cell(value=test.p_holm)
+            cells["effect r"] = Cell(why=why) if test is None else Cell(value=test.effect)
+            rows[i] = dataclasses.replace(row, ours={**row.ours, **cells})
+    return dataclasses.replace(table, rows=rows) if compared else table
 
 
-def reason(row: Row, values: Mapping[str, Mapping[str, float]], best: Mapping[str, float]) -> str:
-    """Why a row has no difference to the best."""
+def differs(values: Mapping[str, float], best: Mapping[str, float]) -> bool:
+    """Whether values are of the items of the best, and others."""
+    return bool(values) and set(values) == set(best) and values != best
+
+
+def reason(row: Row, rows: int, values: Mapping[str, float], best: Mapping[str, float]) -> str:
+    """Why one of so many rows with the same items has no difference to the best."""
     if row.block:
         return "is the reference"
-    return "is the best" if values.get(row.run) == best else "not the same items"
+    if rows == 1:
+        return "no other of these items"
+    return "is the best" if values == best else "not the same items"
 
 
-def beside(row: Row, shift: list[float]) -> Cell:
-    """The difference of one row."""
+def beside(row: Row, values: Mapping[str, float], best: Mapping[str, float]) -> Cell:
+    """The difference of one row, over the items that are finite in both: infinity minus a number is none."""
     assert row.settings is not None
+    shift = [values[item] - best[item] for item in best if math.isfinite(values[item]) and math.isfinite(best[item])]
+    equal = len(best) - len(shift)
+    if not shift:
+        return Cell(why=f"infinite in {equal} items")
     mean, low, high = (finite_or_none(value) for value in row.settings.metrics.bootstrap.mean(shift))
-    return Cell(value=mean, low=low, high=high)
+    return Cell(value=mean, low=low, high=high, equal=equal)

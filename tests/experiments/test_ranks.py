@@ -157,8 +157,10 @@ def test_every_reference_of_a_plan_stays_out_of_its_ranks(small):
         run.mkdir(parents=True)
         write_json(run / "status.json", {"state": "done", "pid": 1, "host": "x", "heartbeat": 0.0})
         write_json(run / "metrics.json", {"flops_speedup": flops})
-    ranks = [row.ours["flops_speedup"].rank for row in add_ranks(build_plan(plan), plan.results).rows]
-    assert ranks == [0, 0, 2, 1, 0, 0]
+    ranked = add_ranks(build_plan(plan), plan.results)
+    assert [row.ours["flops_speedup"].rank for row in ranked.rows] == [0, 0, 1, 1, 2, 2], "each seed for itself"
+    text = to_markdown(ranked)
+    assert "seed 0 (1 in some rows)" in text and "other items, steps or models are ranked apart" in text
 
 
 def with_equal(made: ResultTable, folder: Path, equal: dict[str, int]) -> dict:

@@ -88,6 +88,38 @@ def test_p_and_effect_stand_beside_the_difference(sweep, tmp_path):
     assert rows[1].ours["effect r"].value == -1.0 and rows[1].ours["p (Holm)"].value < 1e-4
 
 
+def add_run(sweep, results, overrides, shift):
+    """A run of another job."""
+    settings = resolve(compose([*overrides, f"results={results}"]))
+    run = measured(results, settings, shift)
+    sweep.settings[run], sweep.jobs[run] = settings, [overrides]
+    return run
+
+
+def test_other_seeds_are_compared_among_themselves(sweep, tmp_path):
+    """Item 7 of one seed has other noise than item 7 of the other: their difference says nothing of the methods."""
+    for method, shift in (("taylorseer", 3.0), ("hicache", 2.0)):
+        add_run(sweep, tmp_path, ["seed=4", "sigma=0.5", f"method={method}"], shift)
+    rows = sweep.table(tmp_path).rows
+    assert [row.settings.seed for row in rows] == [3, 3, 3, 4, 4]
+    assert [row.ours["psnr"].rank for row in rows] == [1, 2, 0, 1, 2]
+    head = next(name for name in rows[0].ours if name.endswith("best"))
+    assert [row.ours[head].why for row in rows] == ["is the best", "", "", "is the best", ""]
+    assert rows[4].ours[head].value == pytest.approx(rows[4].ours["psnr"].value - rows[3].ours["psnr"].value)
+
+
+def test_a_difference_to_what_is_equal_to_the_reference_is_no_number(sweep, tmp_path):
+    """The mean would be that of what stands for infinity in the test."""
+    run = add_run(sweep, tmp_path, ["seed=3", "sigma=0.9", "method=hicache"], 0.0)
+    write_json(tmp_path / "runs" / run / "values" / "psnr.json", dict.fromkeys(ITEMS))
+    write_json(tmp_path / "runs" / run / "metrics.json", {"psnr": {"mean": None, "infinite": 20, "n": 0}})
+    rows = sweep.table(tmp_path).rows
+    head = next(name for name in rows[0].ours if name.endswith("best"))
+    cells = [row.ours[head] for row in rows]
+    assert [cell.why for cell in cells] == ["is the best", *["infinite in 20 items"] * 3]
+    assert rows[1].ours["p (Holm)"].value < 0.001, "the test keeps such an item"
+
+
 def test_compare_is_a_sweep_with_a_picture(sweep, tmp_path, capsys, monkeypatch):
     words, there = expand_compare(["compare=hicache,fora", "seed=3"])
     assert (
