@@ -29,15 +29,15 @@ class Stopwatch:
     """Times steps: CUDA events on a GPU (read later, so that no step waits), a monotonic clock elsewhere."""
 
     def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
+        self.device = device
         self._started = self._mark()
         self._stopped: float | torch.cuda.Event | None = None
 
     def _mark(self) -> float | torch.cuda.Event:
-        if not self.cuda:
+        if self.device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self.device))
         return event
 
     def stop(self) -> None:

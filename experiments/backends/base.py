@@ -84,6 +84,8 @@ class Backend(ABC):
         self.config = config
         chosen = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = chosen if config.device == "auto" else config.device
+        if torch.device(self.device).index is not None and self.device.startswith("cuda"):
+            torch.cuda.set_device(self.device)  # for what asks for no device: kernels of others, the name in env.json
 
     @classmethod
     def of(cls, config: BackendConfig) -> type[Backend]:

@@ -56,10 +56,11 @@ def triton_gated_sum(
     pointers = [used[min(j, len(used) - 1)][1] for j in range(MAX_FRAMES)]
     block_tokens, block_width = 16, 128
     grid = (-(-tokens // block_tokens), -(-width // block_width), batch)
-    kernel[grid](
-        base, gates, table, *pointers, out, sites, batch, tokens, width, *frames[0].stride()[:3],
-        FRAMES=len(used), BLOCK_N=block_tokens, BLOCK_D=block_width,
-    )  # fmt: skip
+    with torch.cuda.device_of(base):  # Triton launches on the current device, wherever the tensors are
+        kernel[grid](
+            base, gates, table, *pointers, out, sites, batch, tokens, width, *frames[0].stride()[:3],
+            FRAMES=len(used), BLOCK_N=block_tokens, BLOCK_D=block_width,
+        )  # fmt: skip
     return out
 
 

@@ -39,10 +39,11 @@ class TritonKernels:
         kept, out = columns.to(torch.int32).contiguous(), torch.empty_like(query)
         tile = 64 if group % 64 == 0 else 16
         groups, count = columns.shape[-2:]
-        compiled["attention"][(-(-group // tile), groups, batch * heads)](
-            query, key, value, kept, out, tokens, count, groups, group,
-            width**-0.5 if scale is None else scale, WIDTH=width, TILE=tile, BLOCK=64 if count >= 64 else 16,
-        )  # fmt: skip
+        with torch.cuda.device_of(query):  # Triton launches on the current device, wherever the tensors are
+            compiled["attention"][(-(-group // tile), groups, batch * heads)](
+                query, key, value, kept, out, tokens, count, groups, group,
+                width**-0.5 if scale is None else scale, WIDTH=width, TILE=tile, BLOCK=64 if count >= 64 else 16,
+            )  # fmt: skip
         return out
 
     def mlp(
@@ -64,14 +65,15 @@ class TritonKernels:
         packed = torch.empty(tokens, most, dtype=x.dtype, device=x.device)
         bias = layers.up.new_zeros(width) if layers.up_bias is None else layers.up_bias
         tiles = -(-group // tile)
-        compiled["open"][(tiles, len(counts), -(-most // block))](
-            x, layers.up.contiguous(), bias, hidden, packed, kept, number, channels, width, most, group,
-            TILE=tile, BLOCK=block, INNER=inner,
-        )  # fmt: skip
-        compiled["close"][(tiles, len(counts), -(-channels // block))](
-            packed, self._rows(layers.down), output, kept, number, channels, width, most, group,
-            TILE=tile, BLOCK=block, INNER=inner,
-        )  # fmt: skip
+        with torch.cuda.device_of(x):
+            compiled["open"][(tiles, len(counts), -(-most // block))](
+                x, layers.up.contiguous(), bias, hidden, packed, kept, number, channels, width, most, group,
+                TILE=tile, BLOCK=block, INNER=inner,
+            )  # fmt: skip
+            compiled["close"][(tiles, len(counts), -(-channels // block))](
+                packed, self._rows(layers.down), output, kept, number, channels, width, most, group,
+                TILE=tile, BLOCK=block, INNER=inner,
+            )  # fmt: skip
 
     def _rows(self, down: Tensor) -> Tensor:
         """W2 with one row per hidden unit, so that a unit is read in one piece; made once per layer."""

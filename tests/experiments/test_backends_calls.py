@@ -9,8 +9,10 @@ import torch
 from diffusers import DDIMScheduler, DiTPipeline
 
 import hicache
-from experiments.backends import load_backend
+from experiments.backends import backend_class, load_backend
+from experiments.backends.base import Backend
 from experiments.backends.dit_sampler import ChainDDIM, guide, scheduler
+from experiments.config.backend import BackendConfig
 from experiments.config.compose import compose
 from experiments.runs import runner
 from experiments.runs.runner import execute, folder_of, items_of
@@ -190,3 +192,12 @@ def test_one_run_from_the_command_line(tmp_path):
     folder = Path(done.out.strip().splitlines()[-1].removeprefix("run: "))
     assert list(folder.glob("media/00000.mp4")) and (folder / "metrics.json").is_file()
     assert folder_of(settings(*words)).path == folder
+
+
+def test_the_gpu_of_a_backend_is_the_current_one(monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch.cuda, "set_device", seen.append)
+    for device in ("cpu", "auto", "cuda", "cuda:3"):
+        backend = object.__new__(backend_class("digits"))
+        Backend.__init__(backend, BackendConfig(name="digits", device=device))
+    assert seen == ["cuda:3"]
