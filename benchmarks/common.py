@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import sys
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,15 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def arguments(argv: list[str], defaults: dict[str, Any]) -> dict[str, Any]:
-    """`key=value` or `--key value` arguments over typed defaults.
+    """`key=value` or `--key value` arguments over typed defaults; `--help` prints both and ends the program.
 
     Raises:
         ConfigError: for an unknown key or a value of the wrong type.
     """
+    if {"-h", "--help"} & set(argv):
+        print(sys.modules["__main__"].__doc__ or "")
+        print("defaults:", *(f"{key}={value}" for key, value in defaults.items()))
+        raise SystemExit(0)
     words = list(argv)
     pairs = []
     while words:
@@ -83,12 +88,15 @@ def machine(device: str = "cpu") -> dict[str, Any]:
 
 
 def publish(name: str, title: str, rows: list[dict[str, Any]], about: dict[str, Any], folder: Path = RESULTS) -> Path:
-    """Print the table and write it as markdown and JSON under `name-date`."""
+    """Print the table and write it as markdown and JSON under `name-date`, beside what was measured before that day."""
     table = markdown(rows)
     facts = ", ".join(f"{key} {value}" for key, value in about.items())
     text = f"# {title}\n\n{facts}\n\n{table}\n"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}-{about['date']}.md"
+    path, number = folder / f"{name}-{about['date']}.md", 1
+    while path.exists():
+        number += 1
+        path = folder / f"{name}-{about['date']}-{number}.md"
     path.write_text(text)
     path.with_suffix(".json").write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
     print(text)

@@ -21,10 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hicache
-from benchmarks.common import arguments, machine, publish
-from benchmarks.speed import build, denoise
+from benchmarks.common import arguments, at_least, machine, markdown, publish
+from benchmarks.speed import build, check_device, denoise
+from experiments.cli import Exit
+from experiments.errors import choose
 from hicache import Chipmunk
 from hicache.adapters import adapter_for
+from hicache.operators.chipmunk import PROVIDERS
 from hicache.operators.kernels import Kernels, Reference
 from hicache.operators.mlp import Layers
 from hicache.operators.providers import kernels_of
@@ -78,22 +81,36 @@ def agreement(kernels: Kernels, config: Chipmunk, device: str, dtype: torch.dtyp
 def time_loop(model: nn.Module, call: dict[str, Any], config: dict[str, Any], chosen: Any) -> dict[str, Any]:
     """Median seconds of a loop under a method and operators, its full steps and peak memory."""
     method, operators = chosen
+    cuda = config["device"].startswith("cuda")
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
     with hicache.cached(model, method, operators=operators) as handle:
         seconds = []
         for _ in range(config["repeats"] + 1):
             handle.begin(config["steps"])
             seconds.append(denoise(model, call, config["steps"])[0])
         report = handle.report
-    cuda = config["device"].startswith("cuda")
     peak = torch.cuda.max_memory_allocated() / 1e9 if cuda else 0.0
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
     return {"s": statistics.median(seconds[1:]), "full": len(report.full_steps), "peak GB": peak}
+
+
+def check_config(config: dict[str, Any]) -> None:
+    """All that can be wrong with the arguments, found before a model is built.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    choose("size", config["size"], ("full", "small"))
+    at_least(config, 1, "steps", "interval", "repeats")
+    for name in config["providers"].split(","):
+        choose("providers", name, PROVIDERS)
+    check_device(config["device"])
 
 
 def main(argv: list[str]) -> None:
     """Check the providers, time the loops, publish the table."""
     config = arguments(argv, DEFAULTS)
+    check_config(config)
     small = config["size"] == "small"
     base = SMALL if small else Chipmunk()
     model = build({**config, "backend": "flux"})
@@ -104,7 +121,7 @@ def main(argv: list[str]) -> None:
         f"HiCache N={config['interval']}": (hermite, None),
     }
     about = machine(config["device"])
-    for name in str(config["providers"]).split(","):
+    for name in config["providers"].split(","):
         operators = replace(base, provider=name)
         try:
             kernels = kernels_of(operators, torch.device(config["device"]), dtype)
@@ -120,8 +137,10 @@ def main(argv: list[str]) -> None:
     if config["save"]:
         publish("operators", "Sparse operators on FLUX.1", rows, about)
     else:
-        print(rows, about)
+        print(markdown(rows))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    outcome = Exit()
+    outcome.guard(lambda: main(sys.argv[1:]))
+    sys.exit(outcome.code)

@@ -4,9 +4,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from benchmarks import __main__ as front
-from benchmarks import scale
+from benchmarks import common, operators, scale, speed
 from experiments.errors import ConfigError
 from experiments.plans.make import sweeps
 
@@ -54,6 +55,53 @@ def test_what_threshold_policies_look_at_costs_less_than_a_percent_of_a_step():
 def test_a_sweep_has_as_many_rows_as_were_asked_for(rows):
     lines = sweeps(scale.sweep_of(rows))
     assert rows <= len({tuple(line) for line in lines}) == len(lines) < rows + 400
+
+
+def test_help_is_what_the_program_says_and_its_defaults(capsys):
+    with pytest.raises(SystemExit) as stop:
+        common.arguments(["--help"], {"steps": 50, "save": True})
+    assert stop.value.code == 0 and capsys.readouterr().out.splitlines()[-1] == "defaults: steps=50 save=True"
+
+
+def test_a_second_measurement_of_a_day_keeps_the_first(tmp_path):
+    about = {"date": "2030-01-01"}
+    paths = [common.publish("speed", "a title", [{"ms": float(n)}], about, tmp_path) for n in range(3)]
+    assert [path.name for path in paths] == [f"speed-2030-01-01{end}.md" for end in ("", "-2", "-3")]
+    assert [f"{n}.000" in path.read_text() for n, path in enumerate(paths)] == [True] * 3
+    assert len(list(tmp_path.glob("*.json"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["device=cuda:99"], "device: must be one of cpu"),
+        (["device=cpu", "steps=0"], "steps: must be an integer >= 1, got 0"),
+        (
+            ["device=cpu", "providers=reference,fast"],
+            "providers: must be one of chipmunk, reference, triton, got 'fast'",
+        ),
+    ],
+)
+def test_what_the_operators_cannot_be_measured_with_is_refused_before_a_model_is_built(words, said, monkeypatch):
+    monkeypatch.setattr(operators, "build", None)
+    with pytest.raises(ConfigError, match=said):
+        operators.main(words)
+
+
+def test_a_row_that_does_not_fit_into_the_memory_is_left_out(monkeypatch, capsys):
+    pytest.importorskip("diffusers")
+
+    def measure(row, *rest):
+        if row["method"] == "taylorseer":
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+        return {"seconds": 1.0, "full": 0.1, "cached": 0.01, "memory": 0}
+
+    monkeypatch.setattr(speed, "measure", measure)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    words = ["backend=dit", "device=cpu", "size=small", "intervals=2", "scopes=stack", "steps=4", "save=false"]
+    methods = [row["method"] for row in speed.main(words)]
+    assert methods[:3] == ["none", "steps", "fora"] and "hicache" in methods and "taylorseer" not in methods
+    assert "taylorseer N=2 stack: left out, CUDA out of memory.\n" in capsys.readouterr().err
 
 
 @pytest.mark.slow
