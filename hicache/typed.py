@@ -23,6 +23,7 @@ __all__ = [
     "split",
     "tolist",
     "vector_norm",
+    "version",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -49,3 +50,8 @@ def never_compiled(function: F) -> F:
 def own_call(module: nn.Module) -> Callable[..., Any]:
     """What a call of a module runs: its forward with its hooks."""
     return module._call_impl
+
+
+def version(tensor: Tensor) -> int:
+    """How often a tensor, or what it is a view of, was changed in place; 0 in inference mode, which does not count."""
+    return 0 if tensor.is_inference() else tensor._version

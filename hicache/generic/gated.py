@@ -25,7 +25,7 @@ from hicache.generic.gate_rows import gated_row
 from hicache.generic.gates import Gated, Part, gate_of
 from hicache.generic.layout import BlockCall, Layout, TapError
 from hicache.generic.leaves import flatten
-from hicache.generic.stack import BlocksTap, Player, Recorder
+from hicache.generic.stack import BlocksTap, Held, Player, Recorder
 from hicache.generic.stubs import Run, stubbed, uncompiled
 
 __all__ = ["Features", "GatedTap", "Values"]
@@ -127,10 +127,11 @@ class GatedTap:
 class Watcher(Recorder):
     """Sees what blocks hand on, and takes nothing."""
 
-    def early(self, outs: Sequence[Tensor]) -> None:
-        """Nothing is taken."""
+    def hold(self, value: Tensor, copied: bool) -> Held:
+        """Nothing is copied."""
+        return Held.of(value, False)
 
-    def take(self, out: Tensor, entry: Tensor | None) -> None:
+    def take(self, out: Held, entry: Held | None) -> None:
         """Nothing is taken."""
 
 

@@ -2,11 +2,16 @@
 
 A call is resolved when the next one begins: only then is it known whether the streams were handed on untouched. So
 at any time the arguments and results of one block are held, and the tensors that entered its segment.
+
+Held they are as they are, and a model may change them in place: its blocks their arguments, or the glue between two
+blocks what the first returned. Their version numbers tell (not in inference mode, where tensors have none). Such a
+model is run once more, and from then on what is held are copies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +21,7 @@ from hicache.generic.blocks import Binder, Passed, Streams, block_lists, flat_bl
 from hicache.generic.layout import BlockCall, Layout, TapError, outline
 from hicache.generic.leaves import Form, flatten, unflatten
 from hicache.generic.stubs import Run, stubbed
+from hicache.typed import version
 
 __all__ = ["BlocksTap"]
 
@@ -23,7 +29,10 @@ Call = Callable[[], Any]
 
 
 class BlocksTap:
-    """A scope of a model's blocks; `nested`: see `hicache.generic.blocks.Binder`."""
+    """A scope of a model's blocks; `nested`: see `hicache.generic.blocks.Binder`.
+
+    `copies`: whether tensors are changed in place, so that copies must be held.
+    """
 
     def __init__(self, model: nn.Module, scope: str, front: int = 0, back: int = 0, nested: bool = False) -> None:
         self.model = model
@@ -31,6 +40,7 @@ class BlocksTap:
         self.blocks, self.leading = flat_blocks(model), leading(model)
         self.binders = [Binder(block, nested) for block in self.blocks]
         self.known: dict[type, Streams] = {}
+        self.copies = False
         self.spans = spans(scope, len(self.blocks), front, back)
         ends = {id(blocks[-1]) for blocks in block_lists(model).values()}
         self.ends = {i for i, block in enumerate(self.blocks) if id(block) in ends}
@@ -43,7 +53,11 @@ class BlocksTap:
         recorder = Recorder(self)
         with stubbed(self.blocks, recorder):
             result = call()
-        return result, *recorder.finish()
+        features, layout = recorder.finish()
+        if recorder.lost and not self.copies:
+            self.copies = True
+            return self.compute(call)
+        return result, features, layout
 
     def replay(self, call: Call, features: Sequence[Tensor], layout: Layout, part: int) -> Any:
         player = Player(self, features, layout, part)
@@ -59,7 +73,10 @@ class BlocksTap:
         with stubbed(self.blocks, decider):
             result = call()
         if decider.player is None:
-            return result, *decider.recorder.finish()
+            features, made = decider.recorder.finish()
+            if decider.recorder.lost and not self.copies:
+                _, features, made = self.compute(call)
+            return result, features, made
         decider.player.finish()
         return result, None, None
 
@@ -79,18 +96,39 @@ def spans(scope: str, blocks: int, front: int, back: int) -> list[tuple[int, int
     return [(front, blocks - back)]
 
 
+@dataclass(frozen=True)
+class Held:
+    """A tensor as it was: a copy, or itself with its version number."""
+
+    value: Tensor
+    version: int
+
+    @staticmethod
+    def of(tensor: Tensor, copied: bool) -> Held:
+        """A tensor as it is now."""
+        value = tensor.detach().clone() if copied else tensor
+        return Held(value, version(value))
+
+    @property
+    def lost(self) -> bool:
+        """Whether it was changed in place since."""
+        return version(self.value) != self.version
+
+
 class Recorder:
-    """Lets every block run, and takes the features of a computed call."""
+    """Lets every block run, and takes the features of a computed call; `lost`: some were changed before."""
 
     def __init__(self, tap: BlocksTap) -> None:
         self.tap = tap
+        self.lost = False
         self.calls: list[BlockCall] = []
         self.features: list[Tensor] = []
         self.pending: Passed | None = None
         self.form: Form | None = None
-        self.entries: list[Tensor | None] = []
-        self.taken: list[Tensor] | None = None
-        self.before: tuple[Passed, list[Tensor | None]] | None = None
+        self.entered: dict[str, Held] = {}
+        self.taken: list[Held] = []
+        self.versions: list[int] = []
+        self.before: tuple[Passed, list[Held | None]] | None = None
         self.ins: dict[str, Tensor] = {}
         self.begun = 0
 
@@ -98,16 +136,21 @@ class Recorder:
         ins = self.tap.binders[index](args, kwargs)
         self.settle(Passed(index, ins, ()))
         self.ins, self.begun = ins, self.begun + 1
+        inside = self.tap.part(index) is not None
+        if inside:
+            self.entered = {name: self.hold(value, self.tap.copies) for name, value in ins.items()}
         result = run(*args, **kwargs)
-        if self.tap.part(index) is not None:
+        if inside:
             outs, self.form = flatten(result)
             self.pending = Passed(index, ins, outs)
-            self.taken = self.early(outs) if index in self.tap.ends else None
+            last = index in self.tap.ends  # of its list: what follows may change its results in place
+            self.taken = [self.hold(out, last or self.tap.copies) for out in outs]
+            self.versions = [version(out) for out in outs]
         return result
 
-    def early(self, outs: Sequence[Tensor]) -> list[Tensor] | None:
-        """The results of the last block of a list, before what follows it can change them in place."""
-        return [out.detach().clone() for out in outs]
+    def hold(self, value: Tensor, copied: bool) -> Held:
+        """A tensor that goes into a block or comes out of it."""
+        return Held.of(value, copied)
 
     @torch.no_grad()
     def settle(self, after: Passed | None) -> None:
@@ -120,31 +163,39 @@ class Recorder:
         part = tap.part(call.block)
         assert part is not None
         streams, how = resolve(tap.model, tap.blocks, call, after, tap.known)
+        untouched = self.versions == [version(out) for out in call.outs]
         on = after is not None and tap.part(after.block) == part and handed_over(call.outs, streams, after.ins)
+        on = on and untouched
+        self.lost |= not untouched and tap.scope == "final_hidden"
         closes = after is None if tap.scope == "final_hidden" else tap.scope == "blocks" or not on
         entries = self.origins(call, streams)
         kinds = tuple(outline(out) for out in call.outs)
         made = BlockCall(call.block, self.form, streams, kinds, closes, part, how)
-        outs = call.outs if self.taken is None else self.taken
-        for i, (out, entry) in enumerate(zip(outs, entries, strict=True)):
+        for i, (out, entry) in enumerate(zip(self.taken, entries, strict=True)):
             if made.feature(i):
                 self.take(out, None if tap.scope == "final_hidden" else entry)
         self.calls.append(made)
         self.before = (call, entries) if on and tap.scope != "blocks" else None
 
-    def take(self, out: Tensor, entry: Tensor | None) -> None:
+    def take(self, out: Held, entry: Held | None) -> None:
         """A result of a block, less the stream that entered its segment, is a feature."""
-        self.features.append(out.detach().clone() if entry is None else out.detach() - entry.detach())
+        self.lost |= out.lost or (entry is not None and entry.lost)
+        value = out.value.detach()
+        self.features.append(value.clone() if entry is None else value - entry.value.detach())
 
-    def origins(self, call: Passed, streams: Streams) -> list[Tensor | None]:
-        """For each result the tensor that its stream had when it entered the segment."""
-        found: list[Tensor | None] = []
+    def origins(self, call: Passed, streams: Streams) -> list[Held | None]:
+        """For each result what its stream was when it entered the segment."""
+        found: list[Held | None] = []
         for name in streams:
-            entry = None if name is None else call.ins[name]
-            if entry is not None and self.before is not None:
+            entry = None if name is None else self.entered[name]
+            if name is not None and self.before is not None:
                 last, origins = self.before
                 entry = next(
-                    (old for out, old in zip(last.outs, origins, strict=True) if out is entry and old is not None),
+                    (
+                        old
+                        for out, old in zip(last.outs, origins, strict=True)
+                        if out is call.ins[name] and old is not None
+                    ),
                     entry,
                 )
             found.append(entry)
@@ -202,7 +253,7 @@ class Player:
             return next(given)
         entry = self.entry(call, i, ins)
         if not call.closes:
-            return entry
+            return entry.clone() if self.tap.copies else entry
         feature = next(given)
         return feature if self.tap.scope == "final_hidden" else (entry + feature).to(call.kinds[i][1])
 
@@ -242,7 +293,7 @@ class Decider:
         inside = self.tap.part(index) is not None
         if not self.asked and index >= self.tap.leading:
             hidden = main(self.tap.binders[index](args, kwargs))
-            self.entry = hidden if self.entry is None else self.entry
+            self.entry = hidden.detach().clone() if self.entry is None else self.entry
             if inside:
                 self.ask(hidden)
         return (self.player or self.recorder)(index, run, args, kwargs)
@@ -255,7 +306,7 @@ class Decider:
             rule = f"must be of blocks that keep the shape {list(self.entry.shape)} for a policy that probes them"
             raise TapError(f"front: {rule}, got {list(hidden.shape)}")
         with torch.no_grad():
-            features = self.choose(hidden.detach() - self.entry.detach())
+            features = self.choose(hidden.detach() - self.entry)
         if features is None:
             return
         if self.layout is None:

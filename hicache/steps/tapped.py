@@ -130,7 +130,8 @@ class TappedSteps:
         first = flat_blocks(self.tap.model)[0]
 
         def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            raise Seen(next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)))
+            value = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+            raise Seen(value.detach().clone())  # it may be the sample itself, which a loop may change in place
 
         hook = first.register_forward_pre_hook(stop, with_kwargs=True)
         try:
