@@ -12,8 +12,9 @@ from typing import Any
 from evaluation import media_files
 from evaluation.errors import EvaluationError
 from evaluation.metric import heading_of
+from evaluation.records import read_records
 from evaluation.registry import METRICS
-from evaluation.run_folder import read_values
+from evaluation.run_folder import read_values, reference_id
 from evaluation.statistics import friedman_nemenyi, paired_difference, wilcoxon_holm
 
 __all__ = ["compare_runs", "log_to_wandb", "draw_grid", "table"]
@@ -70,7 +71,11 @@ def compare_runs(baseline: Path, runs: Sequence[Path], metrics: Sequence[str], t
     With `test="friedman"` also Friedman's test over all of them, their mean ranks and Nemenyi's critical distance.
     """
     rows, said = [], []
+    for run in runs:
+        check_same_items(baseline, run)
     for metric in metrics:
+        for run in runs:
+            check_same_reference(baseline, run, metric)
         values = {str(path): values_of_run(path, metric) for path in (baseline, *runs)}
         shared = _shared(values, str(baseline))
         tests = wilcoxon_holm(shared, str(baseline)) if len(shared) > 1 else {}
@@ -79,6 +84,8 @@ def compare_runs(baseline: Path, runs: Sequence[Path], metrics: Sequence[str], t
             interval = f"[{difference.low:.4f}, {difference.high:.4f}]"
             numbers = [f"{difference.mean:+.4f}", interval, f"{found.p_holm:.3g}", f"{found.effect:+.2f}", str(found.n)]
             rows.append([metric, Path(run).name, *numbers])
+        if infinite := len(values[str(baseline)]) - len(shared[str(baseline)]):
+            said.append(f"{metric}: {infinite} items are infinite in one of the runs and left out")
         if test == "friedman":
             ranking = friedman_nemenyi(shared)
             ranks = ", ".join(f"{Path(run).name} {rank:.2f}" for run, rank in ranking.ranks.items())
@@ -90,11 +97,39 @@ def compare_runs(baseline: Path, runs: Sequence[Path], metrics: Sequence[str], t
     return "\n".join([_render(f"difference to {baseline.name}", columns, rows), *said])
 
 
+def check_same_items(baseline: Path, run: Path) -> None:
+    """Items of one name must be one item: of the same noise and the same title, where the runs' records say them."""
+    ours, theirs = read_records(baseline), read_records(run)
+    for item in sorted(ours.keys() & theirs.keys()):
+        for key in ("seed", "title"):
+            wanted, got = ours[item].get(key), theirs[item].get(key)
+            if wanted is not None and got is not None and wanted != got:
+                rule = f"must have the items of {baseline.name}, whose {item} has the {key} {wanted!r}"
+                raise EvaluationError(f"{run}: {rule}, got {got!r}")
+
+
+def check_same_reference(baseline: Path, run: Path, metric: str) -> None:
+    """Values that runs kept of their distance to an un-cached run must be to the same one."""
+    known = METRICS.get(metric)
+    if known is None or "reference" not in known.needs or known.against != "uncached":
+        return
+    if any(has_evaluated(each, metric) for each in (baseline, run)):
+        return
+    wanted, got = reference_id(baseline), reference_id(run)
+    if None not in (wanted, got) and wanted != got:
+        raise EvaluationError(f"{run}: must be measured against the reference of {baseline.name}, {wanted}, got {got}")
+
+
+def has_evaluated(run: Path, metric: str) -> bool:
+    """Whether an evaluation of the run has a metric's values."""
+    path = run / "evaluation" / "values.csv"
+    return path.is_file() and metric in path.read_text().partition("\n")[0].split(",")
+
+
 def values_of_run(run: Path, metric: str) -> dict[str, float]:
     """Values by item: of an evaluation of the run, else those that the run kept itself; infinite where it has null."""
     own = run / "values" / f"{metric}.json"
-    evaluated = run / "evaluation" / "values.csv"
-    if own.is_file() and not (evaluated.is_file() and metric in evaluated.read_text().partition("\n")[0].split(",")):
+    if own.is_file() and not has_evaluated(run, metric):
         try:
             kept = json.loads(own.read_text())
             return {item: math.inf if value is None else float(value) for item, value in kept.items()}

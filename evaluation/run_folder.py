@@ -13,7 +13,7 @@ from evaluation.digests import Ledger
 from evaluation.errors import EvaluationError
 from evaluation.records import expected_digests, is_identity, read_records
 
-__all__ = ["EvaluatedRun", "read_run", "read_values"]
+__all__ = ["EvaluatedRun", "read_run", "read_values", "reference_id"]
 
 
 class EvaluatedRun(NamedTuple):
@@ -69,21 +69,26 @@ def _check_complete(folder: Path, records: dict[str, dict[str, Any]], files: lis
             raise EvaluationError(f"{path}: must be recorded in items.jsonl, got no record (unfinished item?)")
 
 
-def _reference(folder: Path) -> Path | None:
-    for name in ("metrics.json", "config.yaml"):
-        path = folder / name
-        if not path.is_file():
-            continue
-        identity = _mapping(path).get("reference")
+def reference_id(folder: Path) -> str | None:
+    """The id of the run that this one is compared with, if it says one."""
+    for path in (folder / "metrics.json", folder / "config.yaml"):
+        identity = _mapping(path).get("reference") if path.is_file() else None
         if identity is None:
             continue
         if not is_identity(identity):
             raise EvaluationError(f"{path}: reference must be the id of a sibling run, got {identity!r}")
-        other = folder.resolve().parent / identity / "media"
-        if not other.is_dir():
-            raise EvaluationError(f"{path}: reference run {identity} must have a media folder, got none at {other}")
-        return other
+        return identity
     return None
+
+
+def _reference(folder: Path) -> Path | None:
+    identity = reference_id(folder)
+    if identity is None:
+        return None
+    other = folder.resolve().parent / identity / "media"
+    if not other.is_dir():
+        raise EvaluationError(f"{folder}: reference run {identity} must have a media folder, got none at {other}")
+    return other
 
 
 def _mapping(path: Path) -> dict[str, Any]:

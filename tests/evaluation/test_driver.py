@@ -177,6 +177,32 @@ def test_run_folders_and_their_comparison(tmp_path, capsys):
     refused([f"run={runs[1]}", "metrics=[psnr]"], capsys, "media/3", "recorded")
 
 
+def test_runs_of_other_items_or_references_are_not_compared(tmp_path, capsys):
+    """`00000` is a name: of another seed it is another item, and a PSNR to another reference another measure."""
+
+    def made(name: str, seed: int, title: str = "3", reference: str = "none-1", metric: str = "psnr") -> str:
+        (tmp_path / name / "values").mkdir(parents=True)
+        (tmp_path / name / "values" / f"{metric}.json").write_text('{"00000": 30.0, "00001": 31.0}')
+        rows = [json.dumps({"item": f"{i:05d}", "seed": seed + i, "title": title}) for i in range(2)]
+        (tmp_path / name / "items.jsonl").write_text("\n".join(rows) + "\n")
+        (tmp_path / name / "metrics.json").write_text(json.dumps({"reference": reference}))
+        return str(tmp_path / name)
+
+    base = made("base", 5)
+    assert main(["compare", f"baseline={base}", f"runs=[{made('near', 5)}]", "metrics=[psnr]"]) == 0
+    (tmp_path / "near" / "values" / "psnr.json").write_text('{"00000": null, "00001": 32.0}')
+    assert main(["compare", f"baseline={base}", f"runs=[{tmp_path / 'near'}]", "metrics=[psnr]"]) == 0
+    assert "psnr: 1 items are infinite in one of the runs and left out" in capsys.readouterr().out
+    for run, said in (
+        (made("seed", 6), "must have the items of base, whose 00000 has the seed 5, got 6"),
+        (made("title", 5, "4"), "whose 00000 has the title '3', got '4'"),
+        (made("steps", 5, reference="none-2"), "must be measured against the reference of base, none-1, got none-2"),
+    ):
+        refused(["compare", f"baseline={base}", f"runs=[{run}]", "metrics=[psnr]"], capsys, run, said)
+    alone, other = (made(name, 5, reference=name, metric="image_reward") for name in ("a", "b"))
+    assert main(["compare", f"baseline={alone}", f"runs=[{other}]", "metrics=[image_reward]"]) == 0
+
+
 def test_run_reference_must_be_a_sibling(tmp_path, capsys):
     make_run(tmp_path / "a", noise(2), "../../etc")
     refused([f"run={tmp_path / 'a'}", "metrics=[psnr]"], capsys, "reference", "sibling", "../../etc")
