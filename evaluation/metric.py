@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -20,7 +20,18 @@ from torch import Tensor
 from evaluation.errors import EvaluationError
 from evaluation.statistics import Bootstrap
 
-__all__ = ["Batch", "Context", "MediaItem", "ItemMetric", "Metric", "Scorer", "SetMetric", "heading_of", "summarise"]
+__all__ = [
+    "Batch",
+    "Context",
+    "ItemMetric",
+    "MediaItem",
+    "Metric",
+    "Scorer",
+    "SetMetric",
+    "heading_of",
+    "mean_of_frames",
+    "summarise",
+]
 
 DEFAULT = Bootstrap()
 Need = Literal["reference", "prompt"]
@@ -185,6 +196,12 @@ class SetMetric(Metric):
     @abstractmethod
     def compute(cls, members: list[SetMetric], context: Context) -> dict[str, dict[str, Any]]:
         """Results of all requested members of the family, by metric name."""
+
+
+def mean_of_frames(scores: Sequence[float]) -> float:
+    """Mean of a video over its frames; infinite ones (PSNR of equal frames) are left out, unless all are."""
+    finite = [score for score in scores if not math.isinf(score)]
+    return sum(finite) / len(finite) if finite else scores[0]
 
 
 def summarise(values: list[float], bootstrap: Bootstrap = DEFAULT) -> dict[str, Any]:

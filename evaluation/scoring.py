@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from evaluation import media_files, meshes
 from evaluation.errors import EvaluationError
-from evaluation.metric import Batch, Context, ItemMetric, MediaItem, Scorer
+from evaluation.metric import Batch, Context, ItemMetric, MediaItem, Scorer, mean_of_frames
 
 __all__ = ["iterate_scores", "read_frames", "score_items"]
 
@@ -72,7 +72,7 @@ def _score_video(metric: ItemMetric, scorer: Scorer, item: MediaItem, context: C
         part = slice(start, start + size)
         pair = (frames[part], None if reference is None else reference[part])
         scores += _call(metric, scorer, _make_batch([item], [pair], context.device))
-    return sum(scores) / len(scores)
+    return mean_of_frames(scores)
 
 
 def read_frames(path: Path) -> np.ndarray:

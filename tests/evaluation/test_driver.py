@@ -250,6 +250,21 @@ def test_weights_that_need_code_are_refused(tmp_path):
         load_state(tmp_path / "evil.pt")
 
 
+def test_one_equal_frame_does_not_make_a_video_equal(folders):
+    """Its PSNR is that of the other frames; the video would else be left out of the mean as equal to its reference."""
+    for folder, shift in zip(folders, (3, 0), strict=True):
+        folder.mkdir(exist_ok=True)
+        for path in folder.iterdir():
+            path.unlink()
+        frames = noise(4, 16) // 2
+        frames[1:] += np.uint8(shift)
+        np.save(folder / "clip.npy", frames)
+        np.save(folder / "same.npy", noise(4, 16))
+    found = evaluation.evaluate(*folders, metrics=["psnr"])["psnr"]
+    assert found["mean"] == pytest.approx(20 * np.log10(255 / 3), abs=1e-4)
+    assert (found["n"], found["infinite"]) == (1, 1)
+
+
 def test_videos_are_scored_by_frame(tmp_path):
     import imageio.v3 as iio
 

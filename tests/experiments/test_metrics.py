@@ -56,6 +56,15 @@ def test_equal_items_are_counted_and_not_averaged(evidence):
     assert RUN_METRICS["ssim"].value(same)["mean"] == pytest.approx(1)
 
 
+def test_one_equal_frame_does_not_make_a_video_equal(evidence, monkeypatch):
+    """Frames 0.1 apart have 20 dB; the equal one is left out, and the video stays in the mean."""
+    shift = torch.tensor([0.0, 0.1, 0.1])[:, None, None, None]
+    media = {evidence.media: torch.zeros(3, 3, 8, 8), evidence.reference: shift.expand(3, 3, 8, 8)}
+    monkeypatch.setattr(DigitsBackend, "load_media", lambda folder, item: media[folder])
+    found = RUN_METRICS["psnr"].value(evidence)
+    assert found["mean"] == pytest.approx(20) and found["n"] == 40 and "infinite" not in found
+
+
 def test_metrics_read_the_saved_floats_not_the_rounded_picture(evidence):
     item = evidence.items[3]
     image = digits()[0][3] / 2 + 0.5

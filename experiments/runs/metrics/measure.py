@@ -19,7 +19,7 @@ from torch import Tensor
 
 import evaluation
 from evaluation.fidelity import Psnr, Ssim, psnr, ssim
-from evaluation.metric import Metric, heading_of, summarise
+from evaluation.metric import Metric, heading_of, mean_of_frames, summarise
 from evaluation.statistics import Bootstrap
 from experiments.backends.base import Backend
 from experiments.config.run import Settings
@@ -76,7 +76,7 @@ def paired_metric(metric: type[Metric], score: Callable[[Tensor, Tensor], Tensor
             sample = evidence.backend.load_media(evidence.media, item)
             reference = evidence.backend.load_media(evidence.reference, item)
             frames = (1, *sample.shape) if sample.ndim == 3 else sample.shape
-            values.append(float(score(sample.reshape(frames), reference.reshape(frames)).mean()))
+            values.append(mean_of_frames(score(sample.reshape(frames), reference.reshape(frames)).tolist()))
         evidence.keep(metric.name, {item.name: value for item, value in zip(evidence.items, values, strict=True)})
         return summarise(values, evidence.bootstrap)
 
