@@ -10,7 +10,7 @@ from torch import Tensor
 from hicache.forecast.basis import Scalar
 from hicache.forecast.combine import combine, gated_sum
 from hicache.forecast.fused import kernel_for, triton_gated_sum
-from hicache.forecast.history import History
+from hicache.forecast.history import Elementwise, History
 from hicache.forecast.scale import SigmaSchedule
 from hicache.storage import bytes_of
 
@@ -78,10 +78,14 @@ class Forecaster:
 
     def commit(self, step: int, buffer: Tensor) -> None:
         """Take a filled buffer from `slot` as the anchor at `step`; copies to host memory are waited for here."""
-        if self._device is not None and self._device.type == "cuda" and buffer.device.type == "cpu":
-            torch.cuda.current_stream(self._device).synchronize()
+        self._await(buffer)
         self.history.push(step, buffer)
         self.sigma.observe(self.history, self.lead, self.channel)
+
+    def _await(self, frame: Tensor) -> None:
+        """Copies between a frame in host memory and the GPU are over: the host may read and write it."""
+        if self._device is not None and self._device.type == "cuda" and frame.device.type == "cpu":
+            torch.cuda.current_stream(self._device).synchronize()
 
     def observe(self, step: int, value: Tensor) -> None:
         """Record a copy of `value` as the anchor at `step` (steps must grow until `reset`)."""
@@ -99,6 +103,8 @@ class Forecaster:
             raise ValueError(f"step: nothing observed yet, cannot forecast step {step}")
         if step <= self.last_anchor:
             raise ValueError(f"step: must be later than the last anchor {self.last_anchor}, got {step}")
+        if isinstance(self.history, Elementwise):
+            self._await(self.history.newest)  # the host writes the forecast where the last one is copied from
         k = self.history.at(step) - self.history.at(self.last_anchor)
         found = self.history.coefficients(step, self.sigma.at(step, k, self.num_steps))
         return [self._own(w).to(self._device, non_blocking=True) if isinstance(w, Tensor) else w for w in found]

@@ -1,10 +1,11 @@
-"""Work for a GPU that is not the current one goes to that GPU."""
+"""Work for a GPU goes to the GPU of its tensors, and is waited for before the host changes what it reads."""
 
 import contextlib
 
 import pytest
 import torch
 
+import hicache
 from hicache.forecast import fused
 from hicache.generation_report import Stopwatch
 from hicache.operators import triton as operators
@@ -63,3 +64,20 @@ def test_a_stopwatch_marks_the_stream_of_its_device(monkeypatch):
     watch = Stopwatch(torch.device("cuda:1"))
     watch.stop()
     assert watch._started.on == watch._stopped.on == [torch.device("cuda:1")]
+
+
+@pytest.mark.parametrize(("name", "waits"), [("pade", 2), ("hicache", 0)])
+def test_a_forecast_in_host_memory_is_not_written_while_the_last_one_is_copied(name, waits, monkeypatch):
+    seen = []
+
+    class Stream:
+        def synchronize(self):
+            seen.append("waited")
+
+    made = hicache.method(name, history_place="cpu", warmup_steps=1).build_forecaster(lead=2)
+    for step in range(4):
+        made.observe(step, torch.full((1, 1, 2, 4), float(step)))
+    made._device = torch.device("cuda:0")  # as if the values had come from there
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    made.coefficients(4), made.coefficients(5)
+    assert len(seen) == waits
