@@ -47,6 +47,8 @@ class SlurmConfig(ClusterConfig):
     constraint: str | None = None
     gpus: str | None = "1"
     """Value of --gpus, such as 1 or a100:1; null asks for none and computes on the CPU."""
+    fake_gpus: bool = False
+    """Whether those are stand-ins without CUDA, as on a cluster for tests: the CPU computes."""
     cpus: int = 8
     memory: str = "64G"
     time: str = "24:00:00"

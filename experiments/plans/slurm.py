@@ -103,7 +103,8 @@ def render(template: str, plan: Plan, cluster: SlurmConfig, **values: Any) -> st
     """A script; every path is quoted."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
     options = [(word, getattr(cluster, key)) for key, word in OPTIONS.items() if getattr(cluster, key) is not None]
-    devices = "" if cluster.gpus is not None else " --devices cpu"
+    on_cpu = cluster.gpus is None or cluster.fake_gpus
+    devices = " --devices cpu" if on_cpu else " --devices 0"  # a job whose GPU does not work ends, and computes nothing
     logs = plan.folder / "logs"
     check(not re.search(r"\s", str(logs)), "results", "must have a path without spaces for Slurm", str(logs))
     quoted = {"root": ROOT, "plan": plan.folder, "python": sys.executable}
