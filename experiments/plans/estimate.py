@@ -1,6 +1,7 @@
 """What a plan will cost: full steps, FLOPs and cache bytes from shapes; hours where a run of the backend was timed.
 
-The timed runs are all un-cached ones of the results folder, whichever plan or command made them.
+The timed runs are all un-cached ones of the results folder, whichever plan or command made them, with the backend's
+size, dtype, attention and compilation.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 from experiments.backends.base import sampling_of
 from experiments.config.run import Settings
 from experiments.errors import ConfigError
+from experiments.files import read_config
 from experiments.plans.manifest import Plan
 from experiments.plans.status import State, state_of
 from experiments.runs.folder import read_metrics
@@ -100,19 +102,36 @@ def add_hours(found: Forecast, speeds: dict[str, float], settings: Settings, flo
 def speeds_of(plan: Plan) -> dict[str, float]:
     """FLOPs per second that un-cached runs of each backend reached here, generation as a whole."""
     own: dict[str, list[str]] = {}
+    kinds: dict[str, dict[str, Any]] = {}
     for row in plan.rows:
-        runs = own.setdefault(row.frozen["backend"]["name"], [])
+        name = row.frozen["backend"]["name"]
+        runs = own.setdefault(name, [])
+        kinds.setdefault(name, row.frozen["backend"])
         if row.reference is None:
             runs.append(row.run)
-    found = {backend: speed_of(plan.results / "runs", backend, runs) for backend, runs in own.items()}
+    found = {backend: speed_of(plan.results / "runs", kinds[backend], runs) for backend, runs in own.items()}
     return {backend: speed for backend, speed in found.items() if speed is not None}
 
 
-def speed_of(runs: Path, backend: str, first: list[str]) -> float | None:
-    """The speed of the first timed run: those of the plan, then the newest of all."""
-    others = [path for path in runs.glob(f"{backend}-none-*/metrics.json") if path.parent.name not in first]
+PACE = ("size", "dtype", "attention", "compile")
+"""What of a backend says how many FLOPs a second it makes on a device."""
+
+
+def is_like(backend: dict[str, Any], config: Path) -> bool:
+    """Whether a run's backend is as fast as another one."""
+    try:
+        theirs = read_config(config)["settings"]["backend"]
+    except (ConfigError, KeyError, TypeError):
+        return False
+    return isinstance(theirs, dict) and all(theirs.get(key) == backend.get(key) for key in PACE)
+
+
+def speed_of(runs: Path, backend: dict[str, Any], first: list[str]) -> float | None:
+    """The speed of the first timed run: those of the plan, then the newest of all that are as fast."""
+    others = [path for path in runs.glob(f"{backend['name']}-none-*/metrics.json") if path.parent.name not in first]
     others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in (*(runs / run / "metrics.json" for run in first), *others):
+    alike = (path for path in others if is_like(backend, path.with_name("config.yaml")))
+    for path in (*(runs / run / "metrics.json" for run in first), *alike):
         try:
             metrics = read_metrics(path)
         except ConfigError:

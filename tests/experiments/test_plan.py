@@ -12,7 +12,7 @@ from experiments.backends import ALIASES, PRESETS
 from experiments.config.compose import compose, compose_untyped, key, options, to_dataclass
 from experiments.errors import ConfigError
 from experiments.files import write_json
-from experiments.plans.estimate import speeds_of
+from experiments.plans.estimate import speed_of, speeds_of
 from experiments.plans.freeze import freeze_settings, restore_settings
 from experiments.plans.make import main, make_plan, sweeps
 from experiments.plans.manifest import Plan
@@ -108,10 +108,22 @@ def test_hours_come_from_a_timed_run_of_another_plan(small, capsys):
     run = plan.run(plan.rows[0])
     run.path.mkdir(parents=True)
     write_json(run.path / "metrics.json", {"latency": {"batch": 2, "median": 0.5}, "flops": {"total": 3e9}})
+    write_json(run.path / "config.yaml", {"settings": {"backend": plan.rows[0].frozen["backend"]}})
     later = planned(small, "method=hicache")
     assert speeds_of(later) == {"digits": 1.2e10}
     main([*small, "method=hicache"])
     assert re.search(r"^hours: \S+ on one device", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_a_run_of_another_size_says_nothing_about_hours(tmp_path):
+    """A tiny model on a CPU makes a ten-thousandth of the FLOPs a second of a true one on a GPU."""
+    backend = {"name": "flux", "size": "full", "dtype": "bf16", "attention": "sdpa", "compile": False}
+    made = tmp_path / "flux-none-1" / "metrics.json"
+    made.parent.mkdir()
+    made.write_text(json.dumps({"latency": {"median": 2.0, "batch": 1}, "flops": {"total": 6e12}}))
+    for theirs, speed in ((backend | {"guidance": 2.0}, 3e12), (backend | {"size": "tiny", "dtype": "fp32"}, None)):
+        (made.parent / "config.yaml").write_text(json.dumps({"settings": {"backend": theirs}}))
+        assert speed_of(tmp_path, backend, []) == speed
 
 
 def test_help_is_the_docstring(capsys):
