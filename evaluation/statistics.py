@@ -1,12 +1,13 @@
 """Uncertainty of a mean over items, and tests between methods that share their items.
 
-Interval: the percentile bootstrap over items (Efron & Tibshirani, "An Introduction to the Bootstrap", ch.
-13) with Hesterberg's expansion (The American Statistician 69(4), 2015, sec. 4.1): the tail probability
-``alpha/2`` becomes ``alpha' = Phi(-sqrt(n / (n - 1)) t_{1 - alpha/2, n - 1})``, which removes the
-narrowness of the plain percentile interval at small n. Test: Wilcoxon's signed-rank test on paired items,
-with Holm's step-down correction over methods (Scandinavian J. of Statistics 6, 1979): ``p_(i)`` is adjusted
-to ``max_{j <= i} min(1, (m - j + 1) p_(j))``. Several methods: Friedman's test first, so that all equal ones are
-called different in 5 % of the cases at most, then every method against the best (Demsar, JMLR 7, 2006).
+Interval: the percentile bootstrap over items (Efron & Tibshirani, "An Introduction to the Bootstrap", ch. 13) with
+Hesterberg's expansion (The American Statistician 69(4), 2015, sec. 4.1): the tail probability ``alpha/2`` becomes
+``alpha' = Phi(-sqrt(n / (n - 1)) t_{1 - alpha/2, n - 1})``, which removes the narrowness of the plain percentile
+interval at small n, down to 5: no resample has a mean beyond the items themselves, so that intervals of 2, 3 and 4
+items cover in 50, 75 and 87 % of cases at most. Test: Wilcoxon's signed-rank test on paired items, with Holm's
+step-down correction over methods (Scandinavian J. of Statistics 6, 1979): ``p_(i)`` is adjusted to ``max_{j <= i}
+min(1, (m - j + 1) p_(j))``. Several methods: Friedman's test first, so that all equal ones are called different in 5
+% of the cases at most, then every method against the best (Demsar, JMLR 7, 2006).
 """
 
 from __future__ import annotations
