@@ -104,6 +104,8 @@ class Knobs:
             raise ValueError(f"order: must be between 0 and {MAX_ORDER}, got {self.order}")
         if (self.policy == "mask") != (self.mask is not None):
             raise ValueError(f"mask: must be given exactly when policy is mask, got {self.mask}")
+        if not isinstance(self.mask, list | tuple | range | None):
+            raise ValueError(f"mask: must be a list of steps, got {self.mask!r}")
         if self.gate and not POLICIES[self.policy].gated:
             raise ValueError(f"gate: must be left open for policy {self.policy}, which has no warm-up, got True")
         if self.numerics == "reference" and self.history != "differences":
@@ -126,8 +128,7 @@ class Knobs:
         """A fresh sigma schedule."""
         schedule = SIGMA_SCHEDULES[self.sigma_schedule]
         known = [f.name for f in fields(schedule) if f.init and f.name != "sigma"]
-        for key in self.sigma_options:
-            lookup("sigma_options", key, known)
+        check_options("sigma_options", f"sigma_schedule {self.sigma_schedule}", self.sigma_options, known)
         return schedule(sigma=self.sigma, **self.sigma_options)
 
     def build_policy(self) -> Policy:

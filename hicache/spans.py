@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hicache.methods import CacheMethod
-from hicache.policy import Alternate
+from hicache.policy import Alternate, Policy, Stages
+from hicache.policy.scheduled import kind_of
 from hicache.tree import Site
 
-__all__ = ["check_mixing", "check_probe", "spans_of"]
+__all__ = ["check_mixing", "check_names", "check_probe", "spans_of"]
 
 
 def check_mixing(method: CacheMethod) -> None:
@@ -16,6 +19,10 @@ def check_mixing(method: CacheMethod) -> None:
         ValueError: naming the scope it needs.
     """
     policy, name = method.policy, type(method.policy).__name__
+    if isinstance(policy, Stages) and method.scope != "front_back":
+        raise ValueError(
+            f"scope: must be front_back for policy {name}, which turns to the other half, got {method.scope!r}"
+        )
     if policy.mixes and method.patch is None and method.scope != "modules":
         raise ValueError(f"scope: must be modules for policy {name}, got {method.scope!r}")
     if isinstance(policy, Alternate) and method.scope == "modules":
@@ -26,6 +33,20 @@ def check_mixing(method: CacheMethod) -> None:
         raise ValueError(f"patch: must cover a module that policy {name} decides about, got {method.knobs.patch!r}")
     if patch is not None and not policy.mixes and method.scope != "modules":
         raise ValueError(f"scope: must be modules for a patch with policy {name}, got {method.scope!r}")
+
+
+def check_names(policy: Policy, sites: Sequence[Site], kind: str) -> None:
+    """Refuse a policy that was told of modules which a model of class `kind` lacks.
+
+    Raises:
+        ValueError: naming the first of them.
+    """
+    kinds = dict.fromkeys(kind_of(site) for site in sites)
+    known = {*kinds, *(str(site) for site in sites)}
+    for name in policy.named():
+        if name not in known:
+            rule = f"{kind} has {', '.join(kinds)} in layers up to {max((site.layer for site in sites), default=0)}"
+            raise ValueError(f"policy_options: {rule}, got {name!r}")
 
 
 def check_probe(method: CacheMethod) -> None:

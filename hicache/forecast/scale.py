@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from hicache.checks import check_positive
 from hicache.forecast.basis import Scalar
 from hicache.forecast.history import History
 from hicache.forecast.pieces import pieces
@@ -32,8 +33,7 @@ class SigmaSchedule(ABC):
     sigma: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.sigma) and self.sigma > 0):
-            raise ValueError(f"sigma: must be a number > 0, got {self.sigma}")
+        check_positive("sigma", self.sigma)
 
     @abstractmethod
     def at(self, step: int, k: float, num_steps: int | None) -> Scalar:
@@ -78,8 +78,7 @@ class Linear(SigmaSchedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.sigma_end > 0:
-            raise ValueError(f"sigma_end: must be > 0, got {self.sigma_end}")
+        check_positive("sigma_end", self.sigma_end)
 
     def at(self, step: int, k: float, num_steps: int | None) -> Scalar:
         if num_steps is None:

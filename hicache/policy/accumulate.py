@@ -24,6 +24,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from hicache.checks import check_integer
 from hicache.policy.base import Clock, Policy
 from hicache.policy.magnitudes import LIMITS, MAGNITUDES, Limits
 from hicache.tree import Action
@@ -126,8 +127,8 @@ class MagCache(Policy):
     def __post_init__(self) -> None:
         if self.threshold is not None and not self.threshold >= 0:
             raise ValueError(f"threshold: must be a number >= 0, got {self.threshold}")
-        if self.max_skips is not None and self.max_skips < 0:
-            raise ValueError(f"max_skips: must be an integer >= 0, got {self.max_skips}")
+        if self.max_skips is not None:
+            check_integer("max_skips", self.max_skips, 0)
         if self.retention is not None and not 0 <= self.retention <= 1:
             raise ValueError(f"retention: must be between 0 and 1, got {self.retention}")
         check_numbers("curve", self.curve, MAGNITUDES)

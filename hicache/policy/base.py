@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -68,6 +69,10 @@ class Policy(ABC):
         """Whether the policy has a say in what happens to a module."""
         del site
         return True
+
+    def named(self) -> Sequence[str]:
+        """The modules that it was told of, or their kinds; the model must have them."""
+        return ()
 
     def site_action(self, clock: Clock, site: Site) -> Action:
         """What a module that is covered does at a MIXED step: COMPUTE, ESTIMATE, VERIFY or SKIP."""

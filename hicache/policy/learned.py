@@ -44,18 +44,24 @@ class LayerMask(Policy):
             raise ValueError("logits: must be given exactly when sites are")
         if any(len(row) != len(self.sites or ()) for row in self.logits or ()):
             raise ValueError(f"logits: must be {len(self.sites or ())} per pair of steps, one per site")
+        if not all(math.isfinite(logit) for row in self.logits or () for logit in row):
+            raise ValueError("logits: must be finite numbers")
 
     def keeps(self, pair: int, site: str) -> bool:
         """Whether the routed step of a pair computes a module."""
         if self.sites is None or self.logits is None:
             return self.threshold == 0
-        return 1 / (1 + math.exp(-self.logits[pair][self.sites.index(site)])) >= self.threshold
+        logit = self.logits[pair][self.sites.index(site)]
+        return (1 + math.tanh(logit / 2)) / 2 >= self.threshold
 
     def decide(self, clock: Clock) -> Action:
         pair = clock.step // 2
         if clock.step % 2 == 0 or (self.logits is not None and pair >= len(self.logits)):
             return Action.COMPUTE
         return Action.COMPUTE if all(self.keeps(pair, site) for site in self.sites or ("",)) else Action.MIXED
+
+    def named(self) -> Sequence[str]:
+        return self.sites or ()
 
     def covers(self, site: Site) -> bool:
         return self.sites is None or str(site) in self.sites

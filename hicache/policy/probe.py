@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from hicache.checks import check_integer
 from hicache.policy.base import Clock, Policy
 from hicache.tree import Action
 
@@ -48,8 +49,7 @@ class Probe(Policy):
         if math.isnan(self.threshold) or self.threshold < 0:
             raise ValueError(f"threshold: must be a number >= 0, got {self.threshold}")
         for key in ("max_continuous", "max_cached"):
-            if getattr(self, key) < -1:
-                raise ValueError(f"{key}: must be an integer >= -1, got {getattr(self, key)}")
+            check_integer(key, getattr(self, key), -1)
 
     def decide(self, clock: Clock) -> Action:
         near = clock.change is not None and clock.change < self.threshold

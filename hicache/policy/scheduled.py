@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from hicache.checks import check_integer
 from hicache.policy.base import Clock, Policy
 from hicache.tree import Action, Site
 
@@ -60,7 +61,11 @@ class KindSchedule(Policy):
     fused_from: int | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.table, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"table: must be kinds and their steps, got {self.table!r}")
         for kind, steps in self.table.items():
+            for step in steps:
+                check_integer(f"table: {kind}", step, 0)
             if not steps or steps[0] != 0 or any(b <= a for a, b in zip(steps, steps[1:], strict=False)):
                 raise ValueError(f"table: {kind} must have growing steps that start with 0, got {list(steps)}")
 
@@ -72,6 +77,9 @@ class KindSchedule(Policy):
     def steps(self, site: Site) -> Sequence[int] | None:
         """The steps that compute a module; None = all."""
         return self.table.get(str(site), self.table.get(kind_of(site)))
+
+    def named(self) -> Sequence[str]:
+        return tuple(self.table)
 
     def covers(self, site: Site) -> bool:
         inside = self.fused_from is not None and site.layer >= self.fused_from and site.module == "attn"

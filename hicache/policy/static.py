@@ -294,6 +294,8 @@ class Mask(Policy):
     steps: Sequence[int]
 
     def __post_init__(self) -> None:
+        for step in self.steps:
+            check_integer("mask", step, 0)
         if not self.steps or sorted(set(self.steps)) != list(self.steps) or self.steps[0] != 0:
             raise ValueError(f"mask: must be increasing steps that start with 0, got {list(self.steps)}")
 

@@ -19,7 +19,7 @@ from hicache.generation_report import PlanError
 from hicache.methods import CacheMethod
 from hicache.patch import Patch
 from hicache.policy import Policy
-from hicache.spans import check_mixing, check_probe, spans_of
+from hicache.spans import check_mixing, check_names, check_probe, spans_of
 from hicache.tree import Site
 
 __all__ = ["Anchor", "Observers", "Setup", "tracked"]
@@ -134,6 +134,7 @@ class Setup:
         self.spans = spans_of(method, len(adapter.blocks()))
         check_probe(method)
         check_mixing(method)
+        check_names(method.policy, [module.site for module in adapter.modules()], type(adapter.model).__name__)
         if method.patch is not None and not adapter.patchable:
             raise ValueError(f"method: must not patch tokens of {type(adapter.model).__name__}, got {method.name!r}")
         self.adapter = adapter

@@ -22,7 +22,7 @@ from hicache.generic.layout import Layout
 from hicache.generic.leaves import flatten
 from hicache.methods import CacheMethod
 from hicache.proof import agreed, in_all_processes
-from hicache.spans import check_probe
+from hicache.spans import check_mixing, check_probe
 from hicache.tree import Action
 
 __all__ = ["TappedSteps", "channel_of"]
@@ -46,6 +46,7 @@ class TappedSteps:
     def __init__(self, model: nn.Module, method: CacheMethod) -> None:
         knobs = method.knobs
         span = {"front": knobs.front, "back": knobs.back} if method.scope == "span" else {}
+        check_mixing(method)
         if method.policy.probe:
             check_probe(method)
             span["front"] += leading(model)

@@ -22,6 +22,7 @@ from hicache.generic.layout import hollow, outline
 from hicache.generic.modules_tap import FEED_FORWARD, ModulesTap
 from hicache.generic.stubs import Run, stubbed, uncompiled
 from hicache.methods import CacheMethod
+from hicache.spans import check_mixing, check_names
 from hicache.tree import Action, Site
 
 __all__ = ["TappedModules", "site_of"]
@@ -46,8 +47,11 @@ class TappedModules:
 
     def __init__(self, model: nn.Module, method: CacheMethod) -> None:
         kind = type(model).__name__
-        if method.patch is not None or method.scope != "modules":
+        check_mixing(method)
+        if method.patch is not None:
             raise ValueError(f"method: {method.name} recomputes rows of tokens, for which {kind} has no adapter")
+        if method.policy.whole_block:
+            raise ValueError(f"compare: must be modules for {kind}, which has no adapter, got 'hidden'")
         self.method, self.blocks = method, flat_blocks(model)
         self.modules: list[nn.Module] = []
         self.sites: list[Site] = []
@@ -60,6 +64,7 @@ class TappedModules:
                 self.feeds.append(feeds)
         if not self.modules:
             raise ValueError(f"scope: {kind} has no attention or feed-forward modules in blocks, got 'modules'")
+        check_names(method.policy, self.sites, kind)
 
     @property
     def num_blocks(self) -> int:

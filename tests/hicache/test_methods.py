@@ -26,7 +26,10 @@ BAD = [
         {"sigma_schedule": "adaptive", "sigma_options": {"alfa": 1}},
         "sigma_options: .*did you mean 'alpha'",
     ),
+    ("hicache", {"sigma_options": {"alpha": 1}}, "sigma_options: sigma_schedule constant has none, got 'alpha'"),
+    ("hicache", {"sigma_options": 5}, "sigma_options: must be names and values, got 5"),
     ("hicache", {"policy": "mask"}, "mask: must be given exactly when policy is mask"),
+    ("hicache", {"policy": "mask", "mask": 5}, "mask: must be a list of steps, got 5"),
     ("hicache", {"numerics": "reference"}, "history: must be differences"),
     ("newton", {"history": "differences"}, "history: newton has no ladder"),
 ]

@@ -4,9 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 import hicache
 from hicache.adapters import adapter_for
+from hicache.policy.learned import LayerMask
 from hicache.policy.scheduled import KindSchedule, greedy, kind_of
 from tests.hicache.models import build, denoise, inputs
 
@@ -130,3 +132,57 @@ def test_a_table_of_single_modules():
 def test_errors_name_key_rule_and_value(steps):
     with pytest.raises(ValueError, match=r"table: attn.img must have growing steps that start with 0, got \["):
         KindSchedule(table={"attn.img": steps})
+
+
+UNKNOWN = {
+    "smoothcache": {"table": {"attn.img": [0, 2], "atn.img": [0, 2]}},
+    "l2c": {"sites": ["0.attn.img", "9.attn.img"], "logits": [[-9.0, -9.0]]},
+}
+
+
+@pytest.mark.parametrize("adapted", [True, False])
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_modules_that_a_model_lacks_are_refused(name, adapted):
+    model, said = (
+        (build("dit") if adapted else Own()),
+        r"policy_options: \w+ has attn.img, mlp.img .*, got '(atn|9.attn)",
+    )
+    with pytest.raises(ValueError, match=said):
+        hicache.enable(model, hicache.method(name, policy_options=UNKNOWN[name]))
+
+
+def test_a_router_may_be_as_sure_as_it_likes():
+    policy = LayerMask(sites=["a", "b"], logits=[[-2000.0, 2000.0]])
+    assert (policy.keeps(0, "a"), policy.keeps(0, "b")) == (False, True)
+
+
+class Own(nn.Module):
+    """Nobody has declared anything of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.TransformerEncoderLayer(8, 2, 8) for _ in range(2)])
+        for block in self.blocks:
+            block.attn, block.ff = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x, timestep):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+WRONG = [
+    ("custom", {"policy": "stages", "scope": "stack"}, "scope: must be front_back for policy Stages"),
+    ("delta_dit", {"scope": "span"}, "scope: must be front_back for policy Stages"),
+    ("pab", {"scope": "stack"}, "scope: must be modules for policy Broadcast, got 'stack'"),
+    ("speca", {"policy_options": {"compare": "hidden"}}, "compare: must be modules for Own, which has no adapter"),
+]
+
+
+@pytest.mark.parametrize(("name", "knobs", "said"), WRONG)
+def test_what_a_policy_cannot_do_at_a_scope_is_refused(name, knobs, said):
+    with pytest.raises(ValueError, match=said):
+        hicache.enable(Own(), hicache.method(name, **knobs))
+    if name != "speca":
+        with pytest.raises(ValueError, match=said):
+            hicache.enable(build("dit"), hicache.method(name, **knobs))
