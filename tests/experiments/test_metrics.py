@@ -130,6 +130,22 @@ def test_the_jackknife_of_a_mean_is_its_standard_error(evidence):
     assert found["low"] * found["high"] == pytest.approx(found["mean"] ** 2), "as far down as up, in ratio"
 
 
+@pytest.mark.parametrize("kinds", [torch.arange(400) % 10, torch.arange(400) // 40])
+def test_the_jackknife_does_not_leave_out_a_kind_of_items(evidence, kinds):
+    """Ten kinds that take turns, as the classes of the digits, or that come one after the other, in like numbers: the
+    mean varies as the items of a kind do, however far the kinds are apart."""
+    noise = torch.randn(400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = over_set(lambda x: float(x.mean()), 100 + 10 * kinds + noise, evidence.bootstrap)
+    assert (found["high"] - found["low"]) / 2 == pytest.approx(1.96 / math.sqrt(400), rel=0.6)
+
+
+def test_an_interval_of_a_set_with_groups_of_one_kind_is_made_again(evidence):
+    old = {"mean": 2.0, "low": 1.0, "high": 3.0, "n": 40, "level": 0.95, "resamples": 2000, "seed": 0}
+    settings = asked(evidence, "digits_fid").settings
+    assert not has_metrics(settings, {"digits_fid": old})
+    assert has_metrics(settings, {"digits_fid": {**old, "groups": "mixed"}})
+
+
 def test_an_interval_of_a_distance_is_never_negative(evidence):
     values = torch.randn(200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found = over_set(lambda x: float(x.mean() ** 2), values, evidence.bootstrap)

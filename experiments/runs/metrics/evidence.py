@@ -18,6 +18,7 @@ from experiments.files import write_json
 from experiments.runs.folder import read_values
 
 __all__ = [
+    "MIXED",
     "Evidence",
     "Summary",
     "finite_or_none",
@@ -28,6 +29,9 @@ __all__ = [
 
 
 GROUPS = 10
+
+MIXED = "mixed"
+"""What a summary says of its groups; those of older ones had all items of one class of digits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +84,8 @@ def over_set(statistic: Callable[[Tensor], float], samples: Tensor, bootstrap: B
 
         SE^2 = (G-1)/G sum_g (log theta_g - mean log theta)^2,     interval = theta exp(-+ z SE)
 
+    Item i is in group (i + i // G) mod G, so that groups are alike where kinds of items take turns (as the classes of
+    digits, as many as groups) and where they come one after the other: leaving out a whole kind is no chance.
     The logarithm keeps the interval of a distance above 0. The bootstrap is not used here: resampling repeats items,
     which lowers the rank of the covariance and biases Frechet distances upwards by more than their uncertainty. The
     distance's own bias at few samples is not in the interval: it is nearly the same for all methods of one table.
@@ -96,12 +102,14 @@ def over_set(statistic: Callable[[Tensor], float], samples: Tensor, bootstrap: B
     value = max(statistic(samples), 0.0)
     summary: Summary = {"mean": value, "low": None, "high": None, "n": n}
     if n >= 2 * GROUPS:
-        group = torch.arange(n) % GROUPS
+        place = torch.arange(n)
+        group = (place + place // GROUPS) % GROUPS
         left_out = torch.tensor([statistic(samples[group != g]) for g in range(GROUPS)], dtype=torch.float64)
         logs = left_out.clamp(min=torch.finfo(left_out.dtype).tiny).log()
         error = math.sqrt((GROUPS - 1) * float(logs.var(correction=0)))
         reach = error * float(torch.special.ndtri(torch.tensor(0.5 + bootstrap.level / 2, dtype=torch.float64)))
         summary |= {"low": value * math.exp(-reach), "high": value * math.exp(reach) if value else 0.0}
+        summary["groups"] = MIXED
     return summary
 
 

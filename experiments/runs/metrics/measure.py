@@ -25,7 +25,7 @@ from experiments.backends.base import Backend
 from experiments.config.run import Settings
 from experiments.errors import check, choose
 from experiments.runs.metrics.audio import log_spectral_distance, signal_to_noise
-from experiments.runs.metrics.evidence import Evidence, Summary
+from experiments.runs.metrics.evidence import MIXED, Evidence, Summary
 from experiments.runs.metrics.quality import assess, check_quality, is_paired
 
 __all__ = [
@@ -57,6 +57,8 @@ class RunMetric:
     """That it reads."""
     paired: bool = False
     """Whether each item is compared with the same item of the un-cached reference."""
+    whole: bool = False
+    """Whether it is a statistic of all items together, with no value per item."""
     backends: tuple[str, ...] = ()
     """The backends that it fits; empty = all."""
 
@@ -101,7 +103,7 @@ def of_audio(
     return RunMetric(name=name, title=title, better=better, value=value, paired=True, media=only, unit=unit)
 
 
-def on_digits(name: str, title: str, better: Literal["higher", "lower"], decimals: int = 2) -> RunMetric:
+def on_digits(name: str, title: str, better: Literal["higher", "lower"], **options: Any) -> RunMetric:
     """A metric of `experiments.runs.metrics.digits_metrics`, imported on use because it loads a classifier."""
 
     def value(evidence: Evidence) -> Summary:
@@ -109,7 +111,7 @@ def on_digits(name: str, title: str, better: Literal["higher", "lower"], decimal
 
         return getattr(digits_metrics, name)(evidence)
 
-    return RunMetric(name=name, title=title, better=better, decimals=decimals, value=value, backends=("digits",))
+    return RunMetric(name=name, title=title, better=better, value=value, backends=("digits",), **options)
 
 
 def on_emoji(name: str, title: str, better: Literal["higher", "lower"] = "higher", **options: Any) -> RunMetric:
@@ -130,9 +132,9 @@ RUN_METRICS: dict[str, RunMetric] = {
         paired_metric(Ssim, ssim),
         of_audio("snr", "SNR", "higher", signal_to_noise, unit="dB"),
         of_audio("log_spectral", "log-spectral distance", "lower", log_spectral_distance, unit="dB"),
-        on_digits("digits_fid", "digits-FID", "lower"),
-        on_digits("digits_sfid", "digits-sFID", "lower"),
-        on_digits("digits_is", "digits-IS", "higher"),
+        on_digits("digits_fid", "digits-FID", "lower", whole=True),
+        on_digits("digits_sfid", "digits-sFID", "lower", whole=True),
+        on_digits("digits_is", "digits-IS", "higher", whole=True),
         on_digits("class_accuracy", "class accuracy", "higher", decimals=3),
         on_emoji("emoji_distance", "emoji-judge distance", "lower", paired=True, decimals=3),
         on_emoji("emoji_alignment", "emoji-judge alignment"),
@@ -140,7 +142,7 @@ RUN_METRICS: dict[str, RunMetric] = {
         on_emoji("emoji_colour", "colour", decimals=3),
         on_emoji("emoji_count", "count", decimals=3),
         on_emoji("emoji_style", "style", decimals=3),
-        on_emoji("emoji_frechet", "emoji-judge Fréchet", "lower"),
+        on_emoji("emoji_frechet", "emoji-judge Fréchet", "lower", whole=True),
     )
 }
 
@@ -187,16 +189,18 @@ UNSAID = Bootstrap(level=0.95, resamples=2000, seed=0)
 """How the intervals were made that do not say so: by the defaults, when only these were stored."""
 
 
-def is_current(summary: object, bootstrap: Bootstrap) -> bool:
+def is_current(name: str, summary: object, bootstrap: Bootstrap) -> bool:
     """Whether a metric was measured, and its interval, if it has one, made as is asked for now."""
     if not isinstance(summary, dict):
         return False
+    if name in RUN_METRICS and RUN_METRICS[name].whole and summary.get("low") is not None:
+        return summary.get("groups") == MIXED and summary.get("level") == bootstrap.level
     return summary.get("low") is None or {**asdict(UNSAID), **summary}.items() >= asdict(bootstrap).items()
 
 
 def has_metrics(settings: Settings, metrics: dict[str, Any]) -> bool:
     """Whether `metrics` has all that is requested of a run, with intervals as they are requested."""
-    return all(is_current(metrics.get(name), settings.metrics.bootstrap) for name in applicable(settings))
+    return all(is_current(name, metrics.get(name), settings.metrics.bootstrap) for name in applicable(settings))
 
 
 def compute(evidence: Evidence, known: dict[str, Any]) -> dict[str, Summary]:
@@ -207,7 +211,7 @@ def compute(evidence: Evidence, known: dict[str, Any]) -> dict[str, Summary]:
 
 def summary_of(name: str, evidence: Evidence, known: Any) -> Summary:
     """A metric; what is known of it is kept, and only its interval made again where that was made otherwise."""
-    if is_current(known, evidence.bootstrap):
+    if is_current(name, known, evidence.bootstrap):
         return known
     values = None if known is None else evidence.kept(name)
     summary = value_of(name, evidence) if values is None else summarise(values, evidence.bootstrap)
