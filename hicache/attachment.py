@@ -17,8 +17,8 @@ from typing import Any
 from torch import nn
 
 from hicache.executor import Executor
+from hicache.generation_report import PlanError
 from hicache.proof import sharing
-from hicache.session import failing
 from hicache.typed import never_compiled, own_call
 
 __all__ = ["Dispatcher", "dispatcher_of", "is_compiled", "unwrapped"]
@@ -103,25 +103,34 @@ class Dispatcher:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         own = self.before or own_call(self.model)
         check_shared(self.model, self.executor)
-        with self.executor.lock, failing(self.executor.session):
-            self.owner.prepare()
-            if self.whole:
-                return self.executor.call(own, args, kwargs)
-            slots, name = innermost(self.model)
-            had, forward = name in slots, slots.get(name) or self.model.forward
-
-            def run(*args: Any, **kwargs: Any) -> Any:
-                return self.executor.call(forward, args, kwargs)
-
-            slots[name] = run
+        with self.executor.lock:
             try:
-                return own(*args, **kwargs)
-            finally:
-                if slots.get(name) is run:
-                    if had:
-                        slots[name] = forward
-                    else:
-                        del slots[name]
+                return self._call(own, args, kwargs)
+            except PlanError:
+                raise
+            except BaseException:
+                self.executor.session().failed = True
+                raise
+
+    def _call(self, own: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.owner.prepare()
+        if self.whole:
+            return self.executor.call(own, args, kwargs)
+        slots, name = innermost(self.model)
+        had, forward = name in slots, slots.get(name) or self.model.forward
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return self.executor.call(forward, args, kwargs)
+
+        slots[name] = run
+        try:
+            return own(*args, **kwargs)
+        finally:
+            if slots.get(name) is run:
+                if had:
+                    slots[name] = forward
+                else:
+                    del slots[name]
 
 
 def check_shared(model: nn.Module, executor: Executor) -> None:

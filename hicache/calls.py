@@ -15,6 +15,10 @@ __all__ = ["binder", "device_of", "signature_of", "timestep_of"]
 TIMESTEPS = ("timestep", "timesteps", "time_step", "step", "t", "time", "sigma", "noise_level", "noise_labels")
 """What models call the argument that says how noisy their input is."""
 
+UNSIGNED = frozenset(TIMESTEPS)
+PLAIN = (bool, int, str, type(None))
+"""Types of flags, names and whole numbers."""
+
 
 def binder(model: nn.Module) -> Callable[[tuple[Any, ...], dict[str, Any]], dict[str, Any]]:
     """What gives the arguments of a call of `model` by name, in the order of its signature, defaults filled in."""
@@ -55,13 +59,13 @@ def signature_of(call: Mapping[str, Any]) -> tuple[Any, ...]:
     """
     found: list[Any] = []
     for name, value in call.items():
-        if name in TIMESTEPS or name.startswith("_"):
+        if name in UNSIGNED or name[0] == "_":
             continue
-        if isinstance(value, Tensor):
-            found.append((name, value.shape, value.dtype))
-        elif value is None or isinstance(value, bool | int | str):
+        if isinstance(value, PLAIN):
             found.append((name, value))
-        elif isinstance(value, dict | list | tuple):
+        elif isinstance(value, Tensor):
+            found.append((name, value.shape, value.dtype))
+        elif isinstance(value, (dict, list, tuple)):
             leaves, spec = tree_flatten(value)
             kinds = ((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves if is_kept(leaf))
             found.append((name, str(spec), *kinds))

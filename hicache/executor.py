@@ -373,8 +373,10 @@ class Executor:
 
     def _check_reach(self, branch: Branch, call: Call) -> None:
         """Leave the fused path where an argument reaches into the blocks."""
-        reason = "" if self.adapter is None or not branch.fused else self.adapter.reaches(call)
-        if reason and self.method.scope != "output":
+        if self.adapter is None or not branch.fused or self.method.scope == "output":
+            return
+        reason = self.adapter.reaches(call)
+        if reason:
             branch.fused, branch.proven, branch.why = False, True, reason
 
     def _prove(self, branch: Branch, call: Call, result: Any, own: Callable[[], Any]) -> None:

@@ -191,7 +191,8 @@ class Generation:
             (report.mixed_times if mixed else report.estimated_times).append(watch)
             if first:
                 (report.mixed_steps if mixed else report.estimated_steps).append(clock.step)
-                report.fell_back(clock.step, branch.memory.instead())
+                if branch.memory.fits:
+                    report.fell_back(clock.step, branch.memory.instead())
         report.kernel = branch.forecaster.kernel or branch.memory.frames.kernel
         if action is not Action.ESTIMATE or (branch.memory.fits and clock.step == clock.anchors[-1] + 1):
             report.cache_bytes = self.bytes

@@ -15,8 +15,6 @@ announced begins a new generation where its timestep turns back, whichever direc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -27,7 +25,7 @@ from hicache.clock import SamplerClock
 from hicache.generation import Generation
 from hicache.generation_report import PlanError
 
-__all__ = ["Place", "Session", "failing"]
+__all__ = ["Place", "Session"]
 
 ADVICE = (
     "name the branches of two-call guidance with `with handle.branch(name)`, or call handle.begin(num_steps) before "
@@ -131,18 +129,6 @@ class Session:
         past.last, past.calls = now, past.calls + 1
         past.direction = past.direction or turn
         return Place(name, None)
-
-
-@contextmanager
-def failing(session: Callable[[], Session]) -> Generator[None]:
-    """A call of a loop, whose session is told if an error other than a `PlanError` leaves it."""
-    try:
-        yield
-    except PlanError:
-        raise
-    except BaseException:
-        session().failed = True
-        raise
 
 
 def middle(timestep: Tensor | float) -> float:

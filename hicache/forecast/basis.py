@@ -108,12 +108,22 @@ class LadderBasis(Basis):
         self, times: Sequence[float], target: float, order: int, sigma: Scalar = 1.0, gram: Tensor | None = None
     ) -> list[Scalar]:
         del gram
-        rows = ladder(tuple(times), order)
-        factors = self.coefficients(target - times[-1], len(rows) - 1, sigma)
-        return [
-            sum((c * row[j] for c, row in zip(factors, rows, strict=True) if row[j] != 0.0), 0.0)
-            for j in range(len(times))
-        ]
+        if isinstance(sigma, Tensor):
+            return expanded(self, tuple(times), target, order, sigma)
+        return list(remembered(self, tuple(times), target, order, sigma))
+
+
+def expanded(basis: LadderBasis, times: tuple[float, ...], target: float, order: int, sigma: Scalar) -> list[Scalar]:
+    """The weights of the anchors: factors of the differences, by what these are made of."""
+    rows = ladder(times, order)
+    factors = basis.coefficients(target - times[-1], len(rows) - 1, sigma)
+    return [
+        sum((c * row[j] for c, row in zip(factors, rows, strict=True) if row[j] != 0.0), 0.0) for j in range(len(times))
+    ]
+
+
+remembered = functools.lru_cache(maxsize=4096)(expanded)
+"""Every generation asks for the same weights, of every branch."""
 
 
 class Reuse(LadderBasis):

@@ -46,10 +46,14 @@ def combine(
             total = value * factor if total is None else total.addcmul_(value, factor)
         elif weight != 0.0:
             value = tensor if tensor.device == device else tensor.to(device, non_blocking=True)
-            total = value.to(wide) * weight if total is None else total.add_(value, alpha=weight)
+            if total is None:
+                total = (value if value.dtype == wide else value.to(wide)) * weight
+            else:
+                total.add_(value, alpha=weight)
     if total is None:
         total = torch.zeros_like(tensors[0], dtype=wide, device=device)
-    return total.to(dtype or tensors[0].dtype)
+    dtype = dtype or tensors[0].dtype
+    return total if dtype == wide else total.to(dtype)
 
 
 def gated_sum(base: Tensor, gates: Tensor, weights: Sequence[float | Tensor], frames: Sequence[Tensor]) -> Tensor:

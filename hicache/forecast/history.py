@@ -66,7 +66,7 @@ class History(ABC):
     @property
     def moments(self) -> list[float]:
         """The times of the anchors."""
-        return [self.at(step) for step in self.times]
+        return [*self.times] if self.clock is None else [self.clock[step] for step in self.times]
 
     def gated(self, step: int) -> bool:
         """Whether an anchor at `step` is still before the ladder starts."""

@@ -32,13 +32,18 @@ class EstimatedStep:
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
 
-    @torch.no_grad()
     def run(self, branch: Branch, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The estimated result.
+        """The estimated result, which has no gradient.
 
         Raises:
             PlanError: if nothing was computed before.
         """
+        if not torch.is_grad_enabled():
+            return self._estimate(branch, call, args, kwargs)
+        with torch.no_grad():
+            return self._estimate(branch, call, args, kwargs)
+
+    def _estimate(self, branch: Branch, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         setup, adapter, step, forecaster = self.setup, self.setup.adapter, branch.clock.step, branch.forecaster
         if not (branch.histories if setup.by_module else forecaster).ready:
             raise PlanError(f"branch {branch.clock.branch!r}: step {step} is to be estimated before any full step")
