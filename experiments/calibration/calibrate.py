@@ -111,11 +111,11 @@ class Calibration:
     finals: Tensor = dataclasses.field(default_factory=lambda: torch.empty(0))
 
 
-def measure(settings: Settings, options: Options, backend: Backend) -> Calibration:
-    """Trajectories of the calibration items, reduced."""
+def measure(settings: Settings, options: Options, backend: Backend, items: list[Item] | None = None) -> Calibration:
+    """Trajectories of the calibration items, reduced; of all that `options` name, or of these."""
     scope = settings.scope
     check(scope in SCOPES, "scope", f"must be one of {', '.join(SCOPES)} to be calibrated", scope)
-    sampling, items = sampling_of(settings), calibration_items(settings, options)
+    sampling, items = sampling_of(settings), items or calibration_items(settings, options)
     sites: dict[str, Tensor] = {}
     gains: Gains | None = None
     clocks: dict[str, list[float]] = {}

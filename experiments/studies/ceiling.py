@@ -5,13 +5,13 @@
 
 On unseen items, against their un-cached results: every published forecaster at the best of its settings on these items
 (`experiments.studies.contest`), solvers with as few steps, the calibrated plan (stored full steps, or searched here),
-the same with weights refined through the whole sampler (as stored, or here), at 8 full steps the plan of one
-calibration item (with its own full steps, then with those of the plan) and refined ones of other calibration seeds, and
-the fitted multistep solver (`experiments.calibration.solver`) with as many calls. Gains are over the best published
-method at as many full steps, paired item by item. Lines of other backends and budgets in `results/embedded/ceiling.csv`
-are kept, and every budget is written when it is done. With `anew="tail 1"` only settings with these words in them
-compete, and with them what was stored as the best of every method: for schedules that came to the library after the
-table.
+the same with weights refined through the whole sampler (as stored, or here), at 8 full steps plans of one calibration
+item (the mean of eight, with their own full steps, then with those of the plan) and refined ones of other calibration
+seeds, and the fitted multistep solver (`experiments.calibration.solver`) with as many calls. Gains are over the best
+published method at as many full steps, paired item by item. Lines of other backends and budgets in
+`results/embedded/ceiling.csv` are kept, and every budget is written when it is done. With `anew="tail 1"` only settings
+with these words in them compete, and with them what was stored as the best of every method: for schedules that came to
+the library after the table.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import hicache
 from evaluation.fidelity import psnr
 from evaluation.statistics import bootstrap_mean
 from experiments.artefacts.plans import load_plan, path_of
+from experiments.backends.base import Item
 from experiments.calibration.calibrate import Calibration, make_plan, measure
 from experiments.calibration.newton_refinement import Outside, refine_rows, split
 from experiments.calibration.options import Options
@@ -65,7 +66,9 @@ OURS = (PLAN, ONE, NEWTON, CEILING)
 GIVEN = "full steps of the plan"
 DASHED = {CEILING: "--", PLAN: ":"}
 SPARSE = 8
-"""The budget at which the plan of one item and those of other seeds are made."""
+"""The budget at which the plans of one item and those of other seeds are made."""
+SINGLES = 8
+"""Calibration items that have a plan each, of which the line of one item is the mean."""
 MEMORY = 4
 PATH = FOLDER / "ceiling"
 NOTE = (
@@ -194,12 +197,7 @@ def study(
             values = score_solver(bench, Solver(loop=unseen, plan=refined, memory=MEMORY), by)
             table.add(Winner(title=CEILING, setting="", values=values), budget, seconds)
         if budget == SPARSE:
-            begun, single = clock(), dataclasses.replace(options, items=1)
-            item = measure(settings, single, bench.backend)
-            table.plan(ONE, make_plan(settings, single, item, budget, bench.backend), clock() - begun)
-            begun, full = clock(), "+".join(map(str, start.full_steps))
-            known = dataclasses.replace(single, full_steps=full, refine="loop")
-            table.plan(ONE, make_plan(settings, known, item, budget, bench.backend), clock() - begun, GIVEN)
+            add_singles(table, found.items[:SINGLES], options, start)
             for seed in seeds:
                 begun, other = clock(), dataclasses.replace(options, calibration_seed=seed, refine="search")
                 again = measure(settings, other, bench.backend)
@@ -207,6 +205,20 @@ def study(
                 refined = refine_weights(again, close_loop(again, plan))
                 table.plan(NEWTON, refined, clock() - begun, f"calibration seed {seed}")
         table.write()
+
+
+def add_singles(table: CeilingTable, items: Sequence[Item], options: Options, start: CalibratedPlan) -> None:
+    """The lines of plans of one calibration item: means over plans that see one of these items each."""
+    bench, single = table.bench, dataclasses.replace(options, items=1)
+    measured = [measure(bench.settings, single, bench.backend, [item]) for item in items]
+    known = dataclasses.replace(single, full_steps="+".join(map(str, start.full_steps)), refine="loop")
+    budget, clock = len(start.full_steps), time.process_time
+    for setting, choices in (("", single), (GIVEN, known)):
+        begun = clock()
+        plans = [make_plan(bench.settings, choices, found, budget, bench.backend) for found in measured]
+        seconds = (clock() - begun) / len(plans)
+        values = torch.stack([bench.decibels(hicache.method("calibrated", **plan.knobs())) for plan in plans]).mean(0)
+        table.add(Winner(title=ONE, setting=setting, values=values), budget, seconds)
 
 
 def refine_weights(found: Calibration, start: CalibratedPlan) -> CalibratedPlan:
