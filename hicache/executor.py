@@ -373,10 +373,8 @@ class Executor:
 
     def _check_reach(self, branch: Branch, call: Call) -> None:
         """Leave the fused path where an argument reaches into the blocks."""
-        if self.adapter is None or not branch.fused or self.method.scope == "output":
-            return
-        reason = self.adapter.reaches(call)
-        if reason:
+        inside = self.adapter is not None and branch.fused and self.method.scope != "output"
+        if inside and (reason := self.adapter.reaches(call)):
             branch.fused, branch.proven, branch.why = False, True, reason
 
     def _prove(self, branch: Branch, call: Call, result: Any, own: Callable[[], Any]) -> None:
