@@ -373,8 +373,8 @@ class Executor:
 
     def _check_reach(self, branch: Branch, call: Call) -> None:
         """Leave the fused path where an argument reaches into the blocks."""
-        inside = self.adapter is not None and branch.fused and self.method.scope != "output"
-        if inside and (reason := self.adapter.reaches(call)):
+        adapter = self.adapter if branch.fused and self.method.scope != "output" else None
+        if adapter is not None and (reason := adapter.reaches(call)):
             branch.fused, branch.proven, branch.why = False, True, reason
 
     def _prove(self, branch: Branch, call: Call, result: Any, own: Callable[[], Any]) -> None:
