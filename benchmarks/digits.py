@@ -34,7 +34,7 @@ def pipeline() -> PixelDiTPipeline:
     """The shipped model in float32."""
     from diffusers import DiTTransformer2DModel
 
-    model: Any = DiTTransformer2DModel.from_pretrained(WEIGHTS_FOLDER / "transformer", torch_dtype=torch.float32)
+    model: Any = DiTTransformer2DModel.from_pretrained(WEIGHTS_FOLDER / "transformer", dtype=torch.float32)
     pipe = PixelDiTPipeline(model.eval().requires_grad_(False), scheduler("ddim"))
     pipe.set_progress_bar_config(disable=True)
     return pipe

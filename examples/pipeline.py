@@ -20,7 +20,7 @@ def load(model: str | None) -> DiffusionPipeline:
     """A pipeline from a folder or the hub; a tiny random FLUX if none is named."""
     if model is not None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return DiffusionPipeline.from_pretrained(model, torch_dtype=torch.bfloat16).to(device)
+        return DiffusionPipeline.from_pretrained(model, dtype=torch.bfloat16).to(device)
     sys.path.insert(0, str(Path(__file__).parents[1]))  # the experiments beside this folder
     from experiments.backends.tiny.flux import build
 

@@ -77,6 +77,10 @@ class DiffusersBackend(PromptedBackend):
             cls.described(config)
 
     @classmethod
+    def check_weights(cls, config: Any, folder: Path) -> None:
+        """Which pipeline a folder is given to is the user's choice."""
+
+    @classmethod
     def described(cls, config: BackendConfig) -> Any:
         """The pipeline's denoisers on the meta device, which tell what methods the pipeline takes.
 

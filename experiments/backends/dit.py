@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from diffusers import AutoencoderKL
@@ -19,6 +20,7 @@ from experiments.backends.pipeline_backend import PipelineBackend
 from experiments.backends.tiny import dit
 from experiments.backends.weights import DTYPES, Hub
 from experiments.config.backend import SOLVERS, BackendConfig, DiTConfig
+from experiments.errors import ConfigError
 
 __all__ = ["DiTBackend", "embed_time"]
 
@@ -50,10 +52,17 @@ class DiTBackend(PipelineBackend):
         pipe = super().pretrained()
         if self.config.vae is not None:
             options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
-            pipe.vae = AutoencoderKL.from_pretrained(
-                self.config.vae, torch_dtype=DTYPES[str(self.config.dtype)], **options
-            )
+            pipe.vae = AutoencoderKL.from_pretrained(self.config.vae, dtype=DTYPES[str(self.config.dtype)], **options)
         return pipe
+
+    @classmethod
+    def check_weights(cls, config: Any, folder: Path) -> None:
+        super().check_weights(config, folder)
+        try:
+            if config.vae is not None:
+                AutoencoderKL.load_config(config.vae, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"backend.vae: must be the folder of a VAE, got {config.vae!r}") from error
 
     @classmethod
     def items(cls, config: BackendConfig, num_items: int, seed: int) -> list[Item]:

@@ -6,6 +6,7 @@ dev: 50 steps, shift by resolution, embedded guidance 3.5. schnell: 4 steps, no 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from diffusers import FluxPipeline
@@ -15,6 +16,8 @@ from experiments.backends.pipeline_backend import PromptedBackend
 from experiments.backends.tiny import flux
 from experiments.backends.weights import DTYPES, Hub
 from experiments.config.backend import FluxConfig
+from experiments.errors import check
+from experiments.files import read_json
 
 __all__ = ["FluxBackend", "SchnellBackend"]
 
@@ -36,6 +39,15 @@ class FluxBackend(PromptedBackend):
     @classmethod
     def pipeline(cls, config: FluxConfig) -> Any:
         return FluxPipeline
+
+    @classmethod
+    def check_weights(cls, config: Any, folder: Path) -> None:
+        """With guidance embedded for dev, without for schnell; weights of dev without take a second call per step."""
+        super().check_weights(config, folder)
+        embedded = bool(read_json(folder / "transformer" / "config.json").get("guidance_embeds"))
+        fits = embedded == cls.guided or (cls.guided and config.true_cfg > 1)
+        rule = f"must {'' if cls.guided else 'not '}have embedded guidance for backend {config.name}"
+        check(fits, "backend.path", rule, f"guidance_embeds {str(embedded).lower()} in {folder}")
 
     def random(self) -> Any:
         config = self.config

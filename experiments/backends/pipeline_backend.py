@@ -21,6 +21,7 @@ from experiments.backends.placement import check_placement, place
 from experiments.backends.weights import DTYPES, Hub, locate
 from experiments.config.backend import BackendConfig, PipelineConfig, PromptedConfig
 from experiments.errors import check
+from experiments.files import read_json
 
 __all__ = ["PipelineBackend", "PromptedBackend", "generators"]
 
@@ -65,10 +66,11 @@ class PipelineBackend(Backend):
 
     def pretrained(self) -> Any:
         """The pipeline from its folder."""
+        from experiments.backends.loading import load_pipeline  # late: who reads finished runs needs no transformers
+
         config = self.config
         folder = locate(config.path, self.hub(config), config.revision)
-        options = {"torch_dtype": DTYPES[config.dtype], "use_safetensors": True, "local_files_only": True}
-        return self.pipeline(config).from_pretrained(folder, **options)
+        return load_pipeline(self.pipeline(config), folder, DTYPES[config.dtype])
 
     @classmethod
     def check(cls, config: BackendConfig) -> None:
@@ -77,7 +79,21 @@ class PipelineBackend(Backend):
             raise TypeError(f"{cls.__name__} needs a PipelineConfig, got {type(config).__name__}")
         check_placement(config)
         if config.weights == "pretrained":
-            locate(config.path, cls.hub(config), config.revision)
+            cls.check_weights(config, locate(config.path, cls.hub(config), config.revision))
+
+    @classmethod
+    def check_weights(cls, config: Any, folder: Path) -> None:
+        """The folder must be of this pipeline, whose parts may fit another one too, and name all of its parts."""
+        import diffusers  # late, as above
+
+        index, kind = read_json(folder / "model_index.json"), cls.pipeline(config)
+        named, known = index.get("_class_name"), [each.__name__ for each in kind.__mro__]
+        rule = f"must be of a pipeline that backend {config.name} has"
+        other = named not in known and hasattr(diffusers, str(named))
+        check(not other, "backend.path", rule, f"{named} in {folder}")
+        needed = sorted({*kind._get_signature_keys(kind)[0]}.difference(kind._optional_components))
+        absent = [name for name in needed if not (isinstance(index.get(name), list) and index[name][0])]
+        check(not absent, "backend.path", f"must have {', '.join(needed)}", f"no {', '.join(absent)} in {folder}")
 
     def prepare(self, sampling: Sampling) -> None:
         del sampling  # the pipeline's scheduler is the published one

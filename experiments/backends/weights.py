@@ -29,6 +29,8 @@ __all__ = ["DTYPES", "Hub", "check_whole", "locate"]
 
 DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 WITHOUT_WEIGHTS = ("Tokenizer", "Scheduler", "Processor", "FeatureExtractor")
+PLAIN = ("diffusion_pytorch_model.safetensors", "model.safetensors")
+"""What diffusers and transformers call weights that are no variant and in one file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +100,9 @@ def incomplete(folder: Path) -> str | None:
         if not part.is_dir():
             return f"no folder {name}"
         if any(word in kind for word in WITHOUT_WEIGHTS):
-            continue
-        problem = incomplete_model(part) if (part / "config.json").is_file() else "no config.json"
+            problem = incomplete_settings(part, str(entry[0]), kind)
+        else:
+            problem = incomplete_model(part) if (part / "config.json").is_file() else "no config.json"
         if problem is not None:
             return f"{problem} in {name}"
     return None
@@ -133,6 +136,24 @@ def is_loadable(library: str, kind: str) -> bool:
     return (loads and hasattr(found, "from_pretrained")) or "dummy" in found.__module__
 
 
+def incomplete_settings(part: Path, library: str, kind: str) -> str | None:
+    """What the folder of a scheduler, a tokenizer or a processor lacks; None if nothing.
+
+    A tokenizer without its vocabulary is made without a word, and knows none.
+    """
+    if "Scheduler" in kind:
+        return None if (part / "scheduler_config.json").is_file() else "no scheduler_config.json"
+    if "Tokenizer" in kind and library == "transformers":
+        import transformers
+
+        names: dict[str, str] = dict(getattr(getattr(transformers, kind), "vocab_files_names", None) or {})
+        whole = names.pop("tokenizer_file", None)
+        absent = [name for name in names.values() if not (part / name).is_file()]
+        if (absent or not names) and whole is not None and not (part / whole).is_file():
+            return f"no {' and no '.join([whole, *absent[:1]])}"
+    return None if any(part.glob("*.json")) else "no settings"
+
+
 def incomplete_model(part: Path) -> str | None:
     """What a model's folder lacks; None if its safetensors are all there."""
     indices = sorted(part.glob("*.safetensors.index.json"))
@@ -147,7 +168,8 @@ def incomplete_model(part: Path) -> str | None:
     if indices:
         return None
     if found := sorted(part.glob("*.safetensors")):
-        return torn(found)
+        plain = any((part / name).is_file() for name in PLAIN)
+        return torn(found) if plain else f"{found[0].name}, but no index of shards and neither {' nor '.join(PLAIN)},"
     if any(part.glob("*.bin")):
         convert = f"python -m experiments weights {shlex.quote(str(part.parent))} TARGET"
         return f"only .bin files (convert them once with: {convert}; then backend.path=TARGET)"

@@ -48,7 +48,7 @@ class DigitsBackend(Backend):
 
         # The weights are stored in bfloat16 to keep the repository small and computed with in float32.
         transformer = DiTTransformer2DModel.from_pretrained(
-            folder_of(config) / "transformer", torch_dtype=torch.float32, use_safetensors=True
+            folder_of(config) / "transformer", dtype=torch.float32, use_safetensors=True
         )
         self.pipe = PixelDiTPipeline(transformer.eval().requires_grad_(False), scheduler("ddim"))
         self.pipe.to(self.device)

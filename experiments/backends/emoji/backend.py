@@ -83,7 +83,7 @@ class EmojiBackend(Backend):
     def __init__(self, config: BackendConfig) -> None:
         super().__init__(config)
         # The weights are stored in bfloat16 to keep the repository small and computed with in float32.
-        folder, options = folder_of(config), {"torch_dtype": torch.float32}
+        folder, options = folder_of(config), {"dtype": torch.float32}
         transformer: Any = FluxTransformer2DModel.from_pretrained(folder / "transformer", **options)
         text: Any = TextEncoder.from_pretrained(folder / "text_encoder", **options)
         for part in (transformer, text):

@@ -228,7 +228,7 @@ class InfDiTBackend(EnlargingBackend, PipelineBackend):
         config, folder = self.config, Path(self.config.path)
         dtype = DTYPES[str(config.dtype)]
         model: Any = InfDiTTransformer2DModel.from_pretrained(
-            folder / NETWORK, torch_dtype=dtype, use_safetensors=True, local_files_only=True
+            folder / NETWORK, dtype=dtype, use_safetensors=True, local_files_only=True
         )
         model.register_to_config(cache_cross=config.cross == "cached")
         pipe = InfDiTPipeline(model, EDMScheduler(solver=config.solver))
@@ -258,7 +258,7 @@ class InfDiTSmallBackend(EnlargingBackend):
     def __init__(self, config: BackendConfig) -> None:
         super().__init__(config)
         model: Any = InfDiTTransformer2DModel.from_pretrained(
-            Path(config.path or SMALL) / NETWORK, torch_dtype=torch.float32, use_safetensors=True
+            Path(config.path or SMALL) / NETWORK, dtype=torch.float32, use_safetensors=True
         )
         model.register_to_config(cache_cross=self.config.cross == "cached")
         self.pipe = InfDiTPipeline(model.eval().requires_grad_(False), EDMScheduler(solver=self.config.solver))
