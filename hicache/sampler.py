@@ -63,10 +63,12 @@ def levels(scheduler: Any) -> tuple[Tensor, Tensor, str]:
 
     They are those of the sample that the scheduler steps. Euler and its kin, whose noise is not of size one, keep
     `x_0 + sigma eps` and scale it for the model: there alpha is 1. What is predicted is `eps`, `v`, `sample` or `flow`,
-    any other `prediction_type` is given as it is.
+    any other `prediction_type` is given as it is; `edm` is what those of EDM predict, who know sigma only.
     """
     if not hasattr(scheduler, "alphas_cumprod") or getattr(scheduler.config, "use_flow_sigmas", False):
         sigma = scheduler.sigmas.double().cpu()[: len(scheduler.timesteps)]
+        if float(sigma.max()) > 1 + 1e-6:
+            return torch.ones_like(sigma), sigma, "edm"
         return 1 - sigma, sigma, "flow"
     kind = getattr(scheduler.config, "prediction_type", "epsilon")
     squared, times = scheduler.alphas_cumprod.double().cpu(), scheduler.timesteps.double().cpu()

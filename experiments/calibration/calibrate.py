@@ -378,6 +378,7 @@ def main(arguments: Sequence[str]) -> None:
     if name != "calibrated":
         store_moments(settings, options)
         return
+    check("time" not in own or options.basis is not None, "time", "must be left out without a basis", options.time)
     quality = decibels_of("quality", own["quality"]) if "quality" in own else None
     for aim, other in (("budget", "quality"), ("budget", "full_steps"), ("quality", "full_steps")):
         check(not {aim, other} <= own.keys(), aim, f"must be left out beside {other}", own.get(aim))

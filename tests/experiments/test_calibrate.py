@@ -220,6 +220,7 @@ def test_contenders_have_equal_full_steps():
         ("budget=x", "budget: must be integers"),
         ("refine=serch", "refine: must be one of .*did you mean search"),
         ("items=no", "items: must be of type int, got 'no'"),
+        ("time=sigma", "time: must be left out without a basis, got 'sigma'"),
         ("method=dmd", "method: must be one of"),
         ("data=gaussian refine=loop", "refine: must be none for data=gaussian"),
         ("scope=stack refine=search", "refine: must be none, loop or newton at scope stack, got 'search'"),

@@ -6,7 +6,14 @@ import math
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, IPNDMScheduler
+from diffusers import (
+    DDIMScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    IPNDMScheduler,
+)
 
 import hicache
 from hicache.forecast import BASES
@@ -41,6 +48,17 @@ def test_log_snr_of_ddim_is_that_of_its_alphas():
     half = [0.5 * math.log(float(a) / (1 - float(a))) for a in scheduler.alphas_cumprod[scheduler.timesteps]]
     scale = 9 / (half[-1] - half[0])
     assert clock == pytest.approx([(h - half[0]) * scale for h in half], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [EDMEulerScheduler, EDMDPMSolverMultistepScheduler])
+def test_edm_keeps_the_sample_and_adds_noise_of_any_size(kind):
+    scheduler = kind()
+    scheduler.set_timesteps(6)
+    sigma = scheduler.sigmas[:6].double()
+    assert levels(scheduler)[2] == "edm" and sigma[0] > 1
+    for name, times in (("sigma", -sigma), ("log_snr", -sigma.log())):
+        times = (times - times[0]) * 5 / (times[-1] - times[0])
+        assert clock_of(scheduler, name) == pytest.approx(times.tolist(), rel=1e-5)
 
 
 @pytest.mark.parametrize(
