@@ -94,10 +94,11 @@ class CeilingTable:
         if self.anew:
             place = [self.bench.settings.backend.name, str(budget)]
             known = {(row[0], row[3]) for row in read_rows(PATH, COLUMNS) if row[1:3] == place}
-            caches = hold_contest(self.bench, [each for each in entries if self.anew in each.setting])
-            kept = hold_contest(self.bench, [each for each in entries if (each.title, each.setting) in known])
-            check(len(kept) == len(caches), "anew", f"must come after a whole run of {' '.join(place)}", self.anew)
-            caches = [max(pair, key=lambda winner: float(winner.values.mean())) for pair in pair_by_title(caches, kept)]
+            again = [each for each in entries if (each.title, each.setting) in known]
+            titles = {each.title for each in entries} - {each.title for each in again}
+            check(not titles, "anew", f"must come after a whole run of {' '.join(place)}", self.anew)
+            added = [each for each in entries if self.anew in each.setting and each not in again]
+            caches = best_by_title([*hold_contest(self.bench, again), *hold_contest(self.bench, added)])
         else:
             caches = hold_contest(self.bench, entries)
         caches.sort(key=lambda winner: -float(winner.values.mean()))
@@ -125,9 +126,13 @@ class CeilingTable:
         draw(rows)
 
 
-def pair_by_title(some: Sequence[Winner], others: Sequence[Winner]) -> list[tuple[Winner, Winner]]:
-    """Pairs of one method."""
-    return [(one, next(other for other in others if other.title == one.title)) for one in some]
+def best_by_title(winners: Sequence[Winner]) -> list[Winner]:
+    """The best one of every method."""
+    best: dict[str, Winner] = {}
+    for winner in winners:
+        if winner.title not in best or winner.values.mean() > best[winner.title].values.mean():
+            best[winner.title] = winner
+    return list(best.values())
 
 
 def starting_plan(
