@@ -134,7 +134,7 @@ def worlds(text: str) -> set[int]:
 def execute_inline(plan: Plan, tasks: list[Task], device: str, threads: int | None, wait: bool) -> int:
     """Work in this process."""
     from experiments.config.compose import set_up
-    from experiments.plans.worker import DiskFull, Worker
+    from experiments.plans.worker import DeviceLost, DiskFull, Worker
 
     set_up()
     stopping.listen()
@@ -146,7 +146,7 @@ def execute_inline(plan: Plan, tasks: list[Task], device: str, threads: int | No
     except KeyboardInterrupt:
         print("stopped; the same command continues", file=sys.stderr, flush=True)
         return stopping.STOPPED
-    except DiskFull as error:
+    except (DeviceLost, DiskFull) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     for line in [*worker.failed, *worker.left]:

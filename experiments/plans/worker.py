@@ -13,6 +13,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from experiments import stopping
 from experiments.config.cluster import ClusterConfig
 from experiments.config.run import Settings, Shard
@@ -27,13 +29,17 @@ from experiments.runs.runner import RunError
 from experiments.runs.status_file import read_status
 from experiments.settings.prepare import prepare
 
-__all__ = ["DiskFull", "Worker"]
+__all__ = ["DeviceLost", "DiskFull", "Worker"]
 
 POLL_SECONDS = 0.5
 
 
 class DiskFull(OSError):
     """No space is left for results; what is finished stays finished."""
+
+
+class DeviceLost(RunError):
+    """The GPU answers nothing in this process any more; what is finished stays finished."""
 
 
 @dataclass
@@ -56,6 +62,7 @@ class Worker:
         Raises:
             Stopped: when told to, after the batch at work.
             DiskFull: when results cannot be written any more.
+            DeviceLost: when a row has failed and the GPU is of no use to the next one.
         """
         pending, seen_failed = list(tasks), {t.row.run for t in tasks if self.state(t.row.run) is State.FAILED}
         while pending:
@@ -159,6 +166,17 @@ class Worker:
                     raise
             self.failed.append(f"row {task.name} {row.run}: {error}")
             print(f"row {task.name} {row.run}: failed: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+            self.stop_if_lost()
+
+    def stop_if_lost(self) -> None:
+        """After an illegal access or an uncorrectable error every call of CUDA fails: it would fail every row."""
+        if not self.device.startswith("cuda"):
+            return
+        try:
+            torch.cuda.synchronize(self.device)
+        except RuntimeError as error:
+            said = (str(error).splitlines() or [""])[0]
+            raise DeviceLost(f"{self.device} is lost to this process ({said}); the same command continues") from error
 
     def stop_if_full(self, error: BaseException) -> None:
         """A full disk fails no row: it stops the worker."""
