@@ -1,4 +1,4 @@
-r"""Policies that skip while an indicator says that the output barely moves: TeaCache and MagCache.
+r"""Policies that skip while an indicator or a measured curve says that the output barely moves: TeaCache and MagCache.
 
 TeaCache (arXiv 2411.19108) watches `u_s`, the modulated input of the first block, and accumulates
 
@@ -15,7 +15,8 @@ measured once: after step `int(retention T)` (FLUX: `int(retention T + 0.5)`) it
 in a row were skipped. On FLUX every step whose nearest index among 28 steps is 11 is computed too (one of 28 or of
 50), unless `forced=False`. Curves and limits per model: `hicache.policy.magnitudes`.
 
-Both decide for the whole batch of a call: which steps are computed depends on what is generated together.
+TeaCache decides for the whole batch of a call: which steps are computed depends on what is generated together. Those of
+MagCache follow from its curve and the number of steps alone.
 """
 
 from __future__ import annotations

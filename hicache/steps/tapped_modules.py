@@ -135,6 +135,7 @@ class ModulesOfStep:
         """The history of one tensor of a module."""
         return self.branch.memory.module(place)
 
+    @torch.no_grad()
     def verify(self, values: list[Tensor], drafted: list[Tensor]) -> None:
         """Measure the forecast of what a module returns: mean |y - y^| / (|y| + 1e-10)."""
         for value, draft in zip(values[:1], drafted, strict=False):
