@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from experiments.runs.metrics.measure import known_metrics, metric_of
 
-__all__ = ["COST_COLUMNS", "EXACT", "decimals_of", "directions", "head_of", "number_text"]
+__all__ = ["COST_COLUMNS", "EXACT", "decimals_of", "decimals_shown", "directions", "head_of", "number_text"]
 
 
 class Column(NamedTuple):
@@ -47,6 +47,13 @@ def decimals_of(name: str) -> int:
     """Decimals that its values are shown with."""
     known = COST_COLUMNS.get(name) or metric_of(name)
     return 2 if known is None else known.decimals
+
+
+def decimals_shown(name: str, value: float) -> int:
+    """Decimals that one value is shown with: a mean number of steps that is no integer has one."""
+    if name == "num_full_steps" and not float(value).is_integer():
+        return 1
+    return 5 if name == "flops_t" and 0 < abs(value) < 1 else decimals_of(name)
 
 
 def directions() -> dict[str, int]:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 import hicache
 from experiments.config.run import Settings
-from experiments.reports.columns import decimals_of, head_of, number_text
+from experiments.reports.columns import decimals_of, decimals_shown, head_of, number_text
 from experiments.reports.ranks import grouped
 from experiments.reports.result_table import Cell, ResultTable, Row
 from experiments.runs.metrics.evidence import percent
@@ -35,9 +35,7 @@ def text(name: str, cell: Cell, style: Style) -> str:
     """A cell for a reader: value, interval and verdict, or the reason in its place."""
     if cell.value is None:
         return style.emphasis(style.plain(f"({cell.why})"), cell.rank)
-    decimals = decimals_of(name)
-    if name == "flops_t" and 0 < abs(cell.value) < 1:
-        decimals = 5
+    decimals = decimals_shown(name, cell.value)
     shown = style.emphasis(style.plain(number_text(cell.value, decimals)), cell.rank)
     interval = interval_text(cell, decimals, style.levelled)
     beside = f" {interval}" if interval else ""

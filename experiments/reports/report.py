@@ -29,7 +29,7 @@ from experiments.environment import git
 from experiments.errors import ConfigError, check
 from experiments.files import ASSETS, sweep, write_text
 from experiments.plans.manifest import Plan
-from experiments.reports.columns import decimals_of, directions, head_of, number_text
+from experiments.reports.columns import decimals_shown, directions, head_of, number_text
 from experiments.reports.costs import UNITS
 from experiments.reports.gallery import Gallery
 from experiments.reports.plot import identify, identity_of, look_of_row
@@ -51,7 +51,7 @@ def own_cell(name: str, cell: Cell, levelled: bool) -> dict[str, Any]:
     """A cell of ours: text, interval (`levelled`: and its level), rank and verdict; `sort` is the number behind it."""
     if cell.value is None:
         return {"why": cell.why, "sort": "Infinity" if cell.equal else "", "rank": cell.rank}
-    decimals = decimals_of(name)
+    decimals = decimals_shown(name, cell.value)
     mark = "" if cell.p is None or cell.p >= LEVEL else ("up" if cell.better else "down")
     return {
         "text": number_text(cell.value, decimals) + (f", {cell.equal} equal" if cell.equal else ""),

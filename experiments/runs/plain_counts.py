@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,13 @@ from experiments.settings.cost import count_flops
 from experiments.settings.prepare import Run
 from hicache.cost import Cost
 
-__all__ = ["count_plain", "fewest_full_steps"]
+__all__ = ["count_plain", "fewest_full_steps", "summarise_steps"]
+
+
+def summarise_steps(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The full steps of a run: one plan of its items, the first in order, and the mean number over the items."""
+    plans = [record["full_steps"] for record in records]
+    return {"full_steps": min(plans), "num_full_steps": statistics.mean(map(len, plans))}
 
 
 def fewest_full_steps(records: Sequence[dict[str, Any]]) -> list[int]:

@@ -37,7 +37,7 @@ from experiments.runs.loggers import Logger, check_logger, make_logger, report_f
 from experiments.runs.metrics.evidence import Evidence
 from experiments.runs.metrics.measure import check_metrics, compute, has_metrics
 from experiments.runs.picture import draw_comparison
-from experiments.runs.plain_counts import count_plain, fewest_full_steps
+from experiments.runs.plain_counts import count_plain, fewest_full_steps, summarise_steps
 from experiments.runs.settled import say_difference, settle_batch_size
 from experiments.runs.timing import TIMES, has_times, timing
 from experiments.settings.compatibility import check_fit, check_method
@@ -316,7 +316,6 @@ def finish(run: Run, folder: RunFolder, reference: Outcome | None, logger: Logge
     for key in REQUIRED:
         lacking = [r["item"] for r in records if key not in r]
         check_value(not lacking, str(folder.path / "items.jsonl"), f"must have the key {key} in every record", lacking)
-    plans = {tuple(r["full_steps"]) for r in records}
     known = folder.metrics()
     evidence = Evidence(
         backend=type(backend),
@@ -326,11 +325,7 @@ def finish(run: Run, folder: RunFolder, reference: Outcome | None, logger: Logge
         reference=reference.folder.media if reference else None,
     )
     metrics: dict[str, Any] = compute(evidence, known)
-    metrics |= {
-        "full_steps": list(min(plans)),
-        "num_full_steps": statistics.mean(len(plan) for plan in plans),
-        "num_steps": backend.num_steps(run.items[:1], run.sampling),
-    }
+    metrics |= summarise_steps(records) | {"num_steps": backend.num_steps(run.items[:1], run.sampling)}
     if settings.guidance.name != "plain":
         metrics |= summary_of(records)
     if settings.operators.name != "none":

@@ -58,3 +58,9 @@ def test_no_plan_is_counted_twice(tiny, method, models, counts, monkeypatch):
     monkeypatch.setattr(plain_counts, "num_models", lambda *given: models)
     cost_of(backend, run, PLANS * 4)
     assert len(made) == counts
+
+
+def test_the_full_steps_of_a_run_are_the_mean_over_its_items():
+    """Not over the plans that occur: one item of three counts for a third."""
+    found = plain_counts.summarise_steps([{"full_steps": plan} for plan in ([0, 1, 2], [0], [0, 1, 2])])
+    assert found == {"full_steps": [0], "num_full_steps": pytest.approx(7 / 3)}

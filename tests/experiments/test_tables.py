@@ -11,7 +11,7 @@ from plans import planned
 from rich.console import Console
 
 from experiments.reports import plot as plots
-from experiments.reports.columns import number_text
+from experiments.reports.columns import decimals_shown, number_text
 from experiments.reports.gallery import Gallery
 from experiments.reports.plot import plot, points
 from experiments.reports.ranks import add_ranks
@@ -273,3 +273,8 @@ def test_wrong_arguments_are_said_in_one_line(arguments, line):
 def test_a_small_number_does_not_read_as_none():
     shown = [number_text(value, 4) for value in (0.03125, 0.00006, 0.00004, 0.0, -0.00004)]
     assert shown == ["0.0312", "0.0001", "<0.0001", "0.0000", "-0.0000"] and number_text(0.2, 0) == "0"
+
+
+def test_a_mean_number_of_full_steps_shows_that_it_is_one():
+    assert [decimals_shown("num_full_steps", value) for value in (10.0, 9, 9.375)] == [0, 0, 1]
+    assert (decimals_shown("flops_t", 0.01), decimals_shown("flops_t", 3.5)) == (5, 2)
