@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 import hicache
-from experiments import environment, stopping
+from experiments import stopping
 from experiments.backends import backend_of, load_backend
 from experiments.backends.base import Backend, Item
 from experiments.config.run import Settings
@@ -34,6 +34,7 @@ from experiments.runs import sparse_counts
 from experiments.runs.folder import REQUIRED, RunFolder
 from experiments.runs.guided import count_guided, facts_of, summary_of
 from experiments.runs.loggers import Logger, check_logger, make_logger, report_finished
+from experiments.runs.machines import note_machine, say_machines
 from experiments.runs.metrics.evidence import Evidence
 from experiments.runs.metrics.measure import check_metrics, compute, has_metrics
 from experiments.runs.picture import draw_comparison
@@ -126,6 +127,7 @@ def execute(given: Settings | Run) -> Outcome:
         report_finished(run.settings, folder)
     if reference is not None:
         say_difference(folder, reference.folder)
+        say_machines(folder, reference.folder)
     if old := folder.undigested():
         print(f"{folder.id}: {old} items are older than digests; their files are taken as they are", file=sys.stderr)
     return Outcome(run=run, folder=folder, metrics=folder.metrics(), reference=reference, found=found)
@@ -231,7 +233,7 @@ def generate_missing(run: Run, folder: RunFolder, reference: Outcome | None, log
     folder.reopen()
     count = sum(item.name in done for _, batch in mine for item in batch)
     folder.write_status("running", items=count, total=len(items))
-    write_json(folder.path / "env.json", environment.describe())
+    note_machine(folder)
     backend = load_backend(settings.backend)
     with Progress(folder.id, total, total - sum(len(batch) for _, batch in todo), settings.progress_every) as progress:
         for index, batch in todo:
