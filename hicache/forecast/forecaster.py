@@ -68,7 +68,14 @@ class Forecaster:
         return self.history.bytes + bytes_of((self.sigma, self.history.learnt))
 
     def slot(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """A buffer for the next anchor, to be filled in place and given to `commit`."""
+        """A buffer for the next anchor, to be filled in place and given to `commit`.
+
+        Raises:
+            ValueError: if the anchors before it have another shape.
+        """
+        known = list(self.history.newest.shape) if self.ready else list(shape)
+        if list(shape) != known:
+            raise ValueError(f"value: must have the shape {known} of the anchors until `reset`, got {list(shape)}")
         self._dtype, self._device = dtype, device
         return self.history.slot(torch.Size(shape), dtype, device)
 

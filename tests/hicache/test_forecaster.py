@@ -268,3 +268,16 @@ def test_features_of_other_shapes_begin_a_new_history():
     ahead = frames.ahead(4)
     for index, (found, wanted) in enumerate(zip(frames.predict(4), both, strict=True)):
         assert torch.equal(found, wanted) and torch.equal(ahead.of(index), wanted)
+
+
+@pytest.mark.parametrize("name", ["taylorseer", "foca", "dmd", "pade"])
+def test_anchors_of_another_shape_are_refused_until_reset(name):
+    forecaster = hicache.forecaster(name, warmup_steps=1)
+    forecaster.observe(0, torch.ones(2, 3))
+    with pytest.raises(ValueError, match=r"value: must have the shape \[2, 3\] of the anchors .*, got \[1, 3\]"):
+        forecaster.observe(1, torch.ones(1, 3))
+    forecaster.observe(1, 2 * torch.ones(2, 3))
+    assert forecaster.predict(2).shape == (2, 3)
+    forecaster.reset()
+    forecaster.observe(0, torch.ones(1, 3))
+    assert forecaster.predict(1).shape == (1, 3)
