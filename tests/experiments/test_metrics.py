@@ -146,6 +146,21 @@ def test_an_interval_of_a_set_with_groups_of_one_kind_is_made_again(evidence):
     assert has_metrics(settings, {"digits_fid": {**old, "groups": "mixed"}})
 
 
+def test_other_real_images_are_another_measure(evidence, tmp_path, monkeypatch):
+    """The same run asked for the FID to another set would else show that to the first one."""
+    monkeypatch.setattr(
+        evaluation, "evaluate", lambda **given: {"fid": {"mean": float(len(given["reference"].name)), "low": None}}
+    )
+
+    def fid_to(folder):
+        return asked(evidence, "fid", reference=str(tmp_path / folder))
+
+    found = compute(fid_to("one"), {})
+    assert found["fid"]["mean"] == 3.0 and has_metrics(fid_to("one").settings, found)
+    assert not has_metrics(fid_to("three").settings, found)
+    assert compute(fid_to("three"), found)["fid"]["mean"] == 5.0
+
+
 def test_an_interval_of_a_distance_is_never_negative(evidence):
     values = torch.randn(200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found = over_set(lambda x: float(x.mean() ** 2), values, evidence.bootstrap)

@@ -22,11 +22,12 @@ from evaluation.fidelity import Psnr, Ssim, psnr, ssim
 from evaluation.metric import Metric, heading_of, mean_of_frames, summarise
 from evaluation.statistics import Bootstrap
 from experiments.backends.base import Backend
+from experiments.config.metrics import MetricsConfig
 from experiments.config.run import Settings
 from experiments.errors import check, choose
 from experiments.runs.metrics.audio import log_spectral_distance, signal_to_noise
 from experiments.runs.metrics.evidence import MIXED, Evidence, Summary
-from experiments.runs.metrics.quality import assess, check_quality, is_paired
+from experiments.runs.metrics.quality import assess, check_quality, is_paired, real_images
 
 __all__ = [
     "RUN_METRICS",
@@ -189,9 +190,12 @@ UNSAID = Bootstrap(level=0.95, resamples=2000, seed=0)
 """How the intervals were made that do not say so: by the defaults, when only these were stored."""
 
 
-def is_current(name: str, summary: object, bootstrap: Bootstrap) -> bool:
-    """Whether a metric was measured, and its interval, if it has one, made as is asked for now."""
+def is_current(name: str, summary: object, config: MetricsConfig) -> bool:
+    """Whether a metric was measured as is asked for now: against the same real images, with the same interval."""
     if not isinstance(summary, dict):
+        return False
+    bootstrap, real = config.bootstrap, None if name in RUN_METRICS else real_images(name, config)
+    if real is not None and summary.get("reference") != real:
         return False
     if name in RUN_METRICS and RUN_METRICS[name].whole and summary.get("low") is not None:
         return summary.get("groups") == MIXED and summary.get("level") == bootstrap.level
@@ -200,7 +204,7 @@ def is_current(name: str, summary: object, bootstrap: Bootstrap) -> bool:
 
 def has_metrics(settings: Settings, metrics: dict[str, Any]) -> bool:
     """Whether `metrics` has all that is requested of a run, with intervals as they are requested."""
-    return all(is_current(name, metrics.get(name), settings.metrics.bootstrap) for name in applicable(settings))
+    return all(is_current(name, metrics.get(name), settings.metrics) for name in applicable(settings))
 
 
 def compute(evidence: Evidence, known: dict[str, Any]) -> dict[str, Summary]:
@@ -211,7 +215,7 @@ def compute(evidence: Evidence, known: dict[str, Any]) -> dict[str, Summary]:
 
 def summary_of(name: str, evidence: Evidence, known: Any) -> Summary:
     """A metric; what is known of it is kept, and only its interval made again where that was made otherwise."""
-    if is_current(name, known, evidence.bootstrap):
+    if is_current(name, known, evidence.settings.metrics):
         return known
     values = None if known is None else evidence.kept(name)
     summary = value_of(name, evidence) if values is None else summarise(values, evidence.bootstrap)

@@ -17,11 +17,12 @@ from evaluation.errors import TooFewError
 from evaluation.metric import ItemMetric, Metric, SetMetric
 from experiments.backends.base import Backend
 from experiments.backends.media import write_image
+from experiments.config.metrics import MetricsConfig
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
 from experiments.runs.metrics.evidence import Evidence, no_value
 
-__all__ = ["assess", "check_quality", "is_paired"]
+__all__ = ["assess", "check_quality", "is_paired", "real_images"]
 
 
 def metric_class(name: str) -> type[Metric]:
@@ -42,6 +43,11 @@ def against_truth(metric: type[Metric]) -> bool:
 def against_real(metric: type[Metric]) -> bool:
     """Whether a metric compares with a set of real images."""
     return "reference" in metric.needs and not is_paired(metric) and not against_truth(metric)
+
+
+def real_images(name: str, config: MetricsConfig) -> str | None:
+    """The real images that a metric of the package is measured against, as they were given; None if it needs none."""
+    return config.reference if against_real(metric_class(name)) else None
 
 
 def check_quality(settings: Settings, backend: type[Backend], names: list[str]) -> None:
@@ -74,8 +80,8 @@ def assess(evidence: Evidence, name: str) -> dict[str, Any]:
     """One metric of the run. Its values per item are kept where those of the run's own metrics are."""
     metric, config, device = metric_class(name), evidence.settings.metrics, evidence.settings.backend.device
     reference = evidence.reference if is_paired(metric) else None
-    if against_real(metric) and config.reference is not None:
-        reference = Path(config.reference)
+    if (real := real_images(name, config)) is not None:
+        reference = Path(real)
     if against_truth(metric):
         reference = truth_of(evidence)
     prompts = None
@@ -97,7 +103,7 @@ def assess(evidence: Evidence, name: str) -> dict[str, Any]:
     if issubclass(metric, ItemMetric):
         with open(out / "values.csv", newline="") as handle:
             evidence.keep(name, {line["item"]: float(line[name]) for line in csv.DictReader(handle)})
-    return results[name]
+    return results[name] if real is None else results[name] | {"reference": real}
 
 
 def truth_of(evidence: Evidence) -> Path:
