@@ -1,11 +1,12 @@
 """The one reader of a run's records: `items.jsonl`, or `items-1of4.jsonl` of its shards.
 
-    {"item": "00000", "title": "3", "seed": 1, "files": ["00000.png"],
+    {"item": "00000", "title": "two red stars", "prompt": "two red stars", "seed": 1, "files": ["00000.png"],
      "digests": {"00000.png": {"bytes": 1042, "sha256": "..."}}, "full_steps": [0, 6], ...}
 
 What follows the last newline is torn and no record. Anything else that is no record is an error with file and line.
-Names are plain: nothing that they name lies outside the run's folder. Records of before there were digests
-are read, and `expected_digests` says that nothing is known of their files.
+Items of models that read a text have a prompt; a title alone, such as a class, is none. Names are plain: nothing that
+they name lies outside the run's folder. Records of before there were digests are read, and `expected_digests` says that
+nothing is known of their files.
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ def _digests(value: object) -> bool:
 RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "item": (is_plain, "must be a plain name"),
     "title": (lambda value: isinstance(value, str), "must be text"),
+    "prompt": (lambda value: isinstance(value, str), "must be text"),
     "seed": (_count, "must be an integer >= 0"),
     "sha256": (_sha, "must be 64 hexadecimal digits"),
     "files": (_names, "must be plain names of files, each once"),

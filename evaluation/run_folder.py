@@ -41,8 +41,7 @@ def read_run(folder: Path) -> EvaluatedRun:
     if records:
         _check_complete(folder, records, files)
     reference = _reference(folder)
-    texts = {name: record.get("prompt", record.get("title")) for name, record in records.items()}
-    prompts = {name: text for name, text in texts.items() if isinstance(text, str)}
+    prompts = {name: record["prompt"] for name, record in records.items() if "prompt" in record}
     complete = bool(records) and len(prompts) == len(records)
     unverified = sum("digests" not in record for record in records.values())
     return EvaluatedRun(folder, images, reference, prompts if complete else None, unverified)

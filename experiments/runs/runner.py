@@ -297,6 +297,7 @@ def record(backend: Backend, folder: RunFolder, item: Item, media: Tensor, facts
     return {
         "item": item.name,
         "title": item.title,
+        **({"prompt": item.inputs["prompt"]} if "prompt" in item.inputs else {}),
         "seed": item.seed,
         "sha256": digest,
         "files": [f.name for f in files],

@@ -16,7 +16,7 @@ import evaluation
 from evaluation import doctor, fidelity, media_files
 from evaluation.cli import main
 from evaluation.errors import EvaluationError
-from evaluation.run_folder import read_values
+from evaluation.run_folder import read_run, read_values
 from tests.evaluation.conftest import noise, refused, run_words, save_all
 
 
@@ -145,6 +145,14 @@ def make_run(folder: Path, pictures: np.ndarray, reference: str | None) -> Path:
     (folder / "items.jsonl").write_text("\n".join(records) + '\n{"item": "torn')
     (folder / "metrics.json").write_text(json.dumps({"reference": reference, "psnr": {"mean": 1}}))
     return folder
+
+
+def test_a_title_is_no_prompt(tmp_path):
+    folder = make_run(tmp_path / "none-1", noise(2), None)
+    assert read_run(folder).prompts is None
+    records = [json.dumps({"item": name, "title": "3", "prompt": f"a {name}"}) for name in ("0", "1")]
+    (folder / "items.jsonl").write_text("\n".join(records) + "\n")
+    assert read_run(folder).prompts == {"0": "a 0", "1": "a 1"}
 
 
 def test_run_folders_and_their_comparison(tmp_path, capsys):

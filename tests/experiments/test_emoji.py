@@ -141,7 +141,8 @@ def test_any_prompt_gives_a_picture(small, tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("flat fox on blue\na purple dragon\n" + "fox " * 40 + "\n")
     made = execute(resolve(compose([*small, "method=none", f"backend.prompts={path}", "num_items=3"])))
-    assert len(made.folder.records()) == 3
+    written = [line.strip() for line in path.read_text().splitlines()]
+    assert [record["prompt"] for record in made.folder.records().values()] == written
 
 
 def test_bad_settings_are_one_line(small, tmp_path):
