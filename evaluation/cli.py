@@ -167,7 +167,7 @@ def _evaluate(words: Sequence[str]) -> int:
         bootstrap=Bootstrap(level=request.level),
         subset=request.subset,
     )
-    item_values.merge_json(out / "metrics.json", results)
+    item_values.merge_json(out / "metrics.json", {name: said_of(name, results[name], reference) for name in results})
     if request.logger == "wandb":
         log_to_wandb(results, out, images, reference)
     print(table(results))
@@ -175,6 +175,15 @@ def _evaluate(words: Sequence[str]) -> int:
         print(f"not verified: {said}")
     print(f"evaluation: {out}")
     return 0
+
+
+def said_of(name: str, result: Mapping[str, Any], reference: Path | None) -> dict[str, Any]:
+    """A result with what it was compared with: later calls may have other references, and add to the same file."""
+    from evaluation.registry import METRICS
+
+    if reference is None or "reference" not in METRICS[name].needs:
+        return dict(result)
+    return {**result, "reference": str(reference.resolve())}
 
 
 def default_device() -> str:

@@ -165,6 +165,7 @@ def test_run_folders_and_their_comparison(tmp_path, capsys):
         assert main([f"run={run}", "metrics=[psnr,ssim]"]) == 0
     stored = json.loads((runs[0] / "evaluation" / "metrics.json").read_text())
     assert stored["psnr"]["n"] == 8
+    assert stored["psnr"]["reference"] == str((tmp_path / "none-1" / "media").resolve())
     assert json.loads((runs[0] / "metrics.json").read_text())["psnr"] == {"mean": 1}  # the run's own file is untouched
     capsys.readouterr()
     assert main(["compare", f"baseline={runs[0]}", f"runs=[{runs[1]}]", "metrics=[psnr]"]) == 0
