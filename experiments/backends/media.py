@@ -89,4 +89,4 @@ def read_audio(folder: Path, name: str) -> Tensor:
         _, samples = wavfile.read(path)
     except (OSError, ValueError) as error:
         raise decoders.PictureError(f"{path}: must be a WAV file ({error})") from error
-    return torch.atleast_2d(torch.from_numpy(np.array(samples, dtype=np.float32)).T).contiguous()
+    return torch.from_numpy(np.atleast_2d(np.array(samples, dtype=np.float32).T).copy())
