@@ -15,12 +15,14 @@ __all__ = [
     "margins",
     "margins_by_schedules",
     "one_item",
+    "one_item_less",
     "own_places",
     "refinement",
     "seeds",
 ]
 
-OURS = ("calibrated", "calibrated, 1 item", "calibrated, refined", "fitted solver")
+ONE = "calibrated, 1 item"
+OURS = ("calibrated", ONE, "calibrated, refined", "fitted solver")
 
 
 def limit(backend: str) -> Any:
@@ -72,16 +74,26 @@ def distance(one: str, other: str, digits: int = 1) -> str:
 
 
 def one_item(setting: str = "") -> str:
-    """How much of the calibrated plan's gain over the best published method one calibration item has."""
-    shares = []
+    """How much of the calibrated plan's gain over the best published method plans of one calibration item have."""
+    return " and ".join(f"{100 * one / all_items:.0f} % ({model})" for model, one, all_items in single_gains(setting))
+
+
+def one_item_less() -> str:
+    """By how many dB the weights of one item are below those of all, on the same full steps."""
+    less = (f"{all_items - one:.1f}" for _, one, all_items in single_gains("full steps of the plan"))
+    return " and ".join(less) + " dB"
+
+
+def single_gains(setting: str) -> list[tuple[str, float, float]]:
+    """Per model the gain of plans of one item over the best published method, and that of the plan of all items."""
+    found = []
     for backend in ("digits", "emoji"):
         rows = limit(backend)
         keys = zip(rows["full steps"], rows["method"], rows["setting"], strict=True)
         gains = dict(zip(keys, rows["gain"], strict=True))
-        one = gains.get((8, "calibrated, 1 item", setting))
-        if one is not None:
-            shares.append(f"{100 * one / gains[8, 'calibrated', '']:.0f} % ({backend})")
-    return " and ".join(shares)
+        if (8, ONE, setting) in gains:
+            found.append((backend, gains[8, ONE, setting], gains[8, "calibrated", ""]))
+    return found
 
 
 def best_of_foca(*budgets: int) -> list[float]:
