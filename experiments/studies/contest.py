@@ -1,9 +1,9 @@
 """The best that published methods do with as many full steps: every forecaster at every sensible setting.
 
 A forecaster runs at each schedule with the wanted number of full steps (published intervals after 1 or 2 warm-up steps,
-even and late full steps with the last step computed or estimated, places that were searched for it), at each scope,
-order and σ. Rounds thin the settings out, method by method, on more and more of the judged items themselves, so the
-choice is in the methods' favour. Solvers with as few steps stand beside them.
+even and late full steps with the last step computed or estimated, places that were searched for it or for another one
+on the same model), at each scope, order and σ. Rounds thin the settings out, method by method, on more and more of the
+judged items themselves, so the choice is in the methods' favour. Solvers with as few steps stand beside them.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 import hicache
-from experiments.artefacts.stored_places import places_path
+from experiments.artefacts.stored_places import places_path, read_places
 from experiments.backends.base import Sampling, sampling_of
 from experiments.config.compose import compose
 from experiments.config.run import Settings
+from experiments.files import ASSETS
 from experiments.runs.style import SOLVERS
 from experiments.settings.library_method import method_of
 from experiments.settings.resolve import resolve
@@ -34,6 +35,7 @@ __all__ = [
     "hold_contest",
     "measure_fewer_steps",
     "find_placed",
+    "find_sources",
     "forecasters",
     "intervals_for",
 ]
@@ -105,9 +107,33 @@ def contenders(settings: Settings, budget: int) -> Iterator[Contender]:
             setting = ", ".join(filter(None, (own, where, scope)))
             made = hicache.method(name, scope=scope, **schedule, **knobs)
             yield Contender(title=hicache.METHODS[name].title, schedule=where, setting=setting, method=made)
-        if (placed := find_placed(settings, name, scope, budget, knobs)) is not None:
-            setting = ", ".join(filter(None, (own, "placed", scope)))
-            yield Contender(title=hicache.METHODS[name].title, schedule="placed", setting=setting, method=placed)
+        placed = find_placed(settings, name, scope, budget, knobs)
+        known = {"placed": placed} if placed is not None else {}
+        for source in find_sources(settings.num_steps, budget, settings.backend.name):
+            steps = {"policy": "placed", "budget": budget, "policy_options": {"places": source.full}}
+            other = f"placed for {hicache.METHODS[source.method].title} at {source.scope}"
+            if placed is None or list(placed.policy.plan(settings.num_steps) or []) != source.full:
+                known[other] = hicache.method(name, scope=scope, **steps, **knobs)
+        for where, made in known.items():
+            setting = ", ".join(filter(None, (own, where, scope)))
+            yield Contender(title=hicache.METHODS[name].title, schedule="placed", setting=setting, method=made)
+
+
+class Source(NamedTuple):
+    """Full steps that were searched, and what they were searched for."""
+
+    backend: str
+    method: str
+    scope: str
+    full: list[int]
+
+
+def find_sources(num_steps: int, budget: int, backend: str = "*") -> Iterator[Source]:
+    """The stored places of runs with so many steps and full steps."""
+    for path in sorted(ASSETS.glob(f"{backend}/places/*.json")):
+        full, keys = read_places(path)
+        if len(full) == budget and keys["num_steps"] == num_steps:
+            yield Source(keys["backend"], keys["method"]["name"], keys["scope"], full)
 
 
 def find_placed(settings: Settings, name: str, scope: str, budget: int, knobs: Mapping[str, Any]) -> CacheMethod | None:

@@ -12,23 +12,22 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import hicache
 from evaluation.statistics import bootstrap_mean
-from experiments.artefacts.stored_places import read_places
 from experiments.calibration.trajectories import split_arguments
 from experiments.cli import Exit
 from experiments.config.compose import compose
 from experiments.config.run import Settings
 from experiments.errors import ConfigError, check
-from experiments.files import ASSETS
 from experiments.settings.resolve import resolve
 from experiments.studies.bench import FOLDER, Bench
+from experiments.studies.contest import find_sources
 from experiments.studies.places_study import FORECASTERS
 from experiments.studies.study_report import join_stored, write_rows
 
-__all__ = ["find_sources", "main", "study"]
+__all__ = ["main", "study"]
 
 TITLES = ("FoCa", "TaylorSeer (m=2)", "HiCache (m=2, σ=0.7)")
 SCOPES = ("output", "modules")
@@ -51,14 +50,6 @@ NOTE = (
     "interval; `over even`: the mean difference, item by item, to the same forecaster at even full steps. `from`: "
     "model, method and scope that the full steps were searched for."
 )
-
-
-def find_sources(num_steps: int, budget: int) -> Iterator[tuple[str, list[int]]]:
-    """Stored places of a run of as many steps: what they were searched for, and the full steps."""
-    for path in sorted(ASSETS.glob("*/places/*.json")):
-        full, keys = read_places(path)
-        if len(full) == budget and keys["num_steps"] == num_steps:
-            yield f"{keys['backend']}, {keys['method']['name']}, {keys['scope']}", full
 
 
 def study(settings: Settings, bench: Bench, sources: dict[str, list[int]]) -> list[list[str]]:
@@ -90,7 +81,7 @@ def main(arguments: Sequence[str]) -> None:
         raise ConfigError(f"study_items, budget: must be integers ({error})") from None
     check(count >= 2, "study_items", "must be an integer >= 2", count)
     settings = resolve(compose(["method=hicache", *overrides]))
-    sources = dict(find_sources(settings.num_steps, budget))
+    sources = {", ".join(found[:3]): found.full for found in find_sources(settings.num_steps, budget)}
     rule = f"must be one that places of {settings.num_steps} steps are stored for"
     check(bool(sources), "budget", rule, budget)
     bench = Bench.of(settings, count)

@@ -209,7 +209,13 @@ def test_contenders_have_equal_full_steps():
         for title in {one.title for one in known}:
             words = [one.setting for one in known if one.title == title]
             assert sum("even" in word for word in words) == sum("late" in word for word in words) > 0
-    assert any("placed" in one.setting for one in contenders(settings, 8))
+    placed = {
+        (one.title, one.setting): one.method.policy.plan(50)
+        for one in contenders(settings, 8)
+        if "placed" in one.setting
+    }
+    assert placed["HiCache", "m=2, σ=0.7, placed for FoCa at output, modules"] == placed["FoCa", "placed, output"]
+    assert ("FoCa", "placed for FoCa at output, output") not in placed
     assert intervals_for(50, 49, 2) == []
 
 

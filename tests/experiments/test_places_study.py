@@ -9,8 +9,8 @@ from experiments.config.compose import compose
 from experiments.errors import ConfigError
 from experiments.settings.resolve import resolve
 from experiments.studies import places_own, places_transfer
+from experiments.studies.contest import Source, find_sources
 from experiments.studies.places_study import cases, even_of
-from experiments.studies.places_transfer import find_sources
 from experiments.studies.study_report import read_rows
 from hicache.policy import Even
 
@@ -41,11 +41,12 @@ def test_the_committed_rows_are_whole():
 
 def test_searched_places_are_given_to_other_scopes_and_compared_with_even_ones(small, tmp_path, monkeypatch):
     """A row of the even steps themselves has no gain, and sources of another number of steps are refused before loading."""
-    assert {len(full) for _, full in find_sources(50, 8)} == {8} and not list(find_sources(50, 9))
+    assert {len(source.full) for source in find_sources(50, 8)} == {8} and not list(find_sources(50, 9))
     with pytest.raises(ConfigError, match="budget: must be one that places of 8 steps are stored for, got 8"):
         places_transfer.main([*small])
     even = list(Even(budget=3).steps(8))
-    monkeypatch.setattr(places_transfer, "find_sources", lambda steps, budget: [("mine", [0, 2, 5]), ("same", even)])
+    sources = [Source("mine", "foca", "output", [0, 2, 5]), Source("same", "foca", "output", even)]
+    monkeypatch.setattr(places_transfer, "find_sources", lambda steps, budget: sources)
     monkeypatch.setattr(places_transfer, "PATH", tmp_path / "transfer")
     monkeypatch.setattr(places_transfer, "TITLES", ("FoCa",))
     places_transfer.main([*small, "study_items=3"])
@@ -53,12 +54,12 @@ def test_searched_places_are_given_to_other_scopes_and_compared_with_even_ones(s
     assert [(row[1], row[3], row[4]) for row in kept] == [
         (scope, source, full)
         for scope in ("output", "modules")
-        for source, full in (("even", "0 4 7"), ("mine", "0 2 5"), ("same", "0 4 7"))
+        for source, full in (("even", "0 4 7"), ("mine, foca, output", "0 2 5"), ("same, foca, output", "0 4 7"))
     ]
     gains = {(row[1], row[3]): row[8] for row in kept}
     assert {gains[scope, "even"] for scope in places_transfer.SCOPES} == {""}
-    assert {float(gains[scope, "same"]) for scope in places_transfer.SCOPES} == {0.0}
-    assert all(float(gains[scope, "mine"]) != 0 for scope in places_transfer.SCOPES)
+    assert {float(gains[scope, "same, foca, output"]) for scope in places_transfer.SCOPES} == {0.0}
+    assert all(float(gains[scope, "mine, foca, output"]) != 0 for scope in places_transfer.SCOPES)
 
 
 def test_places_of_each_item_are_no_worse_for_it_than_those_of_all(small, tmp_path, monkeypatch):
