@@ -74,9 +74,9 @@ PATH = FOLDER / "ceiling"
 NOTE = (
     "PSNR (dB) against the un-cached result of the same noise (50 steps), mean over unseen items with its 95 % "
     "bootstrap interval. Published methods are at the best of their settings on these very items: interval, warm-up 1 "
-    "or 2, even, late, eased or searched full steps (for TaylorSeer or FoCa, at 6 to 15; all methods have them), order, "
-    "σ, scope. `gain`: over the best of them at as many full steps, paired. `seconds`: CPU time of what the line adds "
-    "to the calibration, where it was made for this table."
+    "or 2, even, late, eased or searched full steps (for TaylorSeer or FoCa, at 6 to 15; all methods have them), "
+    "order, σ, scope. `gain`: over the best of them at as many full steps, paired. `seconds`: CPU time of what the "
+    "line adds to the calibration, where it was made for this table."
 )
 Row = list[str]
 
