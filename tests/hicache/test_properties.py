@@ -4,8 +4,10 @@ import pytest
 import torch
 
 import hicache
+from hicache.adapters import adapter_for
 from hicache.patch import ClusterPatch
 from hicache.policy import Clock
+from hicache.policy.scheduled import kind_of
 from hicache.policy.speculative import Verify
 from hicache.tree import Site
 from tests.hicache.models import MODELS, build, denoise, inputs, method
@@ -26,6 +28,15 @@ EAGER = {
 not exact on constant features; without propagation they are."""
 CACHING = [name for name, spec in hicache.METHODS.items() if spec.caches and spec.fixed.get("scope") != "deep"]
 KINDS = [(torch.float32, 2, 1e-5), (torch.bfloat16, 1, 2e-2)]
+
+
+def fitting(options, model):
+    """The options, with the lines of a table that are of modules of the model."""
+    table = options.get("policy_options", {}).get("table")
+    if table is None:
+        return options
+    known = {kind_of(module.site) for module in adapter_for(model).modules()}
+    return {"policy_options": {"table": {kind: steps for kind, steps in table.items() if kind in known}}}
 
 
 @torch.no_grad()
@@ -61,7 +72,7 @@ def test_identity_determinism_shape_and_constants(case, name):
     outputs, report = run(model, call, method(name, **hicache.METHODS[name].off))
     assert torch.equal(outputs, plain) and report.full_steps == list(range(STEPS))
 
-    chosen = method(name, **EAGER.get(name, {}))
+    chosen = method(name, **fitting(EAGER.get(name, {}), model))
     first, report = run(model, call, chosen)
     assert 0 < len(report.full_steps) < STEPS, "the options let it compute everything"
     assert sorted(report.full_steps + report.mixed_steps + report.estimated_steps) == list(range(STEPS))
@@ -103,7 +114,7 @@ def test_padding_of_texts_cannot_be_seen(model_name, monkeypatch):
     noise = 3 * torch.randn(text.shape, generator=torch.Generator().manual_seed(5))
     other = {**call, "encoder_hidden_states": torch.where(mask[..., None], text, noise)}
     for name, options in PADDED:
-        chosen = method(name, **options)
+        chosen = method(name, **fitting(options, model))
         first, _ = run(model, call, chosen, 9)
         seen, errors[:] = list(errors), []
         second, _ = run(model, other, chosen, 9)
