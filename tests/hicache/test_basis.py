@@ -1,5 +1,6 @@
 """Bases against hand-computed vectors, exactness and the sign of the horizon."""
 
+import dataclasses
 import math
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hicache.forecast import BASES, ElementwiseBasis, ladder
+from hicache.forecast.basis import LadderBasis
 from hicache.forecast.dmd import Dmd
 from hicache.forecast.foca import Foca
 from hicache.forecast.scale import mean_length
@@ -136,3 +138,19 @@ def test_the_mean_length_of_a_difference():
 def test_what_bases_keep_and_count():
     assert Dmd(history=2).anchors(4) == 5 and Dmd(history=9).anchors(4) == 9
     assert Table().counts_steps() and not Foca().counts_steps()
+
+
+def test_a_basis_may_be_a_dataclass_whose_options_change():
+    """Such a one has no hash, and its weights follow its options."""
+
+    @dataclasses.dataclass
+    class Damped(LadderBasis):
+        damping: float
+
+        def phi(self, i, k, sigma):
+            return self.damping * k**i
+
+    basis = Damped(0.5)
+    assert basis.weights([1, 2], 5, 1) == [-1.5, 2.5]
+    basis.damping = 1.0
+    assert basis.weights([1, 2], 5, 1) == [-3.0, 4.0]
